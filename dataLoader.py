@@ -1,0 +1,484 @@
+"""From lists to crops to augmented batches.
+
+Workers only read; everything else is tensor work on the device of the model. Whatever is random here (which utterance,
+which crop, which noise, how loud) is a function of (seed, epoch, step), never of what was drawn before, so that a
+resumed run goes on exactly, with any number of reading threads.
+"""
+
+import collections
+import concurrent.futures
+import math
+import pathlib
+import sys
+
+import numpy as np
+import scipy.fft
+import scipy.signal
+import soundfile
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from tools import InputError, RunError
+
+SAMPLE_RATE = 16000
+AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3"}  # what is taken from noise and response folders
+
+
+# ---- randomness as a function of position ----------------------------------------------------------------------------
+
+STREAMS = ("order", "augment", "specaugment", "noise", "music", "speech", "responses")
+
+
+def random_stream(seed, stream, *position):
+    """A numpy Generator for one purpose (of STREAMS) at one position (epoch, step): the same whenever it is asked."""
+    return np.random.default_rng([seed, STREAMS.index(stream), *position])
+
+
+def torch_stream(seed, stream, *position):
+    """The same as a CPU torch.Generator."""
+    return torch.Generator().manual_seed(int(random_stream(seed, stream, *position).integers(2**62)))
+
+
+# ---- lists -----------------------------------------------------------------------------------------------------------
+
+
+def read_lines(path, flag):
+    """The lines of a list that are not blank, as (line number, fields). InputError if absent or empty."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise InputError(f"{flag} {path} does not exist")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{flag} {path} is not a text file ({error.reason} at byte {error.start})") from error
+    lines = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
+        raise InputError(f"{flag} {path} is empty")
+    return lines
+
+
+class TrainingList:
+    """Lines ``<speaker> <path>``: ``files`` (N paths), ``label`` (N,) int64, ``speakers`` (names, sorted)."""
+
+    def __init__(self, path, flag="--train_list"):
+        self.path = pathlib.Path(path)
+        lines = read_lines(path, flag)
+        for number, fields in lines:
+            if len(fields) != 2:
+                hint = "; this looks like a trial list" if len(fields) == 3 and fields[0] in ("0", "1") else ""
+                raise InputError(f"{path} line {number}: expected '<speaker> <path>', got '{' '.join(fields)}'{hint}")
+        self.line_numbers = [number for number, _ in lines]
+        self.files = [fields[1] for _, fields in lines]
+        self.speakers, self.label = np.unique([fields[0] for _, fields in lines], return_inverse=True)
+        self.speakers = self.speakers.tolist()
+
+    def __len__(self):
+        return len(self.files)
+
+
+class TrialList:
+    """Lines ``<1|0> <enrolment path> <test path>``: ``label`` (N,) int64, ``enrol`` and ``test`` (N paths each)."""
+
+    def __init__(self, path, flag="--eval_list"):
+        self.path = pathlib.Path(path)
+        lines = read_lines(path, flag)
+        for number, fields in lines:
+            if len(fields) != 3 or fields[0] not in ("0", "1"):
+                hint = "; this looks like a training list" if len(fields) == 2 else ""
+                found = " ".join(fields)
+                raise InputError(f"{path} line {number}: expected '<1|0> <enrol> <test path>', got '{found}'{hint}")
+        self.line_numbers = [number for number, _ in lines]
+        self.label = np.array([int(fields[0]) for _, fields in lines])
+        self.enrol = [fields[1] for _, fields in lines]
+        self.test = [fields[2] for _, fields in lines]
+        for kind, value in (("same-speaker (1)", 1), ("different-speaker (0)", 0)):
+            if not (self.label == value).any():
+                raise InputError(f"{path} has no {kind} trials: an error rate needs both kinds")
+
+    def __len__(self):
+        return len(self.label)
+
+
+def check_folder(path, flag):
+    """InputError unless ``path`` is a folder."""
+    if not pathlib.Path(path).is_dir():
+        raise InputError(f"{flag} {path} is not a folder")
+
+
+def check_files(listing, root, flag):
+    """InputError naming the first line of a TrainingList or TrialList whose file is not under ``root``."""
+    check_folder(root, flag)
+    root = pathlib.Path(root)
+    lines = {}  # each file once, with the line that names it first
+    columns = (listing.files,) if isinstance(listing, TrainingList) else (listing.enrol, listing.test)
+    for column in columns:
+        for number, file in zip(listing.line_numbers, column):
+            lines.setdefault(file, number)
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a network disk answers many questions at once
+        exists = pool.map(lambda file: (root / file).is_file(), lines, chunksize=256)
+        missing = [(number, file) for (file, number), found in zip(lines.items(), exists) if not found]
+    if missing:
+        number, file = min(missing)
+        raise InputError(
+            f"{listing.path} line {number}: {root / file} does not exist ({len(missing)} of {len(lines)} files are "
+            f"missing); is {flag} right?"
+        )
+
+
+# ---- reading audio ---------------------------------------------------------------------------------------------------
+
+
+class UnreadableAudio(InputError):
+    """A file that cannot be read, is empty, or holds no sound that could be used."""
+
+
+class AudioFile:
+    """An open audio file (anything libsndfile reads) as 16 kHz mono: the first channel, resampled if need be.
+
+    ``length`` is its number of samples at 16 kHz. UnreadableAudio, naming the file, when it has none.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        try:
+            self.file = soundfile.SoundFile(path)
+        except (soundfile.LibsndfileError, OSError) as error:
+            reason = "does not exist" if not pathlib.Path(path).exists() else "cannot be read as audio"
+            raise UnreadableAudio(f"{path} {reason}") from error
+        self.rate = self.file.samplerate
+        self.length = self.file.frames * SAMPLE_RATE // self.rate
+        if self.length <= 0:
+            self.file.close()
+            raise UnreadableAudio(f"{path} is empty")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def read(self, start=0, samples=None, dtype="float32"):
+        """Samples [start, start + samples) as float32 in [-1, 1] or int16; what lies past the end is wrapped around."""
+        samples = self.length if samples is None else samples
+        available = min(samples, self.length - start)
+        # libsndfile scales float files to int16 in its own way, so they take the road over float32.
+        direct = self.rate == SAMPLE_RATE and (dtype == "float32" or self.file.subtype == "PCM_16")
+        first = start * self.rate // SAMPLE_RATE
+        count = available if self.rate == SAMPLE_RATE else math.ceil(available * self.rate / SAMPLE_RATE)
+        count = min(count, self.file.frames - first)
+        try:
+            self.file.seek(first)
+            waveform = self.file.read(count, dtype=dtype if direct else "float32", always_2d=True)[:, 0]
+        except (soundfile.LibsndfileError, OSError) as error:
+            raise UnreadableAudio(f"{self.path} cannot be decoded ({error})") from error
+        if len(waveform) < count:
+            raise UnreadableAudio(f"{self.path} ends before the length in its header: truncated?")
+        if self.rate != SAMPLE_RATE:
+            divisor = math.gcd(self.rate, SAMPLE_RATE)
+            waveform = scipy.signal.resample_poly(waveform, SAMPLE_RATE // divisor, self.rate // divisor)
+        if waveform.dtype != np.int16 and not np.isfinite(waveform).all():
+            raise UnreadableAudio(f"{self.path} holds samples that are not finite numbers")
+        if waveform.dtype != dtype:
+            waveform = np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
+        # Resampling may give a sample more or less than asked for; np.resize repeats from the beginning.
+        return waveform if len(waveform) == samples else np.resize(waveform, samples)
+
+
+def read_audio(path):
+    """A whole file as (samples,) float32 at 16 kHz. Raises UnreadableAudio."""
+    with AudioFile(path) as file:
+        return np.ascontiguousarray(file.read())
+
+
+def read_crop(path, samples, place):
+    """``samples`` samples as int16, starting at the fraction ``place`` in [0, 1) of the possible starts.
+
+    Shorter utterances are wrapped around. Raises UnreadableAudio.
+    """
+    with AudioFile(path) as file:
+        start = int(place * max(1, file.length - samples + 1))
+        return file.read(start, samples, "int16")
+
+
+# ---- training batches ------------------------------------------------------------------------------------------------
+
+
+class CropLoader:
+    """Batches of random crops of a training list, read ahead by threads.
+
+    One pass over the list, in a new order, is an epoch; its last batch is filled up from the front of the same order,
+    so that every batch has ``batch_size`` crops. libsndfile works outside Python's lock, so threads read side by side
+    and hand over nothing.
+
+    ``bad`` holds the list positions of files that could not be read. Each is reported once and replaced by the next
+    line of the list; RunError when there are more than 1 % of them (and more than one).
+    """
+
+    def __init__(self, listing, root, samples, batch_size, seed, threads, pin_memory=False):
+        self.listing = listing
+        self.root = pathlib.Path(root)
+        self.samples = samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.threads = threads
+        self.pin_memory = pin_memory
+        self.bad = set()
+        self.steps = math.ceil(len(listing) / batch_size)
+
+    def epoch(self, epoch, first_step=0):
+        """Yield (step, waveform (batch_size, samples) int16, label (batch_size,) int64) for steps from first_step."""
+        random = random_stream(self.seed, "order", epoch)
+        order = np.resize(random.permutation(len(self.listing)), self.steps * self.batch_size)
+        place = random.random(len(order))
+        pool = concurrent.futures.ThreadPoolExecutor(self.threads, thread_name_prefix="reader")
+        ahead = collections.deque()
+        try:
+            for step in range(first_step, self.steps):
+                rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
+                ahead.append((step, *self._start_reading(pool, order[rows], place[rows])))
+                # Two whole batches in reserve, so that one slow file does not stop the device.
+                if len(ahead) > 2:
+                    yield self._finished(*ahead.popleft())
+            while ahead:
+                yield self._finished(*ahead.popleft())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _start_reading(self, pool, index, place):
+        waveform = torch.empty(len(index), self.samples, dtype=torch.int16, pin_memory=self.pin_memory)
+        label = torch.empty(len(index), dtype=torch.int64, pin_memory=self.pin_memory)
+        arrays = waveform.numpy(), label.numpy()
+        jobs = [
+            pool.submit(self._read_rows, *arrays, index, place, rows)
+            for rows in np.array_split(np.arange(len(index)), min(len(index), 4 * self.threads))
+        ]
+        return waveform, label, jobs
+
+    @staticmethod
+    def _finished(step, waveform, label, jobs):
+        for job in jobs:
+            job.result()
+        return step, waveform, label
+
+    def _read_rows(self, waveform, label, index, place, rows):
+        for row in rows:
+            waveform[row], position = self._read_or_replace(int(index[row]), place[row])
+            label[row] = self.listing.label[position]
+
+    def _read_or_replace(self, position, place):
+        """(crop, list position): of the utterance itself or, if it cannot be read, of the next one that can."""
+        while True:
+            if position not in self.bad:
+                try:
+                    return read_crop(self.root / self.listing.files[position], self.samples, place), position
+                except UnreadableAudio as error:
+                    self._report(position, error)
+            position = (position + 1) % len(self.listing)
+
+    def _report(self, position, error):
+        if position in self.bad:  # another thread was quicker
+            return
+        self.bad.add(position)
+        if len(self.bad) > max(1, 0.01 * len(self.listing)):
+            raise RunError(
+                f"{len(self.bad)} of {len(self.listing)} training files cannot be read, the last: {error}; "
+                "that is more than 1 %, so training stops: is the disk failing?"
+            )
+        line = self.listing.line_numbers[position]
+        tqdm.write(f"{self.listing.path} line {line}: {error}; replaced by the next line", file=sys.stderr)
+
+
+# ---- augmentation ----------------------------------------------------------------------------------------------------
+
+
+def find_audio(folder):
+    """All audio files under a folder, sorted."""
+    return sorted(path for path in pathlib.Path(folder).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+
+
+class Bank:
+    """A bounded stock of equally long pieces of audio in memory, redrawn every epoch.
+
+    read: function piece -> (length,) numpy array, may raise UnreadableAudio. The pieces are shuffled once; epoch after
+    epoch the stock moves on to the next ``capacity`` of them, so that all take part however small it is.
+    """
+
+    def __init__(self, name, pieces, read, capacity, seed, threads):
+        self.name = name
+        self.pieces = [pieces[i] for i in random_stream(seed, name).permutation(len(pieces))]
+        self.read = read
+        self.capacity = max(1, min(capacity, len(pieces)))
+        self.threads = threads
+        self.bad = set()
+
+    def chosen(self, epoch):
+        """The pieces of an epoch (1, 2, ...)."""
+        first = (epoch - 1) * self.capacity
+        return [self.pieces[i % len(self.pieces)] for i in range(first, first + self.capacity)]
+
+    def load(self, epoch):
+        """(K, length) tensor of that epoch's pieces, at most ``capacity``; unreadable ones are reported, left out."""
+        with concurrent.futures.ThreadPoolExecutor(self.threads) as pool:
+            loaded = [piece for piece in pool.map(self._read_or_none, self.chosen(epoch)) if piece is not None]
+        if not loaded:
+            raise RunError(f"none of the {self.capacity} pieces of {self.name} for epoch {epoch} can be read")
+        return torch.from_numpy(np.stack(loaded))
+
+    def _read_or_none(self, piece):
+        try:
+            return self.read(piece)
+        except UnreadableAudio as error:
+            if piece not in self.bad:
+                self.bad.add(piece)
+                tqdm.write(f"{error}; left out of the {self.name}", file=sys.stderr)
+            return None
+
+
+class Augmentation(nn.Module):
+    """The recipe's augmentation of a whole batch, on the device where the batch is.
+
+    Each utterance becomes, with equal probability, one of: itself; reverberated; with babble (3 to 8 speech files, each
+    13-20 dB below it); with music (5-15 dB below); with noise (0-15 dB below); or television, babble and music at once.
+    The kinds for which no path is given are left out. Following Snyder et al., "X-vectors", ICASSP 2018.
+
+    musan_path: folder with noise/, music/, speech/, as distributed or split into pieces; rir_path: RIRS_NOISES or
+    any folder of room responses; either may be "" for none. samples: the length of the crops. bank_mb: memory for
+    noises and responses together, in MB. Raises InputError for folders without the files needed.
+    """
+
+    BABBLE_FILES = 3, 8
+    SNR = {"speech": (13.0, 20.0), "music": (5.0, 15.0), "noise": (0.0, 15.0)}  # dB below the utterance
+    MIXES = {"babble": ("speech",), "music": ("music",), "noise": ("noise",), "television": ("speech", "music")}
+    ONSET = 160  # samples of a response kept before its direct sound: 10 ms
+    LONGEST_RESPONSE = 2 * SAMPLE_RATE  # what comes later than 2 s has decayed by 60 dB in all but cathedrals
+
+    def __init__(self, musan_path, rir_path, samples, bank_mb=512, seed=0, threads=4):
+        super().__init__()
+        self.samples = samples
+        self.seed = seed
+        self.noise_length = 2 * samples  # pieces twice a crop long, so that a crop finds a new place each time
+        self.response_length = min(samples, self.LONGEST_RESPONSE) + self.ONSET
+        self.banks = {}
+        self.kinds = ["clean"]
+        if rir_path:
+            files = self._response_files(rir_path)
+            capacity = int(bank_mb * 1e6 / 4 / (4 * self.response_length))  # a quarter of the bank, float32
+            self.banks["responses"] = Bank("responses", files, self._read_response, capacity, seed, threads)
+            self.kinds.append("reverberation")
+        if musan_path:
+            for category in ("noise", "music", "speech"):
+                pieces = self._noise_pieces(musan_path, category, threads)
+                capacity = int(bank_mb * 1e6 / 4 / (2 * self.noise_length))  # a quarter each, int16
+                self.banks[category] = Bank(category, pieces, self._read_noise, capacity, seed, threads)
+            self.kinds += list(self.MIXES)
+        for name in self.banks:
+            self.register_buffer(name, torch.empty(0), persistent=False)
+
+    def redraw(self, epoch):
+        """Fill the banks for an epoch (1, 2, ...). Those that hold everything they ever will are filled once."""
+        for name, bank in self.banks.items():
+            held = getattr(self, name)
+            if len(held) and bank.capacity == len(bank.pieces):
+                continue
+            setattr(self, name, bank.load(epoch).to(held.device))
+
+    def forward(self, waveform, epoch, step):
+        """(B, samples) int16 -> (B, samples) float32, about [-1, 1], always finite: a function of its arguments."""
+        waveform = waveform.float() / 32768.0
+        random = random_stream(self.seed, "augment", epoch, step)
+        kind = np.array(self.kinds)[random.integers(len(self.kinds), size=len(waveform))]
+        augmented = waveform.clone()
+        if "responses" in self.banks:
+            rows = np.flatnonzero(kind == "reverberation")
+            choice = random.integers(len(self.responses), size=len(rows))
+            if len(rows):
+                rows, choice = self._to_device(rows, choice)
+                augmented[rows] = self._reverberate(waveform[rows], self.responses[choice])
+        for category, snr_range in self.SNR.items():
+            if category not in self.banks:
+                continue
+            wanted = np.isin(kind, [mix for mix, parts in self.MIXES.items() if category in parts])
+            low, high = self.BABBLE_FILES if category == "speech" else (1, 1)
+            rows = np.repeat(np.arange(len(kind)), wanted * random.integers(low, high + 1, size=len(kind)))
+            bank = getattr(self, category)
+            choice = random.integers(len(bank), size=len(rows))
+            start = random.integers(bank.shape[1] - self.samples + 1, size=len(rows))
+            snr = random.uniform(*snr_range, size=len(rows))
+            if len(rows):
+                rows, choice, start, snr = self._to_device(rows, choice, start, snr)
+                # unfold is a view of all crops of the bank, so that this reads only the chosen ones.
+                noise = bank.unfold(1, self.samples, 1)[choice, start].float() / 32768.0
+                augmented.index_add_(0, rows, noise * self._gain(waveform[rows], noise, snr.float()))
+        return augmented
+
+    def _to_device(self, *arrays):
+        device = next(self.buffers()).device
+        return [torch.from_numpy(array).to(device, non_blocking=True) for array in arrays]
+
+    @staticmethod
+    def _gain(speech, noise, snr):
+        """(R, samples) each, (R,) dB -> (R, 1) factor that puts the noise's power ``snr`` dB below the speech's."""
+        # The floor (-100 dB) keeps a silent noise from being divided by zero; it stays silent.
+        power = speech.square().mean(dim=1) / noise.square().mean(dim=1).clamp(min=1e-10)
+        return (power * 10.0 ** (-snr / 10.0)).sqrt().unsqueeze(1)
+
+    def _reverberate(self, waveform, response):
+        """Convolve row by row; the direct sound stays where it was. (R, samples), (R, length) -> (R, samples)."""
+        size = scipy.fft.next_fast_len(self.samples + self.response_length - 1, real=True)
+        spectrum = torch.fft.rfft(waveform, size) * torch.fft.rfft(response, size)
+        return torch.fft.irfft(spectrum, size)[:, self.ONSET : self.ONSET + self.samples]
+
+    @staticmethod
+    def _response_files(rir_path):
+        check_folder(rir_path, "--rir_path")
+        # RIRS_NOISES keeps noises among its responses: a folder of point sources, and files with "noise" in the name.
+        files = [
+            path
+            for path in find_audio(rir_path)
+            if "noise" not in path.name.lower() and "pointsource_noises" not in path.relative_to(rir_path).parts
+        ]
+        if not files:
+            raise InputError(f"--rir_path {rir_path} holds no room responses (*.wav); '' trains without")
+        return files
+
+    def _read_response(self, path):
+        """(response_length,) float32 of unit energy, its direct sound (the largest sample) at ONSET."""
+        response = read_audio(path)
+        peak = int(np.abs(response).argmax())
+        response = np.pad(response, (self.ONSET, 0))[peak : peak + self.response_length]
+        energy = float(np.sqrt(np.sum(np.square(response, dtype=np.float64))))
+        if energy < 1e-6:
+            raise UnreadableAudio(f"{path} is silent")
+        return np.pad(response / np.float32(energy), (0, self.response_length - len(response)))
+
+    def _noise_pieces(self, musan_path, category, threads):
+        """[(path, start)]: all files of a category in pieces of noise_length, the last overlapping the one before."""
+        check_folder(musan_path, "--musan_path")
+        folder = pathlib.Path(musan_path) / category
+        files = find_audio(folder)
+        if not files:
+            raise InputError(
+                f"--musan_path {musan_path} has no audio in its folder '{category}': it must hold noise/, music/ and "
+                "speech/, as MUSAN does; '' trains without"
+            )
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            lengths = list(pool.map(self._length_or_zero, files))
+        pieces = []
+        for path, length in zip(files, lengths):
+            last = length - self.noise_length
+            pieces += [(path, start) for start in range(0, last, self.noise_length)] + [(path, max(0, last))]
+        return pieces
+
+    @staticmethod
+    def _length_or_zero(path):
+        try:
+            with AudioFile(path) as file:
+                return file.length
+        except UnreadableAudio:  # reported when its turn comes to be read
+            return 0
+
+    def _read_noise(self, piece):
+        path, start = piece
+        with AudioFile(path) as file:
+            return file.read(start, self.noise_length, "int16")

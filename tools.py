@@ -1,0 +1,240 @@
+"""Judging scores, and files that appear whole or not at all: error rates, plots, score lists, checkpoints."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import pickle
+import sys
+import zipfile
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from scipy.stats import norm
+from tqdm import tqdm
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong. The message is one line: what, where, and the mend. Exit status 2."""
+
+
+class RunError(RuntimeError):
+    """Something went wrong while running, through no fault of the command line. One line too. Exit status 1."""
+
+
+def run_command(main):
+    """Run a script's main: an InputError or RunError ends it with one line, naming the script, and its exit status."""
+    try:
+        sys.exit(main())
+    except (InputError, RunError) as error:
+        print(f"{pathlib.Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+def progress_bar(**settings):
+    """A tqdm bar for one piece of long work; where nobody watches (a log file), it is redrawn every half minute."""
+    watched = sys.stderr.isatty()
+    return tqdm(dynamic_ncols=watched, leave=False, mininterval=0.2 if watched else 30, **settings)
+
+
+# ---- error rates -----------------------------------------------------------------------------------------------------
+
+
+def error_curve(scores, labels):
+    """Miss and false-alarm rates at every threshold that tells trials apart.
+
+    scores: (N,) numbers, higher means more alike; labels: (N,) 1 = same speaker, 0 = different.
+    Returns (thresholds, miss, false_alarm), each (K + 1,) float64 for K distinct scores: a trial is accepted when its
+    score >= threshold. The first threshold accepts everything, the last (infinity) nothing. Trials with equal scores
+    stand or fall together, so the result does not depend on the order of the trials.
+    Raises ValueError for NaN scores, labels other than 0 and 1, or when one of the two classes is missing.
+    """
+    scores, labels = np.asarray(scores, dtype=np.float64).ravel(), np.asarray(labels).ravel()
+    if scores.shape != labels.shape:
+        raise ValueError(f"{scores.size} scores but {labels.size} labels")
+    if np.isnan(scores).any():
+        raise ValueError(f"{np.isnan(scores).sum()} of {scores.size} scores are NaN")
+    target = labels == 1
+    if not np.all(target | (labels == 0)):
+        raise ValueError("labels must be 1 (same speaker) or 0 (different speakers)")
+    n_target, n_nontarget = np.count_nonzero(target), np.count_nonzero(~target)
+    if not n_target or not n_nontarget:
+        raise ValueError(f"an error rate needs trials of both kinds, not {n_target} same and {n_nontarget} different")
+    order = np.argsort(scores)
+    scores, target = scores[order], target[order]
+    first = np.flatnonzero(np.concatenate([[True], np.diff(scores) > 0]))  # where a new score begins
+    below = np.concatenate([[0], np.cumsum(target)])[np.append(first, scores.size)]  # targets under each threshold
+    miss = below / n_target
+    false_alarm = 1.0 - (np.append(first, scores.size) - below) / n_nontarget
+    return np.append(scores[first], np.inf), miss, false_alarm
+
+
+def equal_error_rate(scores, labels):
+    """Equal error rate in % and the threshold where it lies: (scores (N,), labels (N,)) -> (eer, threshold).
+
+    The point where the miss and false-alarm curves cross, by linear interpolation between the two thresholds on
+    either side; O(N log N). Errors as in ``error_curve``.
+    """
+    thresholds, miss, false_alarm = error_curve(scores, labels)
+    after = np.argmax(miss >= false_alarm)  # exists: the last threshold has miss 1, false alarm 0; never the first
+    before = after - 1
+    gap_before, gap_after = false_alarm[before] - miss[before], miss[after] - false_alarm[after]
+    part = gap_before / (gap_before + gap_after)
+    eer = miss[before] + part * (miss[after] - miss[before])
+    low, high = thresholds[before], thresholds[after]
+    threshold = low if np.isinf(high) else low + part * (high - low)
+    return 100.0 * float(eer), float(threshold)
+
+
+def min_dcf(scores, labels, p_target=0.01, c_miss=1, c_fa=1):
+    """Smallest detection cost, normalised, and its threshold: (scores (N,), labels (N,)) -> (minDCF, threshold).
+
+    The cost c_miss * miss * p_target + c_fa * false_alarm * (1 - p_target), divided by that of the better of accepting
+    all and refusing all, as in NIST's speaker recognition evaluations. The published VoxCeleb systems print it for
+    p_target 0.05 or 0.01: always say which. Errors as in ``error_curve``.
+    """
+    thresholds, miss, false_alarm = error_curve(scores, labels)
+    cost = c_miss * miss * p_target + c_fa * false_alarm * (1 - p_target)
+    best = np.argmin(cost)
+    return float(cost[best] / min(c_miss * p_target, c_fa * (1 - p_target))), float(thresholds[best])
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def whole_file(path, mode="wb"):
+    """Open ``path`` for writing so that it appears whole or not at all: written beside, flushed, then renamed."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(beside, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    with whole_file(path, "w") as file:
+        file.write(text)
+
+
+def sha256(path):
+    """Hash of a file's bytes, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def save_checkpoint(path, checkpoint):
+    """Write a dict of tensors, numbers, strings and containers of them, whole or not at all."""
+    with whole_file(path) as file:
+        torch.save(checkpoint, file)
+
+
+def load_checkpoint(path, kind):
+    """Read what ``save_checkpoint`` wrote with ``checkpoint["kind"] == kind``, onto the CPU.
+
+    Nothing in the file is executed. Raises InputError when it is absent, damaged, or something else.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().split("\n")[0][:120]
+        raise InputError(f"{path} is not a checkpoint, or a damaged one ({type(error).__name__}: {reason})") from error
+    found = checkpoint.get("kind") if isinstance(checkpoint, dict) else None
+    if found != kind:
+        raise InputError(f"{path} is not a {kind} of this repository" + (f" but a {found}" if found else ""))
+    return checkpoint
+
+
+def read_history(path):
+    """The records of a metrics.jsonl, or [] when there is none; a line cut short by a crash is left out."""
+    path = pathlib.Path(path)
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
+
+
+def write_scores(path, scores, trials):
+    """One line ``<score> <enrol> <test>`` per trial, in the order of the list."""
+    with whole_file(path, "w") as file:
+        rows = zip(scores, trials.enrol, trials.test)
+        file.writelines(f"{score:.8f} {enrol} {test}\n" for score, enrol, test in rows)
+
+
+# ---- plots -----------------------------------------------------------------------------------------------------------
+
+
+def _figure(*args, **kwargs):
+    # Not pyplot: it keeps figures alive and may look for a screen.
+    return Figure(*args, layout="constrained", **kwargs)
+
+
+def _save_figure(figure, path):
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+
+
+def draw_det(path, results):
+    """Detection error trade-off curves (Martin et al. 1997): results {name: (scores, labels)} -> a PNG file."""
+    figure = _figure(figsize=(6, 6))
+    axes = figure.add_subplot()
+    ticks = np.array([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])
+    low = ticks[0]
+    for name, (scores, labels) in results.items():
+        _, miss, false_alarm = error_curve(scores, labels)
+        shown = (miss > 0) & (false_alarm > 0) & (miss < 1) & (false_alarm < 1)
+        if shown.any():  # a perfect separation has no curve
+            # A lowest tick below the rarest error that this list can show would be empty paper.
+            low = min(low, miss[shown].min(), false_alarm[shown].min())
+        eer, _ = equal_error_rate(scores, labels)
+        (line,) = axes.step(norm.ppf(false_alarm[shown]), norm.ppf(miss[shown]), where="post",
+                            label=f"{name}: EER {eer:.2f} %, {len(labels):,} trials")
+        if 0 < eer < 100:
+            axes.plot(norm.ppf(eer / 100), norm.ppf(eer / 100), "o", color=line.get_color())
+    limits = norm.ppf([low * 0.8, 0.8])
+    axes.plot(limits, limits, ":", color="gray", linewidth=1)
+    axes.set(xlim=limits, ylim=limits, xlabel="false alarms (%)", ylabel="misses (%)", aspect="equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(norm.ppf(ticks), [f"{100 * tick:g}" for tick in ticks])
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper right")
+    _save_figure(figure, path)
+
+
+def draw_training(path, history):
+    """Loss, accuracy and EER over epochs, from the records of metrics.jsonl -> a PNG file."""
+    figure = _figure(figsize=(7, 6))
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    trained = [record for record in history if record["epoch"] > 0]
+    tested = [record for record in history if record["lists"]]
+    upper.plot([r["epoch"] for r in trained], [r["loss"] for r in trained], color="tab:blue", marker=".")
+    upper.set_ylabel("training loss", color="tab:blue")
+    accuracy = upper.twinx()
+    accuracy.plot([r["epoch"] for r in trained], [r["accuracy"] for r in trained], color="tab:orange", marker=".")
+    accuracy.set_ylabel("training accuracy (%)", color="tab:orange")
+    for name in tested[-1]["lists"] if tested else []:
+        points = [(r["epoch"], r["lists"][name]["eer"]) for r in tested if name in r["lists"]]
+        lower.plot(*zip(*points), marker=".", label=f"{name}: last {points[-1][1]:.2f} %, best "
+                                                    f"{min(eer for _, eer in points):.2f} %")
+    if tested:
+        lower.legend()
+    lower.set(xlabel="epoch", ylabel="EER (%)")
+    lower.set_ylim(bottom=0)
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
+    _save_figure(figure, path)
