@@ -32,7 +32,8 @@ STREAMS = ("order", "augment", "specaugment", "noise", "music", "speech", "respo
 
 def random_stream(seed, stream, *position):
     """A numpy Generator for one purpose (of STREAMS) at one position (epoch, step): the same whenever it is asked."""
-    return np.random.default_rng([seed, STREAMS.index(stream), *position])
+    # spawn_key, and not a longer seed: numpy takes [1] and [1, 0] for the same seed.
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(STREAMS.index(stream), *position)))
 
 
 def torch_stream(seed, stream, *position):

@@ -26,6 +26,7 @@ class RunError(RuntimeError):
 
 def run_command(main):
     """Run a script's main: an InputError or RunError ends it with one line, naming the script, and its exit status."""
+    sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line as it is printed
     try:
         sys.exit(main())
     except (InputError, RunError) as error:

@@ -1,0 +1,100 @@
+"""What several tests share: a small made-up corpus, the golden vectors, the real speech."""
+
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+torch.set_num_threads(1)  # the networks of the tests are too small for more
+
+
+@pytest.fixture
+def golden():
+    """golden(system) -> the vectors that the system's original code computed; skips where they are not at hand."""
+
+    def load(system):
+        path = SHARED / "golden" / f"{system}.npz"
+        if not path.exists():
+            pytest.skip(f"{path} is not here: the golden vectors are no part of the repository")
+        return np.load(path, allow_pickle=False)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real speech; skips where it is not at hand."""
+    path = SHARED / "data"
+    if not path.exists():
+        pytest.skip(f"{path} is not here: the real speech is no part of the repository")
+    return path
+
+
+def relative_error(found, expected):
+    found, expected = np.asarray(found, dtype=np.float64), np.asarray(expected, dtype=np.float64)
+    assert found.shape == expected.shape
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+def voice(pitch, seconds, seed):
+    """A buzz of a given pitch under a random envelope: enough for a network to tell "speakers" apart."""
+    random = np.random.default_rng(seed)
+    time = np.arange(round(seconds * 16000)) / 16000
+    tone = sum(np.sin(2 * np.pi * k * pitch * time + k) / k for k in range(1, 15))
+    envelope = np.interp(time, np.linspace(0, seconds, 12), random.uniform(0.2, 1, 12))
+    return (0.1 * tone * envelope + 0.003 * random.standard_normal(len(time))).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A corpus in the layouts of VoxCeleb, MUSAN and RIRS_NOISES: 6 + 4 "speakers", 4 utterances of about 2 s each."""
+    folder = tmp_path_factory.mktemp("corpus")
+    lists = {"train": [], "eval": []}
+    for number, pitch in enumerate([80, 97, 115, 140, 170, 205, 90, 105, 155, 220]):
+        side = "train" if number < 6 else "eval"
+        for take in range(4):
+            path = f"id{number:05d}/session{take // 2}/{take:05d}.wav"
+            (folder / side / path).parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(folder / side / path, voice(pitch, 1.5 + 0.3 * take, [number, take]), 16000)
+            lists[side].append((f"id{number:05d}", path))
+    (folder / "train_list.txt").write_text("".join(f"{speaker} {path}\n" for speaker, path in lists["train"]))
+    trials = [
+        f"{int(a[0] == b[0])} {a[1]} {b[1]}\n" for i, a in enumerate(lists["eval"]) for b in lists["eval"][i + 1 :]
+    ]
+    (folder / "trials.txt").write_text("".join(trials))
+    random = np.random.default_rng(0)
+    for category in ("noise", "music", "speech"):
+        for number, seconds in enumerate((1.0, 4.0, 9.5)):
+            path = folder / "musan" / category / "made-up" / f"{category}-{number}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, 0.1 * random.standard_normal(int(16000 * seconds)), 16000)
+    for number in range(4):
+        path = folder / "rirs" / "smallroom" / "Room001" / f"Room001-{number:05d}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        response = np.zeros(8000)
+        response[200 + 50 * number] = 0.9
+        response[400:] += 0.1 * random.standard_normal(7600) * np.exp(-np.arange(7600) / 1500)
+        soundfile.write(path, response, 16000)
+    return folder
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """command(module, *arguments) -> (exit status, what was printed, what was complained), without a new process."""
+
+    def run(module, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
+        from tools import run_command
+
+        with pytest.raises(SystemExit) as ended:
+            run_command(module.main)
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return run

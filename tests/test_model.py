@@ -1,0 +1,155 @@
+import numpy as np
+import pytest
+import torch
+from conftest import relative_error
+
+from model import ECAPA_TDNN, SpecAugment
+
+
+def small_network(seed=0, C=32):
+    """A network with non-trivial batch-norm statistics, as after training."""
+    torch.manual_seed(seed)
+    network = ECAPA_TDNN(C=C)
+    for buffer_name, buffer in network.named_buffers():
+        if buffer_name.endswith("running_mean"):
+            buffer.normal_(0, 0.3)
+        elif buffer_name.endswith("running_var"):
+            buffer.uniform_(0.5, 2)
+    return network.eval()
+
+
+@pytest.mark.parametrize("utterance", [0, 1, 2])
+def test_golden_vectors_of_the_original_recipe(golden, utterance):
+    data = golden("taoruijie")
+    prefix = "state/speaker_encoder."
+    state = {key.removeprefix(prefix): torch.tensor(data[key]) for key in data.files if key.startswith(prefix)}
+    network = ECAPA_TDNN(C=64)
+    network.load_state_dict(state, strict=True)
+    network.eval()
+    waveform = torch.tensor(data[f"wav_{utterance}"])[None]
+    with torch.no_grad():
+        assert relative_error(network.features(waveform)[0], data[f"feat_{utterance}"]) < 1e-4
+        assert relative_error(network(waveform)[0], data[f"emb_{utterance}"]) < 1e-4
+
+
+def published_shapes(C):
+    """Keys and shapes of the recipe's public checkpoint (its encoder), from its description."""
+    def conv(out_channels, in_channels, size):
+        return {"weight": (out_channels, in_channels, size), "bias": (out_channels,)}
+
+    def norm(channels):
+        vectors = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (channels,))
+        return {**vectors, "num_batches_tracked": ()}
+
+    layers = {
+        "torchfbank.0": {"flipped_filter": (1, 1, 2)},
+        "torchfbank.1.spectrogram": {"window": (400,)},
+        "torchfbank.1.mel_scale": {"fb": (257, 80)},
+        "conv1": conv(C, 80, 5), "bn1": norm(C), "layer4": conv(1536, 3 * C, 1),
+        "attention.0": conv(256, 4608, 1), "attention.2": norm(256), "attention.4": conv(1536, 256, 1),
+        "bn5": norm(3072), "fc6": {"weight": (192, 3072), "bias": (192,)}, "bn6": norm(192),
+    }  # fmt: skip
+    for layer in ("layer1", "layer2", "layer3"):
+        layers |= {f"{layer}.conv1": conv(C, C, 1), f"{layer}.bn1": norm(C), f"{layer}.conv3": conv(C, C, 1),
+                   f"{layer}.bn3": norm(C), f"{layer}.se.se.1": conv(128, C, 1), f"{layer}.se.se.3": conv(C, 128, 1)}
+        for i in range(7):
+            layers |= {f"{layer}.convs.{i}": conv(C // 8, C // 8, 3), f"{layer}.bns.{i}": norm(C // 8)}
+    return {f"{layer}.{name}": shape for layer, names in layers.items() for name, shape in names.items()}
+
+
+def test_keys_and_shapes_are_those_of_the_public_checkpoint():
+    network = ECAPA_TDNN(C=1024)
+    assert {key: tuple(value.shape) for key, value in network.state_dict().items()} == published_shapes(1024)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 15_444_544
+
+
+def test_front_end_against_float64_numpy():
+    """The definition of the front end, frame by frame: pre-emphasis, window, DFT, HTK mel triangles, log, mean."""
+    waveform = np.random.default_rng(0).normal(0, 0.1, 8000)
+    emphasised = waveform - 0.97 * np.concatenate([waveform[1:2], waveform[:-1]])
+    padded = np.pad(emphasised, 256, mode="reflect")
+    window = np.zeros(512)
+    window[56:456] = 0.54 - 0.46 * np.cos(2 * np.pi * np.arange(400) / 400)
+    frames = np.stack([padded[160 * t : 160 * t + 512] * window for t in range(1 + 8000 // 160)])
+    power = np.abs(np.fft.rfft(frames)) ** 2
+    mel_points = np.linspace(2595 * np.log10(1 + 20 / 700), 2595 * np.log10(1 + 7600 / 700), 82)
+    edges = 700 * (10 ** (mel_points / 2595) - 1)
+    bins = np.linspace(0, 8000, 257)
+    triangles = np.stack([np.interp(bins, edges[i : i + 3], [0, 1, 0]) for i in range(80)], axis=1)
+    log_mel = np.log(power @ triangles + 1e-6).T
+    expected = log_mel - log_mel.mean(axis=1, keepdims=True)
+    found = ECAPA_TDNN(C=8).features(torch.tensor(waveform, dtype=torch.float32)[None])[0]
+    assert relative_error(found, expected) < 1e-4
+
+
+def test_front_end_stays_in_float32_under_autocast():
+    waveform = 0.1 * torch.randn(2, 8000)
+    network = small_network()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = network.features(waveform)
+    assert half.dtype == torch.float32
+    assert torch.equal(half, network.features(waveform))
+
+
+def test_pooling_against_its_definition():
+    """The shortcut for the constant part of the attention's input changes nothing: context for every frame, float64."""
+    network = small_network().double()
+    x = torch.randn(3, 1536, 37, dtype=torch.float64) * torch.rand(3, 1536, 1, dtype=torch.float64)
+    context = torch.cat([
+        x, x.mean(2, keepdim=True).expand_as(x), x.var(2, unbiased=True, keepdim=True).clamp(min=1e-4).sqrt().expand_as(x)
+    ], dim=1)  # fmt: skip
+    weight = network.attention(context)
+    assert torch.allclose(weight.sum(2), torch.ones(3, 1536, dtype=torch.float64))
+    mean = (weight * x).sum(2)
+    deviation = ((weight * x**2).sum(2) - mean**2).clamp(min=1e-4).sqrt()
+    with torch.no_grad():
+        network.float()
+        found = network.pool(x.float())
+    assert relative_error(found, torch.cat([mean, deviation], 1).detach()) < 1e-5
+
+
+def test_a_row_does_not_depend_on_its_neighbours():
+    network = small_network()
+    waveforms = 0.1 * torch.randn(5, 16000)
+    with torch.no_grad():
+        together = network(waveforms)
+        alone = torch.cat([network(row[None]) for row in waveforms])
+    assert together.shape == (5, 192)
+    assert relative_error(together, alone) < 1e-5
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-8, 1e4])
+def test_extreme_levels_give_finite_embeddings(level):
+    with torch.no_grad():
+        assert small_network()(level * torch.randn(2, 8000)).isfinite().all()
+
+
+def test_every_weight_gets_a_finite_gradient():
+    network = ECAPA_TDNN(C=32).train()
+    network(0.1 * torch.randn(4, 8000), aug=True).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_spec_augment_masks_one_stretch_of_each_axis():
+    generator = torch.Generator().manual_seed(0)
+    masked = SpecAugment()(torch.ones(2000, 80, 202), generator) == 0
+    frames, bands = masked.all(dim=1), masked.all(dim=2)
+    assert torch.equal(masked, frames.unsqueeze(1) | bands.unsqueeze(2))  # nothing else is touched
+    for mask, widest in ((frames, 9), (bands, 7)):
+        width = mask.sum(dim=1)
+        assert set(width.tolist()) == set(range(widest + 1))
+        runs = (mask[:, 1:] & ~mask[:, :-1]).sum(dim=1) + mask[:, 0]
+        assert (runs <= 1).all()
+        assert mask.any(dim=0).all()  # every place is reached, the edges too
+
+
+def test_spec_augment_depends_on_the_generator_only():
+    features = torch.randn(4, 80, 100)
+    first, again, other = (SpecAugment()(features, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_width_must_be_a_multiple_of_eight():
+    with pytest.raises(ValueError, match="multiple of 8"):
+        ECAPA_TDNN(C=20)

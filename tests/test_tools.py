@@ -1,0 +1,182 @@
+import json
+import os
+import pickle
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import det_curve
+
+import tools
+from tools import InputError, equal_error_rate, error_curve, min_dcf
+
+
+def brute_force(scores, labels):
+    """(miss, false alarm) at every threshold, by counting."""
+    target, other = scores[labels == 1], scores[labels == 0]
+    thresholds = [*np.unique(scores), np.inf]
+    return [(np.mean(target < t), np.mean(other >= t)) for t in thresholds]
+
+
+def brute_force_eer(scores, labels):
+    """Walk along the polyline of (miss, false alarm) and intersect each piece with the diagonal."""
+    points = brute_force(scores, labels)
+    for (miss0, alarm0), (miss1, alarm1) in zip(points, points[1:]):
+        if miss0 <= alarm0 and miss1 >= alarm1:
+            position = np.linspace(0, 1, 200_001)
+            gap = np.abs((miss0 + position * (miss1 - miss0)) - (alarm0 + position * (alarm1 - alarm0)))
+            best = position[gap.argmin()]
+            return 100 * (miss0 + best * (miss1 - miss0))
+    raise AssertionError("the curves must cross")
+
+
+def random_trials(seed, ties):
+    random = np.random.default_rng(seed)
+    labels = (random.random(random.integers(20, 300)) < 0.3).astype(int)
+    labels[:2] = 0, 1
+    scores = random.standard_normal(len(labels)) + random.uniform(0, 3) * labels
+    return (np.round(scores, 0 if ties else 12)), labels
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(20))
+def test_eer_and_min_dcf_against_counting(seed, ties):
+    scores, labels = random_trials(seed, ties)
+    eer, threshold = equal_error_rate(scores, labels)
+    assert eer == pytest.approx(brute_force_eer(scores, labels), abs=1e-3)
+    assert scores.min() <= threshold <= scores.max()
+    for p_target, c_miss, c_fa in ((0.01, 1, 1), (0.05, 1, 1), (0.5, 1, 1), (0.01, 10, 1)):
+        costs = [c_miss * m * p_target + c_fa * f * (1 - p_target) for m, f in brute_force(scores, labels)]
+        found, at = min_dcf(scores, labels, p_target, c_miss, c_fa)
+        assert found == pytest.approx(min(costs) / min(c_miss * p_target, c_fa * (1 - p_target)))
+        miss, alarm = np.mean(scores[labels == 1] < at), np.mean(scores[labels == 0] >= at)
+        assert c_miss * miss * p_target + c_fa * alarm * (1 - p_target) == pytest.approx(min(costs))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_curve_against_scikit_learn(seed):
+    scores, labels = random_trials(seed, ties=True)
+    alarm, miss, thresholds = det_curve(labels, scores)
+    ours = {t: (m, f) for t, m, f in zip(*error_curve(scores, labels))}
+    for t, m, f in zip(thresholds, miss, alarm):
+        assert ours[t] == pytest.approx((m, f))
+
+
+def test_the_order_of_the_trials_does_not_matter():
+    scores, labels = random_trials(3, ties=True)
+    order = np.random.default_rng(0).permutation(len(scores))
+    assert equal_error_rate(scores, labels) == equal_error_rate(scores[order], labels[order])
+    assert min_dcf(scores, labels) == min_dcf(scores[order], labels[order])
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "eer", "dcf"),
+    [
+        ([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], 0, 0),  # apart
+        ([0.8, 0.9, 0.1, 0.2], [0, 0, 1, 1], 100, 1),  # upside down
+        ([0.5] * 6, [0, 1, 0, 1, 0, 1], 50, 1),  # nothing known
+        ([1, 2, 3, 4], [0, 1, 0, 1], 50, 0.5),
+    ],
+)
+def test_plain_cases(scores, labels, eer, dcf):
+    assert equal_error_rate(scores, labels)[0] == pytest.approx(eer)
+    assert min_dcf(scores, labels)[0] == pytest.approx(dcf)
+
+
+def test_eer_of_two_normal_distributions():
+    """With unit normals d apart it is the normal tail beyond d / 2."""
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 500_000)
+    eer, threshold = equal_error_rate(random.standard_normal(1_000_000) + 3 * labels, labels)
+    assert eer == pytest.approx(6.6807, abs=0.1)  # 100 * Phi(-1.5)
+    assert threshold == pytest.approx(1.5, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "complaint"),
+    [
+        ([0.1, 0.2], [1, 1], "both kinds"),
+        ([0.1, np.nan], [0, 1], "NaN"),
+        ([0.1, 0.2], [0, 2], "labels must be"),
+        ([0.1, 0.2, 0.3], [0, 1], "3 scores but 2 labels"),
+        ([], [], "both kinds"),
+    ],
+)
+def test_what_cannot_be_judged(scores, labels, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        equal_error_rate(scores, labels)
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    tools.write_text(path, "before")
+    with pytest.raises(RuntimeError), tools.whole_file(path, "w") as file:
+        file.write("half of what was to come af")
+        raise RuntimeError
+    assert path.read_text() == "before"
+    assert os.listdir(path.parent) == ["file.txt"]
+
+
+def test_checkpoint_comes_back(tmp_path):
+    saved = {"kind": "model", "weights": {"a": torch.randn(3)}, "settings": {"C": 8}, "speakers": ["x", "y"]}
+    tools.save_checkpoint(tmp_path / "a.model", saved)
+    loaded = tools.load_checkpoint(tmp_path / "a.model", "model")
+    assert torch.equal(loaded.pop("weights")["a"], saved.pop("weights")["a"])
+    assert loaded == saved
+
+
+class Intruder:
+    def __reduce__(self):
+        return os.system, ("touch intruded",)
+
+
+@pytest.mark.parametrize("case", ["absent", "text", "empty", "truncated", "other kind", "not a dict", "pickle", "torch"])
+def test_no_checkpoint(tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "a.model"
+    if case == "text":
+        path.write_text("hello")
+    elif case == "empty":
+        path.touch()
+    elif case == "truncated":
+        tools.save_checkpoint(path, {"kind": "model", "weights": torch.randn(1000)})
+        path.write_bytes(path.read_bytes()[:2000])
+    elif case == "other kind":
+        tools.save_checkpoint(path, {"kind": "training state"})
+    elif case == "not a dict":
+        tools.save_checkpoint(path, [1, 2])
+    elif case == "pickle":
+        path.write_bytes(pickle.dumps(Intruder()))
+    elif case == "torch":
+        torch.save({"kind": "model", "weights": Intruder()}, path)
+    with pytest.raises(InputError, match=r"a\.model") as complaint:
+        tools.load_checkpoint(path, "model")
+    assert "\n" not in str(complaint.value)
+    assert not (tmp_path / "intruded").exists()
+
+
+def test_history_survives_a_cut_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert tools.read_history(path) == []
+    path.write_text(json.dumps({"epoch": 1}) + "\n" + json.dumps({"epoch": 2}) + '\n{"epo')
+    assert tools.read_history(path) == [{"epoch": 1}, {"epoch": 2}]
+
+
+def ink(path):
+    """The share of a picture that is not white."""
+    return np.mean(matplotlib.image.imread(path)[..., :3].min(axis=2) < 0.9)
+
+
+def test_plots_are_drawn(tmp_path):
+    scores, labels = random_trials(1, ties=False)
+    perfect = np.array([0.0, 1.0]), np.array([0, 1])
+    tools.draw_det(tmp_path / "one.png", {"a": (scores, labels)})
+    tools.draw_det(tmp_path / "two.png", {"a": (scores, labels), "b": (-scores, labels), "perfect": perfect})
+    assert 0.01 < ink(tmp_path / "one.png") < ink(tmp_path / "two.png") < 0.5
+    untrained = {"epoch": 0, "lists": {"O": {"eer": 40.0}}}
+    tools.draw_training(tmp_path / "start.png", [untrained])
+    trained = [{"epoch": e, "loss": 9 - e, "accuracy": 20.0 * e, "lists": {}} for e in (1, 2, 3)]
+    trained[-1]["lists"] = {"O": {"eer": 4.0}, "H": {"eer": 9.0}}
+    tools.draw_training(tmp_path / "later.png", [untrained, *trained])
+    assert 0.01 < ink(tmp_path / "start.png") < ink(tmp_path / "later.png") < 0.5
