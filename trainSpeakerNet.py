@@ -307,7 +307,8 @@ class Run:
         if results is not None and record["epoch"] > 0:
             model = {**self._contents("model"), "scores": results}
             save_checkpoint(self.folder / "model" / f"model_{self.epoch:04d}.model", model)
-            if results and main_eer(record) < min(map(main_eer, self.history), default=math.inf):
+            earlier = [main_eer(before) for before in self.history if before["epoch"] > 0]
+            if results and main_eer(record) < min(earlier, default=math.inf):
                 save_checkpoint(self.folder / "model" / "best.model", model)
         self.history.append(record)
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in self.history))
@@ -502,7 +503,7 @@ def keep_memory():
 
 
 def versions():
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
 
 
 def main_eer(record):

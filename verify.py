@@ -84,7 +84,7 @@ class SpeakerEncoder:
         """Cosine of two whole files' embeddings -> Verification; the same speaker if score >= threshold."""
         embeddings = torch.from_numpy(np.stack([self.embed(first), self.embed(second)]))
         score = F.cosine_similarity(*embeddings, dim=0).item()
-        return Verification(score, None if threshold is None else score >= threshold, threshold)
+        return Verification(score, None if threshold is None else bool(score >= threshold), threshold)
 
     def embed_for_scoring(self, files, root=".", threads=4):
         """Vectors whose dot products are the customary scores: {file: (2 D,) float32 numpy}.

@@ -400,13 +400,15 @@ def test_musan_and_rirs_noises_in_all_their_layouts(corpus, tmp_path, capsys):
         soundfile.write(folder / "00000.wav", np.stack([noise, 0 * noise], axis=1), 48000)  # stereo at another rate
         (folder / "LICENSE").write_text("not audio")
     rirs = tmp_path / "RIRS_NOISES"
-    for file in ("simulated_rirs/smallroom/Room001/Room001-00001.wav", "real_rirs_isotropic_noises/RWCP_type1_rir_1.wav",
-                 "real_rirs_isotropic_noises/RVB2014_type1_noise_1.wav", "pointsource_noises/noise-free-sound-0000.wav"):
+    real = "real_rirs_isotropic_noises"
+    for file in ("simulated_rirs/smallroom/Room001/Room001-00001.wav", f"{real}/RWCP_type1_rir_1.wav",
+                 f"{real}/RVB2014_type1_noise_1.wav", "pointsource_noises/noise-free-sound-0000.wav"):
         (rirs / file).parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(rirs / file, np.stack([np.eye(1, 4000, 30)[0]] * 8, axis=1), 16000)  # eight channels
     augmentation = Augmentation(tmp_path / "musan_split", rirs, SAMPLES)
     augmentation.redraw(1)
-    assert {path.name for path in augmentation.banks["responses"].pieces} == {"Room001-00001.wav", "RWCP_type1_rir_1.wav"}
+    responses = {path.name for path in augmentation.banks["responses"].pieces}
+    assert responses == {"Room001-00001.wav", "RWCP_type1_rir_1.wav"}
     assert augmentation.noise.shape == (1, 2 * SAMPLES) and augmentation.noise.float().std() > 100
     assert capsys.readouterr().err == ""
 

@@ -95,9 +95,8 @@ def test_pooling_against_its_definition():
     """The shortcut for the constant part of the attention's input changes nothing: context for every frame, float64."""
     network = small_network().double()
     x = torch.randn(3, 1536, 37, dtype=torch.float64) * torch.rand(3, 1536, 1, dtype=torch.float64)
-    context = torch.cat([
-        x, x.mean(2, keepdim=True).expand_as(x), x.var(2, unbiased=True, keepdim=True).clamp(min=1e-4).sqrt().expand_as(x)
-    ], dim=1)  # fmt: skip
+    mean, deviation = x.mean(2, keepdim=True), x.var(2, unbiased=True, keepdim=True).clamp(min=1e-4).sqrt()
+    context = torch.cat([x, mean.expand_as(x), deviation.expand_as(x)], dim=1)
     weight = network.attention(context)
     assert torch.allclose(weight.sum(2), torch.ones(3, 1536, dtype=torch.float64))
     mean = (weight * x).sum(2)

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import pickle
@@ -22,7 +23,7 @@ def brute_force(scores, labels):
 def brute_force_eer(scores, labels):
     """Walk along the polyline of (miss, false alarm) and intersect each piece with the diagonal."""
     points = brute_force(scores, labels)
-    for (miss0, alarm0), (miss1, alarm1) in zip(points, points[1:]):
+    for (miss0, alarm0), (miss1, alarm1) in itertools.pairwise(points):
         if miss0 <= alarm0 and miss1 >= alarm1:
             position = np.linspace(0, 1, 200_001)
             gap = np.abs((miss0 + position * (miss1 - miss0)) - (alarm0 + position * (alarm1 - alarm0)))
@@ -131,7 +132,9 @@ class Intruder:
         return os.system, ("touch intruded",)
 
 
-@pytest.mark.parametrize("case", ["absent", "text", "empty", "truncated", "other kind", "not a dict", "pickle", "torch"])
+@pytest.mark.parametrize(
+    "case", ["absent", "text", "empty", "truncated", "other kind", "not a dict", "pickle", "torch"]
+)
 def test_no_checkpoint(tmp_path, monkeypatch, case):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "a.model"

@@ -1,0 +1,396 @@
+"""The recipe as its users run it: from the command line, on a made-up corpus; killed, continued, misused."""
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import ROOT
+from sklearn.metrics import roc_curve
+
+import trainSpeakerNet
+
+
+def data_flags(corpus):
+    return ["--train_list", corpus / "train_list.txt", "--train_path", corpus / "train",
+            "--eval_list", corpus / "trials.txt", "--eval_path", corpus / "eval",
+            "--musan_path", corpus / "musan", "--rir_path", corpus / "rirs"]  # fmt: skip
+
+
+SMALL = ["--C", 8, "--num_frames", 60, "--batch_size", 8, "--max_epoch", 2, "--bank_mb", 5, "--n_cpu", 1,
+         "--device", "cpu", "--amp", "off"]  # fmt: skip
+
+
+def state(folder):
+    return torch.load(folder / "state.pt", weights_only=True)
+
+
+def assert_same_run(one, other):
+    """The same weights, optimizer and records, to the last bit."""
+    first, second = state(one), state(other)
+    assert (first["epoch"], first["step"]) == (second["epoch"], second["step"])
+    assert first["weights"].keys() == second["weights"].keys()
+    for key, value in first["weights"].items():
+        assert torch.equal(value, second["weights"][key]), key
+    for key, moments in first["optimizer"]["state"].items():
+        assert all(torch.equal(value, second["optimizer"]["state"][key][name]) for name, value in moments.items())
+    assert results(one) == results(other)
+
+
+def results(folder):
+    """What metrics.jsonl says, but for how long things took."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        for name in ("seconds", "seconds_left", "utterances_per_second", "waiting_percent"):
+            record.pop(name, None)
+        for result in record["lists"].values():
+            result.pop("seconds")
+    return records
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    """A finished run of two epochs, evaluated after each."""
+    folder = tmp_path_factory.mktemp("exps") / "exp1"
+    run_script(*data_flags(corpus), *SMALL, "--save_path", folder, check=True)
+    return folder
+
+
+def start_script(*arguments):
+    command = [sys.executable, "trainSpeakerNet.py", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
+
+
+def run_script(*arguments, check=False):
+    process = start_script(*arguments)
+    printed, complained = process.communicate()
+    assert not check or process.returncode == 0, complained
+    return process.returncode, printed, complained
+
+
+# ---- a run -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_what_the_readme_says(trained):
+    names = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
+    assert names == {"score.txt", "metrics.jsonl", "settings.json", "state.pt", "training.png", "det.png",
+                     "scores/trials.txt", "model/model_0001.model", "model/model_0002.model", "model/best.model"}
+    form = (r"\d+ epoch, LR 0\.\d{6}, LOSS \d+\.\d{3}, ACC \d+\.\d\d%, EER \d+\.\d\d%, bestEER \d+\.\d\d%, "
+            r"minDCF\(0\.05\) \d\.\d{4}, minDCF\(0\.01\) \d\.\d{4}\n")
+    lines = (trained / "score.txt").read_text().splitlines(keepends=True)
+    assert len(lines) == 2 and all(re.fullmatch(form, line) for line in lines)
+    assert lines[1].startswith("2 epoch, LR 0.000970, ")
+    records = results(trained)
+    assert [record["epoch"] for record in records] == [0, 1, 2]
+    assert records[2]["step"] == 6 and math.isfinite(records[2]["loss"])
+    settings = json.loads((trained / "settings.json").read_text())
+    assert settings["settings"]["n_class"] == 6 and settings["settings"]["lr"] == 0.001
+
+
+def test_the_scores_written_give_the_error_rate_reported(trained, corpus):
+    trials = [line.split() for line in (corpus / "trials.txt").read_text().splitlines()]
+    scores = [line.split() for line in (trained / "scores" / "trials.txt").read_text().splitlines()]
+    assert [row[1:] for row in scores] == [row[1:] for row in trials]
+    labels, numbers = [int(row[0]) for row in trials], [float(row[0]) for row in scores]
+    alarm, hit, _ = roc_curve(labels, numbers, drop_intermediate=False)
+    position = np.linspace(0, len(alarm) - 1, 100_001)
+    gap = np.abs(np.interp(position, range(len(alarm)), alarm) - 1 + np.interp(position, range(len(hit)), hit))
+    eer = 100 * np.interp(position[gap.argmin()], range(len(alarm)), alarm)
+    result = results(trained)[2]["lists"]["trials"]
+    assert result["eer"] == pytest.approx(eer, abs=0.01)
+    assert (result["trials"], result["utterances"]) == (120, 16)
+
+
+def test_best_is_the_model_with_the_lowest_error(trained):
+    eers = [record["lists"]["trials"]["eer"] for record in results(trained)[1:]]
+    best = torch.load(trained / "model" / "best.model", weights_only=True)
+    assert best["epoch"] == 1 + int(np.argmin(eers))
+    assert best["scores"]["trials"]["eer"] == min(eers)
+    assert best["speakers"] == [f"id{number:05d}" for number in range(6)]
+    last = torch.load(trained / "model" / "model_0002.model", weights_only=True)["weights"]
+    assert all(torch.equal(value, last[key]) for key, value in state(trained)["weights"].items())
+
+
+def test_training_learns(command, corpus, tmp_path):
+    """The loss falls, and the speakers of the training list come apart."""
+    speakers = [line.split() for line in (corpus / "train_list.txt").read_text().splitlines()]
+    trials = [f"{int(a[0] == b[0])} {a[1]} {b[1]}\n" for i, a in enumerate(speakers) for b in speakers[i + 1 :]]
+    (tmp_path / "seen.txt").write_text("".join(trials))
+    flags = [*data_flags(corpus), *SMALL, "--max_epoch", 12, "--test_step", 12, "--batch_size", 6, "--lr", 0.003,
+             "--eval_list", tmp_path / "seen.txt", "--eval_path", corpus / "train"]  # fmt: skip
+    status, printed, _ = command(trainSpeakerNet, *flags, "--save_path", tmp_path / "e")
+    records = results(tmp_path / "e")
+    assert status == 0 and "epoch 12/12 | step 48 | loss" in printed
+    assert records[-1]["loss"] < 0.6 * records[1]["loss"]
+    assert records[-1]["lists"]["seen"]["eer"] < 0.5 * records[0]["lists"]["seen"]["eer"]
+    assert [path.name for path in sorted((tmp_path / "e" / "model").iterdir())] == ["best.model", "model_0012.model"]
+
+
+def test_bf16_follows_float32(command, corpus, tmp_path, trained):
+    command(trainSpeakerNet, *data_flags(corpus), *SMALL, "--amp", "bf16", "--save_path", tmp_path / "half")
+    half, full = results(tmp_path / "half")[1]["loss"], results(trained)[1]["loss"]
+    assert half != full and half == pytest.approx(full, rel=0.02)
+
+
+# ---- the same again, and going on ------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_weights_with_any_number_of_threads(command, corpus, tmp_path, trained):
+    for name, more in (("same", ["--n_cpu", 3]), ("other", ["--seed", 1])):
+        command(trainSpeakerNet, *data_flags(corpus), *SMALL, *more, "--save_path", tmp_path / name)
+    assert_same_run(tmp_path / "same", trained)
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path / "other", trained)
+
+
+@pytest.fixture(scope="module")
+def long(corpus, tmp_path_factory):
+    """Flags of a run with epochs of 48 steps, about a second each."""
+    four_times = tmp_path_factory.mktemp("list") / "train_list.txt"
+    four_times.write_text(4 * (corpus / "train_list.txt").read_text())
+    return [*data_flags(corpus), *SMALL, "--train_list", four_times, "--batch_size", 2, "--max_epoch", 4,
+            "--test_step", 2]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(long, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exps") / "undisturbed"
+    run_script(*long, "--save_path", folder, check=True)
+    return folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(long, tmp_path, undisturbed, number):
+    """Killed at some moment after each of the first epochs, and started again each time."""
+    folder = tmp_path / "killed"
+    steps_when_stopped = []
+    for epoch in (1, 2, 3):
+        process = start_script(*long, "--save_path", folder)
+        for line in process.stdout:
+            if line.startswith(f"epoch {epoch}/4"):
+                break
+        time.sleep(0.7)
+        process.send_signal(number)
+        _, complained = process.communicate()
+        if process.returncode == 0:  # it was quicker than the signal
+            break
+        if number == signal.SIGKILL:
+            assert process.returncode == -signal.SIGKILL
+        else:
+            assert process.returncode == 128 + number
+            assert "nothing is lost. To go on: python trainSpeakerNet.py --train_list" in complained
+            assert "Traceback" not in complained
+        steps_when_stopped.append(state(folder)["step"])
+    assert len(steps_when_stopped) >= 2
+    if number != signal.SIGKILL:
+        assert any(0 < step < 48 for step in steps_when_stopped), steps_when_stopped  # saved in the middle of an epoch
+    status, printed, complained = run_script(*long, "--save_path", folder)
+    assert status == 0, complained
+    assert "going on after step" in printed
+    assert_same_run(folder, undisturbed)
+    assert (folder / "score.txt").read_text() == (undisturbed / "score.txt").read_text()
+    assert not [path for path in folder.rglob("*") if path.name.endswith(".part") and number != signal.SIGKILL]
+
+
+def test_a_stop_during_evaluation(command, long, tmp_path, undisturbed, monkeypatch):
+    """The epoch is kept, and evaluated when the run goes on."""
+    evaluate = trainSpeakerNet.evaluate
+
+    def stopped(encoder, *arguments):
+        if (tmp_path / "e" / "metrics.jsonl").exists():
+            raise KeyboardInterrupt
+        return evaluate(encoder, *arguments)
+
+    monkeypatch.setattr(trainSpeakerNet, "evaluate", stopped)
+    flags = [*long, "--save_path", tmp_path / "e"]
+    assert command(trainSpeakerNet, *flags)[0] == 130
+    assert (state(tmp_path / "e")["epoch"], state(tmp_path / "e")["step"]) == (2, 48)
+    assert [record["epoch"] for record in results(tmp_path / "e")] == [0, 1]
+    monkeypatch.undo()
+    assert run_script(*flags)[0] == 0
+    assert_same_run(tmp_path / "e", undisturbed)
+
+
+def test_more_epochs_go_on_from_a_finished_run(command, corpus, tmp_path, trained):
+    short, long = tmp_path / "short", tmp_path / "long"
+    shutil.copytree(trained, short)
+    command(trainSpeakerNet, *data_flags(corpus), *SMALL, "--max_epoch", 3, "--save_path", short)
+    command(trainSpeakerNet, *data_flags(corpus), *SMALL, "--max_epoch", 3, "--save_path", long)
+    assert_same_run(short, long)
+    status, printed, _ = command(trainSpeakerNet, *data_flags(corpus), *SMALL, "--max_epoch", 3, "--save_path", short)
+    assert status == 0 and "3 epochs done" in printed  # nothing left to do
+    assert_same_run(short, long)
+
+
+def test_a_run_does_not_go_on_as_another(command, corpus, tmp_path, trained):
+    folder = tmp_path / "e"
+    shutil.copytree(trained, folder)
+    before = state(folder)["weights"]
+
+    def complaint(*more):
+        status, _, error = command(trainSpeakerNet, *data_flags(corpus), *SMALL, *more, "--save_path", folder)
+        assert status == 2 and error.count("\n") == 1
+        return error
+
+    assert "was begun with --lr 0.001, not 0.01" in complaint("--lr", 0.01)
+    assert "was begun with --C 8, not 16" in complaint("--C", 16)
+    shorter = tmp_path / "shorter.txt"
+    shorter.write_text("".join((corpus / "train_list.txt").read_text().splitlines(keepends=True)[:-1]))
+    assert "--train_list of other content" in complaint("--train_list", shorter)
+    assert all(torch.equal(value, before[key]) for key, value in state(folder)["weights"].items())
+    (folder / "state.pt").unlink()
+    assert "no state.pt to go on from" in complaint()
+
+
+# ---- evaluating and fine-tuning --------------------------------------------------------------------------------------
+
+
+def test_evaluation_needs_nothing_but_model_list_and_audio(command, corpus, tmp_path, trained):
+    """No training data, no width: and the result is the one noted while training."""
+    second = tmp_path / "second.txt"
+    second.write_text("\n".join((corpus / "trials.txt").read_text().splitlines()[::-1][:60]) + "\n")
+    status, printed, error = command(
+        trainSpeakerNet, "--eval", "--initial_model", trained / "model" / "model_0002.model", "--device", "cpu",
+        "--eval_list", corpus / "trials.txt", second, "--eval_path", corpus / "eval", "--save_path", tmp_path / "out",
+    )  # fmt: skip
+    assert status == 0, error
+    noted = results(trained)[2]["lists"]["trials"]
+    assert f"trials: EER {noted['eer']:.2f}% | minDCF(0.05) {noted['min_dcf_0.05']:.4f} | minDCF(0.01) " in printed
+    assert "120 trials, 16 utterances" in printed and "second: EER" in printed and "60 trials" in printed
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert found["trials"]["eer"] == noted["eer"]
+    assert (tmp_path / "out" / "scores" / "trials.txt").read_text() == (trained / "scores" / "trials.txt").read_text()
+    assert len((tmp_path / "out" / "scores" / "second.txt").read_text().splitlines()) == 60
+    assert (tmp_path / "out" / "det.png").stat().st_size > 10_000
+
+
+def test_fine_tuning_keeps_the_encoder(command, corpus, tmp_path, trained):
+    model = trained / "model" / "model_0002.model"
+    weights = torch.load(model, weights_only=True)["weights"]
+    still = [*SMALL[2:], "--lr", 1e-12, "--max_epoch", 1, "--initial_model", model]  # no --C: the width comes from the model
+
+    status, printed, error = command(trainSpeakerNet, *data_flags(corpus), *still, "--save_path", tmp_path / "same")
+    assert status == 0, error
+    assert "took the encoder and the classifier" in printed
+    tuned = state(tmp_path / "same")["weights"]
+    for key, value in weights.items():
+        if "running" not in key and "batches" not in key:  # statistics move whatever the learning rate
+            assert torch.allclose(tuned[key], value, atol=1e-6), key
+
+    fewer = tmp_path / "fewer.txt"
+    fewer.write_text("".join((corpus / "train_list.txt").read_text().splitlines(keepends=True)[:16]))
+    flags = [*data_flags(corpus), *still, "--train_list", fewer]
+    status, printed, _ = command(trainSpeakerNet, *flags, "--save_path", tmp_path / "new")
+    assert status == 0 and "the classifier starts anew, for 4 speakers" in printed
+    tuned = state(tmp_path / "new")["weights"]
+    assert tuned["speaker_loss.weight"].shape == (4, 192)
+    assert torch.allclose(tuned["speaker_encoder.fc6.weight"], weights["speaker_encoder.fc6.weight"], atol=1e-6)
+    # Again the same command: it goes on, and does not start from the model once more.
+    assert "going on after step" in command(trainSpeakerNet, *flags, "--save_path", tmp_path / "new")[1]
+
+
+def test_training_without_evaluating(command, corpus, tmp_path):
+    status, _, error = command(
+        trainSpeakerNet, *data_flags(corpus), *SMALL, "--eval_list", "--save_path", tmp_path / "e"
+    )
+    assert status == 0, error
+    models = sorted(path.name for path in (tmp_path / "e" / "model").iterdir())
+    assert models == ["model_0001.model", "model_0002.model"]
+    assert (tmp_path / "e" / "score.txt").read_text() == ""
+
+
+# ---- misuse ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_is_a_function_of_the_step():
+    args = trainSpeakerNet.read_settings(["--lr", "0.001", "--lr_decay", "0.97"])
+    rates = [trainSpeakerNet.learning_rate(args, step, 10) for step in range(30)]
+    assert rates == pytest.approx([0.001] * 10 + [0.00097] * 10 + [0.0009409] * 10)
+
+
+@pytest.mark.parametrize(("flags", "complaint"), [
+    (["--train_list", "{tmp}/none.txt"], "--train_list {tmp}/none.txt does not exist"),
+    (["--train_path", "{tmp}/none"], "--train_path {tmp}/none is not a folder"),
+    (["--train_path", "{tmp}"], "train_list.txt line 1: {tmp}/id00000/session0/00000.wav does not exist (24 of 24"),
+    (["--eval_list", "{tmp}/none.txt"], "--eval_list {tmp}/none.txt does not exist"),
+    (["--eval_path", "{tmp}"], "is --eval_path right?"),
+    (["--eval_list", "{corpus}/train_list.txt"], "line 1: expected '<1|0> <enrol> <test path>'"),
+    (["--train_list", "{corpus}/trials.txt"], "line 1: expected '<speaker> <path>'"),
+    (["--eval_list", "{corpus}/trials.txt", "{tmp}/trials.txt"], "two lists called trials"),
+    (["--musan_path", "{tmp}/none"], "--musan_path {tmp}/none is not a folder"),
+    (["--rir_path", "{tmp}"], "--rir_path {tmp} holds no room responses"),
+    (["--n_class", 3], "--n_class 3, but {corpus}/train_list.txt has 6 speakers"),
+    (["--C", 12], "--C must be a multiple of 8, not 12"),
+    (["--batch_size", 1], "--batch_size must be at least 2, not 1"),
+    (["--lr", 0], "--lr must be more than 0"),
+    (["--lr", "nan"], "--lr must be more than 0"),
+    (["--max_epoch", 0], "--max_epoch must be at least 1"),
+    (["--device", "cuda:77"], "--device cuda:77"),
+    (["--eval"], "--eval needs --initial_model"),
+    (["--eval", "--initial_model", "{tmp}/none.model"], "none.model does not exist"),
+    (["--eval", "--initial_model", "{corpus}/trials.txt"], "trials.txt is not a checkpoint"),
+    (["--eval", "--initial_model", "{model}", "--C", 64], "--C 64, but {model} has C=8"),
+    (["--eval", "--initial_model", "{model}", "--eval_list"], "--eval needs --eval_list"),
+    (["--initial_model", "{tmp}/none.model"], "none.model does not exist"),
+    (["--initial_model", "{model}", "--C", 16], "--C 16, but {model} has C=8"),
+    (["--demo"], "--demo brings its own data: leave out --eval_list --eval_path --musan_path"),
+    (["--demo", "--eval", "--initial_model", "x"], "choose"),
+])  # fmt: skip
+def test_misuse_gets_one_line(command, corpus, tmp_path, trained, flags, complaint):
+    (tmp_path / "trials.txt").write_text("1 a b\n0 a c\n")
+    names = {"tmp": tmp_path, "corpus": corpus, "model": trained / "model" / "model_0001.model"}
+    flags = [str(flag).format(**names) for flag in flags]
+    status, _, error = command(trainSpeakerNet, *data_flags(corpus), *SMALL[2:], "--save_path", tmp_path / "e", *flags)
+    assert status == 2
+    assert error.startswith("trainSpeakerNet.py: ") and complaint.format(**names) in error and error.count("\n") == 1
+    assert not (tmp_path / "e" / "state.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "flags", [["--batchsize", "8"], ["--batch", "8"], ["--max_epoch", "many"], ["--amp", "fp8"], ["x"]]
+)
+def test_a_misspelt_flag_is_an_error(capsys, flags):
+    with pytest.raises(SystemExit) as ended:
+        trainSpeakerNet.read_settings(flags)
+    assert ended.value.code == 2 and flags[-1 if flags == ["x"] else 0] in capsys.readouterr().err
+
+
+def test_a_trial_whose_audio_is_broken_is_named_before_training(command, corpus, tmp_path):
+    shutil.copytree(corpus / "eval", tmp_path / "eval")
+    broken = tmp_path / "eval" / "id00007" / "session1" / "00003.wav"
+    soundfile.write(broken, np.zeros(0), 16000)
+    status, _, error = command(
+        trainSpeakerNet, *data_flags(corpus), *SMALL, "--eval_path", tmp_path / "eval", "--save_path", tmp_path / "e"
+    )
+    assert status == 2 and f"{broken} is empty" in error
+
+
+def test_a_loss_that_explodes_ends_the_run_and_keeps_the_weights_before(command, corpus, tmp_path):
+    flags = [*data_flags(corpus), *SMALL, "--lr", 1e30, "--save_path", tmp_path / "e"]
+    status, _, error = command(trainSpeakerNet, *flags)
+    assert status == 1 and "Traceback" not in error
+    assert re.search(r"trainSpeakerNet\.py: the loss became nan in epoch \d, at step \d", error)
+    assert all(value.isfinite().all() for value in state(tmp_path / "e")["weights"].values())
+
+
+def test_unreadable_training_files_are_replaced_and_counted(command, corpus, tmp_path):
+    shutil.copytree(corpus / "train", tmp_path / "train")
+    (tmp_path / "train" / "id00002" / "session0" / "00001.wav").write_bytes(b"")
+    flags = [*data_flags(corpus), *SMALL, "--train_path", tmp_path / "train", "--save_path", tmp_path / "e"]
+    status, printed, error = command(trainSpeakerNet, *flags)
+    assert status == 0 and error.count("replaced by the next line") == 1
+    assert printed.count("| unreadable 1 |") == 2
+    (tmp_path / "train" / "id00001" / "session0" / "00000.wav").write_bytes(b"")
+    status, _, error = command(trainSpeakerNet, *flags[:-1], tmp_path / "more")
+    assert status == 1 and "more than 1 %" in error
