@@ -110,7 +110,7 @@ DATA_FLAGS = {"train_list", "train_path", "eval_list", "eval_path", "musan_path"
 # What a continued run may do otherwise than it began: where things lie, how often it looks, how long it goes on.
 FREE_TO_CHANGE = DATA_FLAGS | {"save_path", "max_epoch", "test_step", "n_cpu", "device"}
 
-DEMO = {"save_path": "exps/demo", "C": 64, "batch_size": 64, "max_epoch": 12, "test_step": 3, "n_cpu": 2}
+DEMO = {"save_path": "exps/demo", "C": 64, "batch_size": 64, "max_epoch": 8, "test_step": 4, "n_cpu": 2}
 
 
 def read_settings(arguments):
