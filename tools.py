@@ -26,11 +26,11 @@ class RunError(RuntimeError):
 
 
 def run_command(main):
-    """Run a script's main: an InputError or RunError ends it with one line, naming the script, and its exit status."""
+    """Run a script's main; an InputError ends it with one line and exit status 2, a failure while running with 1."""
     sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line as it is printed
     try:
         sys.exit(main())
-    except (InputError, RunError) as error:
+    except (InputError, RunError, OSError) as error:  # OSError: a disk that is full or gone
         print(f"{pathlib.Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
 

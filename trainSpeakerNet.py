@@ -10,34 +10,24 @@ import contextlib
 import ctypes
 import json
 import math
-import platform
 import shlex
 import signal
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-from tqdm import tqdm
 
 from dataLoader import Augmentation, CropLoader, TrainingList, TrialList, check_files, torch_stream
-from loss import AAMsoftmax
-from model import ECAPA_TDNN
+from experiment import DATA_FLAGS, Meter, Run, StopSignal, log_line, take_width
 from prepareData import make_demo
 from tools import (
     InputError,
-    RunError,
     draw_det,
-    draw_training,
     equal_error_rate,
     load_checkpoint,
     min_dcf,
-    progress_bar,
-    read_history,
     run_command,
-    save_checkpoint,
-    sha256,
     write_scores,
     write_text,
 )
@@ -104,11 +94,6 @@ def build_parser():
     # fmt: on
     return parser
 
-
-DATA_FLAGS = {"train_list", "train_path", "eval_list", "eval_path", "musan_path", "rir_path"}
-
-# What a continued run may do otherwise than it began: where things lie, how often it looks, how long it goes on.
-FREE_TO_CHANGE = DATA_FLAGS | {"save_path", "max_epoch", "test_step", "n_cpu", "device"}
 
 DEMO = {"save_path": "exps/demo", "C": 64, "batch_size": 64, "max_epoch": 8, "test_step": 4, "n_cpu": 2}
 
@@ -199,217 +184,7 @@ def train(args):
             due = run.epoch % args.test_step == 0 or run.epoch == args.max_epoch
             run.record(summary, evaluate(SpeakerEncoder(encoder, device), trial_lists, args) if due else None)
         run.next_epoch()
-    print(f"{run.folder}: {args.max_epoch} epochs done; --max_epoch with a larger number goes on from here")
-
-
-class Run:
-    """What a training run is made of and leaves behind: weights, optimizer, position; its folder and its records.
-
-    ``epoch`` (1, 2, ...) and ``step`` (0, 1, ...) are what comes next; ``sums`` are the meter's up to there. Random
-    numbers have no state to keep: they are functions of the position (see dataLoader).
-    """
-
-    def __init__(self, args, listing, device):
-        self.args = args
-        self.folder = Path(args.save_path)
-        self.state_file = self.folder / "state.pt"
-        self.speakers = listing.speakers
-        self.lists = {path: sha256(path) for path in [args.train_list, *args.eval_list]}
-        self.epoch, self.step, self.sums = 1, 0, None
-        state = load_checkpoint(self.state_file, "training state") if self.state_file.exists() else None
-        initial = load_checkpoint(args.initial_model, "model") if args.initial_model and not state else None
-        if args.initial_model:
-            take_width(args, state or initial)
-        if args.n_class is None:
-            args.n_class = len(self.speakers)
-        elif args.n_class < len(self.speakers):
-            raise InputError(f"--n_class {args.n_class}, but {listing.path} has {len(self.speakers)} speakers")
-        if state:
-            self._refuse_other_settings(state)
-
-        torch.manual_seed(args.seed)
-        self.encoder = ECAPA_TDNN(C=args.C)
-        self.classifier = AAMsoftmax(args.n_class, m=args.m, s=args.s)
-        # The names under which the recipe's checkpoints keep the two.
-        self.network = torch.nn.ModuleDict({"speaker_encoder": self.encoder, "speaker_loss": self.classifier})
-        self.network.to(device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-        self.history = read_history(self.folder / "metrics.jsonl")
-        if state:
-            self.network.load_state_dict(state["weights"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.epoch, self.step, self.sums = state["epoch"], state["step"], state["sums"]
-            print(f"{self.folder}: going on after step {self.step} of epoch {self.epoch}")
-        elif self.history:
-            raise InputError(
-                f"--save_path {self.folder} has results of a run, but no state.pt to go on from: choose another"
-            )
-        elif initial:
-            self._take_weights(initial)
-        settings = {"settings": self._settings(), "sha256": self.lists, "versions": versions(), "command": sys.argv}
-        write_text(self.folder / "settings.json", json.dumps(settings, indent=2) + "\n")
-        if not state:
-            self.save_state(None)
-
-    def _settings(self):
-        return {name: value for name, value in vars(self.args).items() if name != "given"}
-
-    def _refuse_other_settings(self, state):
-        mend = "to continue it give the same, for another run choose another --save_path"
-        for name, before in state["settings"].items():
-            now = getattr(self.args, name, None)
-            if name not in FREE_TO_CHANGE and now != before:
-                raise InputError(f"{self.folder} was begun with --{name} {before}, not {now}: {mend}")
-        if state["speakers"] != self.speakers or state["train_list_sha256"] != self.lists[self.args.train_list]:
-            raise InputError(f"{self.folder} was begun with a --train_list of other content: {mend}")
-
-    def _take_weights(self, initial):
-        """Start from a model: its encoder always, its classifier if it tells the same speakers apart."""
-        weights = initial["weights"]
-        same = initial["speakers"] == self.speakers and len(weights["speaker_loss.weight"]) == self.args.n_class
-        if not same:
-            weights = {**weights, "speaker_loss.weight": self.network.state_dict()["speaker_loss.weight"]}
-        self.network.load_state_dict(weights)
-        print(f"{self.args.initial_model}: took the encoder" + (
-            " and the classifier" if same
-            else f"; the classifier starts anew, for {self.args.n_class} speakers other than the model's own"
-        ))  # fmt: skip
-
-    def _contents(self, kind):
-        return {
-            "kind": kind, "settings": self._settings(), "versions": versions(), "epoch": self.epoch,
-            "train_list_sha256": self.lists[self.args.train_list], "speakers": self.speakers,
-            "weights": self.network.state_dict(),
-        }  # fmt: skip
-
-    def save_state(self, sums):
-        """Write all that is needed to go on from (epoch, step) exactly."""
-        self.sums = sums
-        rest = {"step": self.step, "sums": sums, "optimizer": self.optimizer.state_dict()}
-        save_checkpoint(self.state_file, {**self._contents("training state"), **rest})
-
-    def next_epoch(self):
-        self.epoch, self.step, self.sums = self.epoch + 1, 0, None
-
-    def is_untrained(self):
-        return self.epoch == 1 and self.step == 0 and 0 not in self.recorded()
-
-    def recorded(self):
-        """The epochs that are on record."""
-        return {record["epoch"] for record in self.history}
-
-    def record(self, summary, results):
-        """Put an epoch on record: its model if it was evaluated (results not None), metrics.jsonl, score.txt, the plot.
-
-        metrics.jsonl is what counts: once the epoch is in there, a continued run will not evaluate it again.
-        """
-        record = {**summary, "lists": results or {}}
-        if results is not None and record["epoch"] > 0:
-            model = {**self._contents("model"), "scores": results}
-            save_checkpoint(self.folder / "model" / f"model_{self.epoch:04d}.model", model)
-            earlier = [main_eer(before) for before in self.history if before["epoch"] > 0]
-            if results and main_eer(record) < min(earlier, default=math.inf):
-                save_checkpoint(self.folder / "model" / "best.model", model)
-        self.history.append(record)
-        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in self.history))
-        write_text(self.folder / "score.txt", "".join(score_lines(self.history)))
-        draw_training(self.folder / "training.png", self.history)
-
-
-class Meter:
-    """Loss, accuracy, throughput and time of an epoch: a progress bar while it runs, a summary when it is over.
-
-    Loss and accuracy are summed on the device and looked at once a second, so that the device is not waited for every
-    step. A loss that is not finite raises RunError then, or at the end of the epoch.
-    """
-
-    def __init__(self, args, run, loader):
-        self.args, self.run, self.loader = args, run, loader
-        before = run.sums or {"loss": 0.0, "accuracy": 0.0, "seconds": 0.0, "waiting": 0.0}
-        self.total = torch.tensor([before["loss"], before["accuracy"]], device=run.classifier.weight.device)
-        self.seconds_before, self.waiting = before["seconds"], before["waiting"]
-        self.began = self.looked = time.perf_counter()
-        self.rate = None
-
-    def watch(self, batches):
-        """Pass batches on, noting how long each was waited for."""
-        label = f"epoch {self.run.epoch}/{self.args.max_epoch}"
-        with progress_bar(total=self.loader.steps, initial=self.run.step, desc=label, unit="step") as self.bar:
-            while True:
-                asked = time.perf_counter()
-                batch = next(batches, None)
-                self.waiting += time.perf_counter() - asked
-                if batch is None:
-                    return
-                yield batch
-                self.bar.update()
-
-    def add(self, loss, accuracy, rate):
-        self.total += torch.stack([loss.detach(), accuracy])
-        self.rate = rate
-        if time.perf_counter() - self.looked > 1.0:
-            self.looked = time.perf_counter()
-            now = self.summary()
-            self.bar.set_postfix_str(
-                f"loss {now['loss']:.3f}, acc {now['accuracy']:.1f}%, {now['utterances_per_second']:.0f} utt/s, "
-                f"waiting {now['waiting_percent']:.0f}%, {clock(now['seconds_left'])} left"
-            )
-
-    def sums(self):
-        """What a state file needs to go on measuring this epoch."""
-        loss, accuracy = self.total.tolist()  # waits for the device
-        if not math.isfinite(loss):
-            raise RunError(
-                f"the loss became {loss} in epoch {self.run.epoch}, at step {self.run.step} or shortly before: try a "
-                f"smaller --lr or --amp off; {self.run.state_file} still has the weights from before this epoch"
-            )
-        seconds = self.seconds_before + time.perf_counter() - self.began
-        return {"loss": loss, "accuracy": accuracy, "seconds": seconds, "waiting": self.waiting}
-
-    def summary(self):
-        """The record of this epoch up to now, but for its evaluation."""
-        sums, run = self.sums(), self.run
-        steps_left = (self.args.max_epoch - run.epoch + 1) * self.loader.steps - run.step
-        return {
-            "epoch": run.epoch,
-            "step": (run.epoch - 1) * self.loader.steps + run.step,
-            "loss": sums["loss"] / run.step,
-            "accuracy": sums["accuracy"] / run.step,
-            "learning_rate": learning_rate(self.args, (run.epoch - 1) * self.loader.steps, self.loader.steps),
-            "margin": self.args.m,
-            "utterances_per_second": run.step * self.args.batch_size / sums["seconds"],
-            "waiting_percent": 100 * sums["waiting"] / sums["seconds"],
-            "seconds": sums["seconds"],
-            "seconds_left": steps_left * sums["seconds"] / run.step,
-            "unreadable_files": len(self.loader.bad),
-        }
-
-
-class StopSignal:
-    """Ctrl-C and SIGTERM as KeyboardInterrupt; inside ``deferred()`` only once the block has come to its end."""
-
-    def __init__(self):
-        self.requested = None
-        self.waits = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
-
-    def _handle(self, number, frame):
-        patience = self.waits and not self.requested  # a second signal does not wait
-        self.requested = number
-        if not patience:
-            raise KeyboardInterrupt(number)
-        tqdm.write("stopping after this step; once more stops at once", file=sys.stderr)
-
-    @contextlib.contextmanager
-    def deferred(self):
-        self.waits = True
-        try:
-            yield
-        finally:
-            self.waits = False
-        if self.requested:
-            raise KeyboardInterrupt(self.requested)
+    print(f"{run.folder}: {args.max_epoch} epochs done; a larger --max_epoch goes on from here{run.error_rates()}")
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------
@@ -477,15 +252,17 @@ def open_trial_lists(args):
     return trial_lists
 
 
-def take_width(args, checkpoint):
-    """Let the model decide C. InputError if the command line says otherwise."""
-    width = checkpoint["settings"]["C"]
-    if "C" in args.given and width != args.C:
-        raise InputError(f"--C {args.C}, but {args.initial_model} has C={width}: leave --C out")
-    args.C = width
+def check_writable(folder):
+    """Make the folder and try it: better now than when the first epoch is over."""
+    try:
+        write_text(Path(folder) / ".writable", "")
+        (Path(folder) / ".writable").unlink()
+    except OSError as error:
+        raise InputError(f"--save_path {folder} cannot be written to: {error.strerror}") from error
 
 
 def multiplies_bf16(device):
+    """Whether this device has bf16 arithmetic that is faster than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False)
@@ -502,48 +279,12 @@ def keep_memory():
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give nothing back from the heap's end
 
 
-def versions():
-    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
-
-
-def main_eer(record):
-    """The EER that "best" goes by: that of the first list."""
-    return next((result["eer"] for result in record["lists"].values()), math.inf)
-
-
-def clock(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-
-
-def log_line(summary, args):
-    return (
-        f"epoch {summary['epoch']}/{args.max_epoch} | step {summary['step']} | loss {summary['loss']:.3f} | accuracy "
-        f"{summary['accuracy']:.2f}% | lr {summary['learning_rate']:.6f} | margin {summary['margin']:.2f} | "
-        f"{summary['utterances_per_second']:.0f} utt/s | waiting {summary['waiting_percent']:.0f}% | unreadable "
-        f"{summary['unreadable_files']} | {clock(summary['seconds_left'])} left"
-    )
-
-
 def result_line(name, result):
     return (
         f"{name}: EER {result['eer']:.2f}% | minDCF(0.05) {result['min_dcf_0.05']:.4f} | minDCF(0.01) "
         f"{result['min_dcf_0.01']:.4f} | {result['trials']} trials, {result['utterances']} utterances | "
         f"{result['seconds']:.0f} s"
     )
-
-
-def score_lines(history):
-    """The lines of score.txt, one per evaluation; the EER is that of the first list."""
-    best = math.inf
-    for record in (record for record in history if record["lists"] and record["epoch"] > 0):
-        result = next(iter(record["lists"].values()))
-        best = min(best, result["eer"])
-        yield (
-            f"{record['epoch']} epoch, LR {record['learning_rate']:.6f}, LOSS {record['loss']:.3f}, "
-            f"ACC {record['accuracy']:.2f}%, EER {result['eer']:.2f}%, bestEER {best:.2f}%, "
-            f"minDCF(0.05) {result['min_dcf_0.05']:.4f}, minDCF(0.01) {result['min_dcf_0.01']:.4f}\n"
-        )
 
 
 def use_demo_corpus(args):
@@ -558,6 +299,7 @@ def use_demo_corpus(args):
 
 def main():
     args = read_settings(sys.argv[1:])
+    check_writable(args.save_path)
     keep_memory()
     try:
         if args.demo:

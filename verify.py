@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from dataLoader import UnreadableAudio, read_audio
 from model import ECAPA_TDNN
-from tools import InputError, load_checkpoint, progress_bar, run_command
+from tools import InputError, RunError, load_checkpoint, progress_bar, run_command
 
 CROPS = 5  # the customary score looks at each utterance whole and in five crops of three seconds
 CROP_SAMPLES = 300 * 160 + 240
@@ -107,6 +107,8 @@ class SpeakerEncoder:
                 for path in itertools.islice(coming, 2 * threads - len(ahead)):
                     ahead.append(pool.submit(self._read, Path(root) / path))
                 vectors[file] = self._scoring_vector(ahead.popleft().result())
+                if not np.isfinite(vectors[file]).all():
+                    raise RunError(f"the embedding of {file} is not finite: the model's weights are broken")
                 bar.update()
         return vectors
 

@@ -133,6 +133,8 @@ def test_training_learns(command, corpus, tmp_path):
     status, printed, _ = command(trainSpeakerNet, *flags, "--save_path", tmp_path / "e")
     records = results(tmp_path / "e")
     assert status == 0 and "epoch 20/20 | step 80 | loss" in printed
+    before, after = (records[i]["lists"]["seen"]["eer"] for i in (0, -1))
+    assert f"EER: {before:.2f}% before training, {after:.2f}% after epoch 20, lowest" in printed
     assert records[-1]["loss"] < 0.6 * records[1]["loss"]
     assert records[-1]["lists"]["seen"]["eer"] < 0.5 * records[0]["lists"]["seen"]["eer"]
     assert [path.name for path in sorted((tmp_path / "e" / "model").iterdir())] == ["best.model", "model_0020.model"]
@@ -243,12 +245,27 @@ def test_a_run_does_not_go_on_as_another(command, corpus, tmp_path, trained):
 
     assert "was begun with --lr 0.001, not 0.01" in complaint("--lr", 0.01)
     assert "was begun with --C 8, not 16" in complaint("--C", 16)
+    assert "was begun with --musan_path" in complaint("--musan_path", "")
     shorter = tmp_path / "shorter.txt"
     shorter.write_text("".join((corpus / "train_list.txt").read_text().splitlines(keepends=True)[:-1]))
     assert "--train_list of other content" in complaint("--train_list", shorter)
     assert all(torch.equal(value, before[key]) for key, value in state(folder)["weights"].items())
     (folder / "state.pt").unlink()
     assert "no state.pt to go on from" in complaint()
+
+
+def test_real_speech(command, real_data, tmp_path):
+    """An epoch on real recordings, everything on; what an hour of training gives is in the README."""
+    lists = {name: real_data / f"small_{name}.txt" for name in ("train_list", "trials_H")}
+    flags = ["--train_list", lists["train_list"], "--train_path", real_data, "--eval_list", lists["trials_H"],
+             "--eval_path", real_data, "--musan_path", real_data / "musan", "--rir_path", real_data / "rirs",
+             *SMALL, "--batch_size", 64, "--max_epoch", 1, "--bank_mb", 30, "--save_path", tmp_path / "e"]  # fmt: skip
+    status, printed, error = command(trainSpeakerNet, *flags)
+    assert status == 0, error
+    assert "372 utterances of 130 speakers, 6 steps of 64 an epoch" in printed and "| unreadable 0 |" in printed
+    for record in results(tmp_path / "e"):
+        result = record["lists"]["small_trials_H"]
+        assert (result["trials"], result["utterances"]) == (394, 99) and 0 < result["eer"] < 50
 
 
 # ---- evaluating and fine-tuning --------------------------------------------------------------------------------------
@@ -335,6 +352,7 @@ def test_the_learning_rate_is_a_function_of_the_step():
     (["--lr", "nan"], "--lr must be more than 0"),
     (["--max_epoch", 0], "--max_epoch must be at least 1"),
     (["--device", "cuda:77"], "--device cuda:77"),
+    (["--save_path", "{corpus}/trials.txt"], "--save_path {corpus}/trials.txt cannot be written to"),
     (["--eval"], "--eval needs --initial_model"),
     (["--eval", "--initial_model", "{tmp}/none.model"], "none.model does not exist"),
     (["--eval", "--initial_model", "{corpus}/trials.txt"], "trials.txt is not a checkpoint"),

@@ -9,7 +9,7 @@ from test_model import small_network
 import verify
 from dataLoader import TrialList, UnreadableAudio
 from model import ECAPA_TDNN
-from tools import InputError, save_checkpoint
+from tools import InputError, RunError, save_checkpoint
 from verify import SpeakerEncoder, choose_device, score_trials, scoring_crops
 
 
@@ -129,6 +129,13 @@ def test_a_checkpoint_whose_weights_do_not_fit_is_named(model_file, tmp_path):
     save_checkpoint(tmp_path / "odd.model", checkpoint)
     with pytest.raises(InputError, match=r"odd\.model holds other weights than its settings say: size mismatch"):
         SpeakerEncoder.from_checkpoint(tmp_path / "odd.model")
+
+
+def test_broken_weights_give_no_scores(utterances):
+    network = small_network()
+    network.fc6.weight.data[0, 0] = float("nan")
+    with pytest.raises(RunError, match=r"the embedding of 2\.wav is not finite"):
+        SpeakerEncoder(network).embed_for_scoring(["2.wav"], utterances)
 
 
 def test_unreadable_files_and_devices(encoder, utterances):
