@@ -8,6 +8,7 @@ resumed run goes on exactly, with any number of reading threads.
 import collections
 import concurrent.futures
 import math
+import os
 import pathlib
 import sys
 
@@ -41,18 +42,25 @@ def torch_stream(seed, stream, *position):
     return torch.Generator().manual_seed(int(random_stream(seed, stream, *position).integers(2**62)))
 
 
+def to_device(tensor, device):
+    """Copy without waiting, where that is safe: CUDA keeps the source until the copy is done, others may not."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 # ---- lists -----------------------------------------------------------------------------------------------------------
 
 
 def read_lines(path, flag):
     """The lines of a list that are not blank, as (line number, fields). InputError if absent or empty."""
     path = pathlib.Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{flag} {path} does not exist")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # -sig: Windows editors put an invisible mark at the beginning
     except UnicodeDecodeError as error:
         raise InputError(f"{flag} {path} is not a text file ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise InputError(f"{flag} {path} cannot be read as a list: {error.strerror}") from error
     lines = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise InputError(f"{flag} {path} is empty")
@@ -116,9 +124,11 @@ def check_files(listing, root, flag):
     for column in columns:
         for number, file in zip(listing.line_numbers, column):
             lines.setdefault(file, number)
+    files = list(lines)
     with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a network disk answers many questions at once
-        exists = pool.map(lambda file: (root / file).is_file(), lines, chunksize=256)
-        missing = [(number, file) for (file, number), found in zip(lines.items(), exists) if not found]
+        slices = [files[first : first + 1000] for first in range(0, len(files), 1000)]
+        absent = pool.map(lambda part: [file for file in part if not os.path.isfile(root / file)], slices)
+        missing = [(lines[file], file) for part in absent for file in part]
     if missing:
         number, file = min(missing)
         raise InputError(
@@ -144,7 +154,7 @@ class AudioFile:
         self.path = path
         try:
             self.file = soundfile.SoundFile(path)
-        except (soundfile.LibsndfileError, OSError) as error:
+        except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: headerless .raw
             reason = "does not exist" if not pathlib.Path(path).exists() else "cannot be read as audio"
             raise UnreadableAudio(f"{path} {reason}") from error
         self.rate = self.file.samplerate
@@ -281,10 +291,10 @@ class CropLoader:
         if position in self.bad:  # another thread was quicker
             return
         self.bad.add(position)
-        if len(self.bad) > max(1, 0.01 * len(self.listing)):
+        if len(self.bad) > max(1, 0.01 * len(self.listing)) or len(self.bad) == len(self.listing):
             raise RunError(
                 f"{len(self.bad)} of {len(self.listing)} training files cannot be read, the last: {error}; "
-                "that is more than 1 %, so training stops: is the disk failing?"
+                "more than 1 % are not replaced: is the disk failing?"
             )
         line = self.listing.line_numbers[position]
         tqdm.write(f"{self.listing.path} line {line}: {error}; replaced by the next line", file=sys.stderr)
@@ -405,17 +415,16 @@ class Augmentation(nn.Module):
             bank = getattr(self, category)
             choice = random.integers(len(bank), size=len(rows))
             start = random.integers(bank.shape[1] - self.samples + 1, size=len(rows))
-            snr = random.uniform(*snr_range, size=len(rows))
+            snr = random.uniform(*snr_range, size=len(rows)).astype(np.float32)
             if len(rows):
                 rows, choice, start, snr = self._to_device(rows, choice, start, snr)
                 # unfold is a view of all crops of the bank, so that this reads only the chosen ones.
                 noise = bank.unfold(1, self.samples, 1)[choice, start].float() / 32768.0
-                augmented.index_add_(0, rows, noise * self._gain(waveform[rows], noise, snr.float()))
+                augmented.index_add_(0, rows, noise * self._gain(waveform[rows], noise, snr))
         return augmented
 
     def _to_device(self, *arrays):
-        device = next(self.buffers()).device
-        return [torch.from_numpy(array).to(device, non_blocking=True) for array in arrays]
+        return [to_device(torch.from_numpy(array), next(self.buffers()).device) for array in arrays]
 
     @staticmethod
     def _gain(speech, noise, snr):

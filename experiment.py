@@ -55,6 +55,8 @@ class Run:
         initial = load_checkpoint(args.initial_model, "model") if args.initial_model and not state else None
         if args.initial_model:
             take_width(args, state or initial)
+        if len(self.speakers) < 2:
+            raise InputError(f"{listing.path} has a single speaker: there is nothing to tell apart")
         if args.n_class is None:
             args.n_class = len(self.speakers)
         elif args.n_class < len(self.speakers):
@@ -121,6 +123,9 @@ class Run:
     def save_state(self, sums):
         """Write all that is needed to go on from (epoch, step) exactly."""
         self.sums = sums
+        finite = torch.stack([weight.isfinite().all() for weight in self.network.state_dict().values()]).all()
+        if not finite:
+            raise RunError(f"the weights exploded in epoch {self.epoch}: try a smaller --lr; not saved")
         rest = {"step": self.step, "sums": sums, "optimizer": self.optimizer.state_dict()}
         save_checkpoint(self.state_file, {**self._contents("training state"), **rest})
 
@@ -136,7 +141,8 @@ class Run:
 
     def error_rates(self):
         """How the EER of the first list went, in words; nothing if it was never evaluated."""
-        eers = {record["epoch"]: main_eer(record) for record in self.history if record["lists"]}
+        name = next((name for record in self.history[-1:] for name in record["lists"]), None)
+        eers = {record["epoch"]: record["lists"][name]["eer"] for record in self.history if name in record["lists"]}
         untrained = eers.pop(0, None)
         if not eers:
             return ""
@@ -153,8 +159,7 @@ class Run:
         if results is not None and record["epoch"] > 0:
             model = {**self._contents("model"), "scores": results}
             save_checkpoint(self.folder / "model" / f"model_{self.epoch:04d}.model", model)
-            earlier = [main_eer(before) for before in self.history if before["epoch"] > 0]
-            if results and main_eer(record) < min(earlier, default=math.inf):
+            if results and main_eer(record) < lowest_eer(self.history, record):
                 save_checkpoint(self.folder / "model" / "best.model", model)
         self.history.append(record)
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in self.history))
@@ -208,7 +213,7 @@ class Meter:
         if not math.isfinite(loss):
             raise RunError(
                 f"the loss became {loss} in epoch {self.run.epoch}, at step {self.run.step} or shortly before: try a "
-                f"smaller --lr or --amp off; {self.run.state_file} still has the weights from before this epoch"
+                f"smaller --lr or --amp off; {self.run.state_file} has the weights that were last saved"
             )
         seconds = self.seconds_before + time.perf_counter() - self.began
         return {
@@ -279,7 +284,13 @@ def versions():
 
 def main_eer(record):
     """The EER that "best" goes by: that of the first list."""
-    return next((result["eer"] for result in record["lists"].values()), math.inf)
+    return next(iter(record["lists"].values()))["eer"]
+
+
+def lowest_eer(history, record):
+    """The lowest EER on the first list of ``record`` that a trained epoch of the history has; infinity if none has."""
+    name = next(iter(record["lists"]))
+    return min((r["lists"][name]["eer"] for r in history if r["epoch"] > 0 and name in r["lists"]), default=math.inf)
 
 
 def clock(seconds):
@@ -298,10 +309,9 @@ def log_line(summary, args):
 
 def score_lines(history):
     """The lines of score.txt, one per evaluation; the EER is that of the first list."""
-    best = math.inf
     for record in (record for record in history if record["lists"] and record["epoch"] > 0):
         result = next(iter(record["lists"].values()))
-        best = min(best, result["eer"])
+        best = lowest_eer([each for each in history if each["epoch"] <= record["epoch"]], record)
         yield (
             f"{record['epoch']} epoch, LR {record['learning_rate']:.6f}, LOSS {record['loss']:.3f}, "
             f"ACC {record['accuracy']:.2f}%, EER {result['eer']:.2f}%, bestEER {best:.2f}%, "

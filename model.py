@@ -45,7 +45,7 @@ class SpecAugment(nn.Module):
         """
         for axis, widest in ((2, self.max_frames), (1, self.max_bands)):
             masked = self._stretches(features.shape[0], features.shape[axis], widest, generator)
-            masked = masked.to(features.device, non_blocking=True)
+            masked = masked.to(features.device, non_blocking=features.is_cuda)
             features = features.masked_fill(masked.unsqueeze(3 - axis), 0.0)
         return features
 

@@ -5,10 +5,8 @@ import hashlib
 import json
 import os
 import pathlib
-import pickle
 import sys
 import warnings
-import zipfile
 
 import numpy as np
 import torch
@@ -117,7 +115,7 @@ def whole_file(path, mode="wb", sync=True):
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(beside, mode) as file:
+        with open(beside, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             if sync:
@@ -159,7 +157,7 @@ def load_checkpoint(path, kind):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd pickles: the error below says what a user needs
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # what a damaged file raises depends on the damage
         reason = str(error).strip().split("\n")[0][:120]
         raise InputError(f"{path} is not a checkpoint, or a damaged one ({type(error).__name__}: {reason})") from error
     found = checkpoint.get("kind") if isinstance(checkpoint, dict) else None
@@ -172,7 +170,7 @@ def read_history(path):
     """The records of a metrics.jsonl, or [] when there is none; a line cut short by a crash is left out."""
     path = pathlib.Path(path)
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         with contextlib.suppress(json.JSONDecodeError):
             records.append(json.loads(line))
     return records

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from dataLoader import Augmentation, CropLoader, TrainingList, TrialList, check_files, torch_stream
+from dataLoader import Augmentation, CropLoader, TrainingList, TrialList, check_files, to_device, torch_stream
 from experiment import DATA_FLAGS, Meter, Run, StopSignal, log_line, take_width
 from prepareData import make_demo
 from tools import (
@@ -111,6 +111,8 @@ def read_settings(arguments):
         raise InputError("--eval needs --initial_model FILE, the model to evaluate")
     if args.eval and not args.eval_list:
         raise InputError("--eval needs --eval_list with at least one trial list")
+    if args.initial_model and not Path(args.initial_model).is_file():
+        raise InputError(f"--initial_model {args.initial_model} is not a file")
     if args.eval and "save_path" not in args.given:
         args.save_path = "exps/eval"  # never over an experiment's own scores
     least = {"num_frames": 2, "max_epoch": 1, "batch_size": 2, "test_step": 1, "n_cpu": 1, "n_class": 1, "seed": 0,
@@ -122,6 +124,8 @@ def read_settings(arguments):
     for name in ("lr", "s"):
         if not 0 < getattr(args, name) < math.inf:
             raise InputError(f"--{name} must be more than 0, not {getattr(args, name)}")
+    if args.seed >= 2**63:
+        raise InputError(f"--seed must be less than 2**63, not {args.seed}")
     if args.C < 8 or args.C % 8:
         raise InputError(f"--C must be a multiple of 8, not {args.C}")
     return args
@@ -140,7 +144,8 @@ def learning_rate(args, step, steps_per_epoch):
 
 def train(args):
     device = choose_device(args.device)
-    use_bf16 = args.amp == "bf16" or (args.amp == "auto" and multiplies_bf16(device))
+    if args.amp == "auto":
+        args.amp = "bf16" if multiplies_bf16(device) else "off"
     listing, trial_lists = open_training_list(args), open_trial_lists(args)
     samples = args.num_frames * 160 + 240
     pin = device.type == "cuda"  # memory from which the copy to the GPU runs beside the computation
@@ -150,7 +155,7 @@ def train(args):
     encoder, classifier, optimizer, stop = run.encoder, run.classifier, run.optimizer, StopSignal()
     millions = sum(weight.numel() for weight in encoder.parameters()) / 1e6
     print(
-        f"{run.folder}: ECAPA-TDNN, C={args.C}, {millions:.1f} M weights, {device}{', bf16' if use_bf16 else ''}; "
+        f"{run.folder}: ECAPA-TDNN, C={args.C}, {millions:.1f} M weights, {device}, amp {args.amp}; "
         f"{len(listing)} utterances of {len(listing.speakers)} speakers, {loader.steps} steps of {args.batch_size} an "
         f"epoch; each utterance {', '.join(augmentation.kinds[:-1])} or {augmentation.kinds[-1]}"
     )
@@ -165,11 +170,11 @@ def train(args):
             for step, waveform, label in meter.watch(loader.epoch(run.epoch, first_step=run.step)):
                 rate = learning_rate(args, (run.epoch - 1) * loader.steps + step, loader.steps)
                 optimizer.param_groups[0]["lr"] = rate
-                waveform = augmentation(waveform.to(device, non_blocking=True), run.epoch, step)
+                waveform = augmentation(to_device(waveform, device), run.epoch, step)
                 masks = torch_stream(args.seed, "specaugment", run.epoch, step)
-                with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16):
+                with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
                     embedding = encoder(waveform, aug=True, generator=masks)
-                    loss, accuracy = classifier(embedding, label.to(device, non_blocking=True))
+                    loss, accuracy = classifier(embedding, to_device(label, device))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -307,7 +312,8 @@ def main():
         evaluate_only(args) if args.eval else train(args)
     except KeyboardInterrupt as interrupt:
         again = shlex.join(["python", *sys.argv])
-        print(f"\nstopped; nothing is lost. To go on: {again}", file=sys.stderr)
+        kept = "" if args.eval else f"; {args.save_path}/state.pt has everything up to when it was last saved"
+        print(f"\nstopped{kept}. To go on: {again}", file=sys.stderr)
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
 
 

@@ -36,6 +36,8 @@ def choose_device(name="auto"):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
+        if torch.device(name).type not in ("cpu", "cuda", "mps"):
+            raise NotImplementedError("not one of cpu, cuda, mps")
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"--device {name} is not to be had here ({str(error).splitlines()[0]})") from error
@@ -108,7 +110,7 @@ class SpeakerEncoder:
                     ahead.append(pool.submit(self._read, Path(root) / path))
                 vectors[file] = self._scoring_vector(ahead.popleft().result())
                 if not np.isfinite(vectors[file]).all():
-                    raise RunError(f"the embedding of {file} is not finite: the model's weights are broken")
+                    raise RunError(f"the embedding of {file} is not finite: broken weights, or samples far beyond 1")
                 bar.update()
         return vectors
 

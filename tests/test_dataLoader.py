@@ -52,6 +52,14 @@ def test_training_list(tmp_path):
     assert listing.line_numbers == [1, 3, 4]
 
 
+def test_a_list_from_a_windows_editor(tmp_path):
+    """A byte-order mark and \\r\\n at the ends of lines are no part of a name."""
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"\xef\xbb\xbfbob b/1.wav\r\nalice a/1.wav\r\nbob b/2.wav\r\n")
+    assert TrainingList(path).speakers == ["alice", "bob"]
+    assert TrainingList(path).files == ["b/1.wav", "a/1.wav", "b/2.wav"]
+
+
 def test_trial_list(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text("1 a b\n0 c d\n")
@@ -156,7 +164,7 @@ def test_other_rates_are_resampled(tmp_path, rate):
     assert np.abs(crop - expected[start : start + SAMPLES])[200:-200].max() < slack
 
 
-@pytest.mark.parametrize("case", ["absent", "text", "empty", "header only", "truncated flac", "nan", "folder"])
+@pytest.mark.parametrize("case", ["absent", "text", "empty", "header only", "truncated flac", "nan", "folder", "raw"])
 def test_unreadable_audio_is_named(tmp_path, case):
     path = tmp_path / "a.flac"
     if case == "text":
@@ -172,6 +180,9 @@ def test_unreadable_audio_is_named(tmp_path, case):
         soundfile.write(path, np.full(16000, np.nan), 16000, format="WAV", subtype="FLOAT")
     elif case == "folder":
         path.mkdir()
+    elif case == "raw":
+        path = tmp_path / "a.flac.raw"
+        path.write_bytes(bytes(1000))
     with pytest.raises(UnreadableAudio, match=r"a\.flac"):
         read_audio(path)
     with pytest.raises(UnreadableAudio, match=r"a\.flac"):
@@ -257,6 +268,13 @@ def test_more_than_one_percent_of_bad_files_ends_it(corpus, tmp_path):
         (tmp_path / "train" / listing.files[number]).unlink()
     loader = CropLoader(listing, tmp_path / "train", SAMPLES, 8, 0, 2)
     with pytest.raises(RunError, match=r"2 of 24 training files cannot be read.*more than 1 %"):
+        list(loader.epoch(1))
+
+
+def test_a_list_of_nothing_but_bad_files_ends_it(corpus, tmp_path):
+    (tmp_path / "list.txt").write_text("a none.wav\n")
+    loader = CropLoader(TrainingList(tmp_path / "list.txt"), tmp_path, SAMPLES, 2, 0, 1)
+    with pytest.raises(RunError, match="1 of 1 training files cannot be read"):
         list(loader.epoch(1))
 
 

@@ -190,7 +190,7 @@ def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(long, tmp_path
             assert process.returncode == -signal.SIGKILL
         else:
             assert process.returncode == 128 + number
-            assert "nothing is lost. To go on: python trainSpeakerNet.py --train_list" in complained
+            assert "state.pt has everything up to when it was last saved. To go on: python trainSp" in complained
             assert "Traceback" not in complained
         steps_when_stopped.append(state(folder)["step"])
     if number != signal.SIGKILL:
@@ -354,17 +354,22 @@ def test_the_learning_rate_is_a_function_of_the_step():
     (["--device", "cuda:77"], "--device cuda:77"),
     (["--save_path", "{corpus}/trials.txt"], "--save_path {corpus}/trials.txt cannot be written to"),
     (["--eval"], "--eval needs --initial_model"),
-    (["--eval", "--initial_model", "{tmp}/none.model"], "none.model does not exist"),
+    (["--eval", "--initial_model", "{tmp}/none.model"], "--initial_model {tmp}/none.model is not a file"),
     (["--eval", "--initial_model", "{corpus}/trials.txt"], "trials.txt is not a checkpoint"),
     (["--eval", "--initial_model", "{model}", "--C", 64], "--C 64, but {model} has C=8"),
     (["--eval", "--initial_model", "{model}", "--eval_list"], "--eval needs --eval_list"),
-    (["--initial_model", "{tmp}/none.model"], "none.model does not exist"),
+    (["--initial_model", "{tmp}/none.model"], "--initial_model {tmp}/none.model is not a file"),
+    (["--train_list", "{tmp}/one.txt"], "one.txt has a single speaker"),
+    (["--train_list", "{tmp}"], "--train_list {tmp} cannot be read as a list: Is a directory"),
+    (["--seed", 2**64], "--seed must be less than 2**63"),
+    (["--device", "meta"], "--device meta is not to be had here (not one of cpu, cuda, mps)"),
     (["--initial_model", "{model}", "--C", 16], "--C 16, but {model} has C=8"),
     (["--demo"], "--demo brings its own data: leave out --eval_list --eval_path --musan_path"),
     (["--demo", "--eval", "--initial_model", "x"], "choose"),
 ])  # fmt: skip
 def test_misuse_gets_one_line(command, corpus, tmp_path, trained, flags, complaint):
     (tmp_path / "trials.txt").write_text("1 a b\n0 a c\n")
+    (tmp_path / "one.txt").write_text("id00000 id00000/session0/00000.wav\n")
     names = {"tmp": tmp_path, "corpus": corpus, "model": trained / "model" / "model_0001.model"}
     flags = [str(flag).format(**names) for flag in flags]
     status, _, error = command(trainSpeakerNet, *data_flags(corpus), *SMALL[2:], "--save_path", tmp_path / "e", *flags)
@@ -398,6 +403,35 @@ def test_a_loss_that_explodes_ends_the_run_and_keeps_the_weights_before(command,
     assert status == 1 and "Traceback" not in error
     assert re.search(r"trainSpeakerNet\.py: the loss became nan in epoch \d, at step \d", error)
     assert all(value.isfinite().all() for value in state(tmp_path / "e")["weights"].values())
+
+
+def test_weights_that_explode_are_not_saved(command, corpus, tmp_path, monkeypatch):
+    """The last step of an epoch can spoil the weights after a finite loss."""
+    step = torch.optim.Adam.step
+
+    def spoiled(optimizer):
+        step(optimizer)
+        optimizer.param_groups[0]["params"][0].data[0] = math.inf
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spoiled)
+    flags = [*data_flags(corpus), *SMALL, "--batch_size", 24, "--save_path", tmp_path / "e"]  # one step an epoch
+    status, _, error = command(trainSpeakerNet, *flags)
+    assert status == 1 and "the weights exploded in epoch 1" in error
+    assert all(value.isfinite().all() for value in state(tmp_path / "e")["weights"].values())
+
+
+def test_best_goes_by_one_list(command, corpus, tmp_path, trained):
+    """Continued with another first list, "best" does not compare the one with the other."""
+    folder = tmp_path / "e"
+    shutil.copytree(trained, folder)
+    reversed_labels = tmp_path / "hard.txt"  # whoever does well on the trials does badly here
+    lines = (corpus / "trials.txt").read_text().splitlines()
+    reversed_labels.write_text("".join(f"{1 - int(line[0])}{line[1:]}\n" for line in lines))
+    flags = [*data_flags(corpus), *SMALL, "--max_epoch", 3, "--eval_list", reversed_labels, "--save_path", folder]
+    assert command(trainSpeakerNet, *flags)[0] == 0
+    eer = results(folder)[-1]["lists"]["hard"]["eer"]
+    assert (folder / "score.txt").read_text().splitlines()[-1].count(f"EER {eer:.2f}%, bestEER {eer:.2f}%") == 1
+    assert torch.load(folder / "model" / "best.model", weights_only=True)["epoch"] == 3
 
 
 def test_unreadable_training_files_are_replaced_and_counted(command, corpus, tmp_path):
