@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from tools import InputError, RunError
+from tools import InputError, RunError, progress_bar
 
 SAMPLE_RATE = 16000
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3"}  # what is taken from noise and response folders
@@ -127,7 +127,8 @@ def check_files(listing, root, flag):
     files = list(lines)
     with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a network disk answers many questions at once
         slices = [files[first : first + 1000] for first in range(0, len(files), 1000)]
-        absent = pool.map(lambda part: [file for file in part if not os.path.isfile(root / file)], slices)
+        absent = pool.map(lambda part: [file for file in part if not os.path.isfile(os.path.join(root, file))], slices)
+        absent = progress_bar(iterable=absent, total=len(slices), desc=flag, unit="thousand files", delay=2)
         missing = [(lines[file], file) for part in absent for file in part]
     if missing:
         number, file = min(missing)
@@ -331,7 +332,9 @@ class Bank:
     def load(self, epoch):
         """(K, length) tensor of that epoch's pieces, at most ``capacity``; unreadable ones are reported, left out."""
         with concurrent.futures.ThreadPoolExecutor(self.threads) as pool:
-            loaded = [piece for piece in pool.map(self._read_or_none, self.chosen(epoch)) if piece is not None]
+            pieces = pool.map(self._read_or_none, self.chosen(epoch))
+            pieces = progress_bar(iterable=pieces, total=self.capacity, desc=f"loading {self.name}", delay=2)
+            loaded = [piece for piece in pieces if piece is not None]
         if not loaded:
             raise RunError(f"none of the {self.capacity} pieces of {self.name} for epoch {epoch} can be read")
         return torch.from_numpy(np.stack(loaded))
@@ -473,7 +476,8 @@ class Augmentation(nn.Module):
                 "speech/, as MUSAN does; '' trains without"
             )
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            lengths = list(pool.map(self._length_or_zero, files))
+            lengths = pool.map(self._length_or_zero, files)
+            lengths = list(progress_bar(iterable=lengths, total=len(files), desc=f"measuring {category}", delay=2))
         pieces = []
         for path, length in zip(files, lengths):
             last = length - self.noise_length
