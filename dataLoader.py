@@ -286,19 +286,20 @@ class CropLoader:
                     return read_crop(self.root / self.listing.files[position], self.samples, place), position
                 except UnreadableAudio as error:
                     self._report(position, error)
+            # Asked at every replacement, not only at a new bad file: it also ends the other threads' search.
+            if len(self.bad) > max(1, 0.01 * len(self.listing)) or len(self.bad) == len(self.listing):
+                line = f"{self.listing.path} line {self.listing.line_numbers[position]}"
+                raise RunError(
+                    f"{len(self.bad)} of {len(self.listing)} training files cannot be read, that of {line} among them; "
+                    "more than 1 % are not replaced: is the disk failing?"
+                )
             position = (position + 1) % len(self.listing)
 
     def _report(self, position, error):
-        if position in self.bad:  # another thread was quicker
-            return
-        self.bad.add(position)
-        if len(self.bad) > max(1, 0.01 * len(self.listing)) or len(self.bad) == len(self.listing):
-            raise RunError(
-                f"{len(self.bad)} of {len(self.listing)} training files cannot be read, the last: {error}; "
-                "more than 1 % are not replaced: is the disk failing?"
-            )
-        line = self.listing.line_numbers[position]
-        tqdm.write(f"{self.listing.path} line {line}: {error}; replaced by the next line", file=sys.stderr)
+        if position not in self.bad:  # else another thread was quicker
+            self.bad.add(position)
+            line = self.listing.line_numbers[position]
+            tqdm.write(f"{self.listing.path} line {line}: {error}; replaced by the next line", file=sys.stderr)
 
 
 # ---- augmentation ----------------------------------------------------------------------------------------------------
