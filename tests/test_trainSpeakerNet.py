@@ -17,6 +17,7 @@ import torch
 from conftest import ROOT
 from sklearn.metrics import roc_curve
 
+import prepareData
 import trainSpeakerNet
 
 
@@ -252,6 +253,19 @@ def test_a_run_does_not_go_on_as_another(command, corpus, tmp_path, trained):
     assert all(torch.equal(value, before[key]) for key, value in state(folder)["weights"].items())
     (folder / "state.pt").unlink()
     assert "no state.pt to go on from" in complaint()
+
+
+def test_the_demo_trains_on_what_it_generates(command, tmp_path, monkeypatch):
+    """The README's first command on a small corpus: generated speech in, an error rate of other speakers out."""
+    pytest.importorskip("espeakng_loader")
+    monkeypatch.setattr(prepareData, "BACKGROUND_FILES", 3)
+    monkeypatch.setattr(trainSpeakerNet, "make_demo", lambda folder: prepareData.make_demo(folder, 4, 6))
+    small = ["--C", 8, "--num_frames", 60, "--batch_size", 12, "--max_epoch", 2, "--device", "cpu", "--amp", "off"]
+    status, printed, error = command(trainSpeakerNet, "--demo", *small, "--save_path", tmp_path / "demo")
+    assert status == 0, error
+    assert "36 utterances of 4 speakers, 3 steps of 12 an epoch" in printed
+    assert re.search(r"2 epochs done.* EER: \d+\.\d\d% before training, \d+\.\d\d% after epoch 2", printed)
+    assert results(tmp_path / "demo")[-1]["lists"]["trials"]["utterances"] == 54
 
 
 def test_real_speech(command, real_data, tmp_path):
