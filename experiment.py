@@ -54,7 +54,7 @@ class Run:
         state = load_checkpoint(self.state_file, "training state") if self.state_file.exists() else None
         initial = load_checkpoint(args.initial_model, "model") if args.initial_model and not state else None
         if args.initial_model:
-            take_width(args, state or initial)
+            take_width(args, (state or initial)["settings"]["C"])
         if len(self.speakers) < 2:
             raise InputError(f"{listing.path} has a single speaker: there is nothing to tell apart")
         if args.n_class is None:
@@ -270,9 +270,8 @@ class StopSignal:
 # ---- what is written and shown ------------------------------------------------------------------------------------
 
 
-def take_width(args, checkpoint):
+def take_width(args, width):
     """Let the model decide C. InputError if the command line says otherwise."""
-    width = checkpoint["settings"]["C"]
     if "C" in args.given and width != args.C:
         raise InputError(f"--C {args.C}, but {args.initial_model} has C={width}: leave --C out")
     args.C = width

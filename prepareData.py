@@ -24,9 +24,9 @@ import scipy.fft
 import scipy.signal
 import soundfile
 
+from dataLoader import SAMPLE_RATE
 from tools import InputError, progress_bar, run_command, whole_file, write_text
 
-SAMPLE_RATE = 16000
 FORMAT_VERSION = 1  # raise it when the same settings begin to give other files
 SESSIONS, TAKES = 3, 3  # utterances of a speaker: sessions x takes
 BACKGROUND_FILES = 20  # of each kind of MUSAN and each size of room

@@ -25,7 +25,6 @@ from tools import (
     InputError,
     draw_det,
     equal_error_rate,
-    load_checkpoint,
     min_dcf,
     run_command,
     write_scores,
@@ -226,9 +225,9 @@ def evaluate(encoder, trial_lists, args):
 
 def evaluate_only(args):
     device = choose_device(args.device)
-    take_width(args, load_checkpoint(args.initial_model, "model"))
-    trial_lists = open_trial_lists(args)
     encoder = SpeakerEncoder.from_checkpoint(args.initial_model, device)
+    take_width(args, encoder.network.C)
+    trial_lists = open_trial_lists(args)
     print(f"{args.initial_model}: ECAPA-TDNN C={args.C} on {device}")
     results = evaluate(encoder, trial_lists, args)
     content = {"settings": {k: v for k, v in vars(args).items() if k != "given"}, "results": results}
