@@ -97,7 +97,7 @@ def test_pooling_against_its_definition():
     x = torch.randn(3, 1536, 37, dtype=torch.float64) * torch.rand(3, 1536, 1, dtype=torch.float64)
     mean, deviation = x.mean(2, keepdim=True), x.var(2, unbiased=True, keepdim=True).clamp(min=1e-4).sqrt()
     context = torch.cat([x, mean.expand_as(x), deviation.expand_as(x)], dim=1)
-    weight = network.attention(context)
+    weight = network.attention(context).softmax(2)
     assert torch.allclose(weight.sum(2), torch.ones(3, 1536, dtype=torch.float64))
     mean = (weight * x).sum(2)
     deviation = ((weight * x**2).sum(2) - mean**2).clamp(min=1e-4).sqrt()

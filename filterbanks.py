@@ -1,0 +1,83 @@
+"""Other people's front ends: SpeechBrain's and Kaldi's log-mel energies, exactly as their authors compute them.
+
+A filterbank here is a module (B, samples) in [-1, 1] at 16 kHz -> (B, 80, T); the mean over time is subtracted by the
+network (model.py), whose own front end is there too.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model import SAMPLE_RATE
+
+
+class Filterbank(nn.Module):
+    """Log-mel energies by two products: frames with a windowed Fourier matrix, power spectra with mel filters.
+
+    Whatever is linear in a frame (mean removal, pre-emphasis, window) is inside the Fourier matrix, so that a strided
+    convolution with it is the whole front end up to the power. Nothing here belongs to a checkpoint.
+    """
+
+    range_db = None
+
+    def __init__(self, frame_matrix, n_fft, mel):
+        """frame_matrix: (400, 400) applied to each frame; mel: (80, bins) filters, from the lowest bin on."""
+        super().__init__()
+        angle = torch.outer(torch.arange(mel.shape[1]), torch.arange(400)).double() * (2 * math.pi / n_fft)
+        fourier = torch.cat([angle.cos(), -angle.sin()]) @ frame_matrix
+        self.register_buffer("fourier", fourier.float().unsqueeze(1), persistent=False)
+        self.register_buffer("mel", mel.float(), persistent=False)
+
+    def energies(self, waveform):
+        """(B, samples) -> (B, 80, T), a frame every 160 samples."""
+        real, imaginary = F.conv1d(waveform.unsqueeze(1), self.fourier, stride=160).chunk(2, dim=1)
+        return self.mel @ (real.square() + imaginary.square())
+
+
+class SpeechBrainFilterbank(Filterbank):
+    """SpeechBrain's Fbank: periodic Hamming window, triangles that are symmetric in Hz, decibels, the upper 80 of them.
+
+    (B, samples) -> (B, 80, 1 + samples // 160).
+    """
+
+    range_db = 80.0
+
+    def __init__(self):
+        window = torch.hamming_window(400, periodic=True, dtype=torch.float64)
+        highest = 2595 * math.log10(1 + 8000 / 700)
+        hz = 700 * (10 ** (torch.linspace(0, highest, 82, dtype=torch.float64) / 2595) - 1)
+        centre, width = hz[1:-1, None], hz.diff()[:-1, None]  # the lower distance serves both sides
+        bins = torch.linspace(0, 8000, 201, dtype=torch.float64)
+        super().__init__(window.diag(), 400, (1 - (bins - centre).abs() / width).clamp(min=0))
+
+    def forward(self, waveform):
+        return 10 * self.energies(F.pad(waveform, (200, 200))).clamp(min=1e-10).log10()
+
+
+class KaldiFilterbank(Filterbank):
+    """Kaldi's fbank without dither: each frame's mean removed, pre-emphasis 0.97, triangles that are linear in mel.
+
+    (B, samples) -> (B, 80, 1 + (samples - 400) // 160): complete frames only. window: "povey" or "hamming"; scale: what
+    a waveform in [-1, 1] is multiplied with.
+    """
+
+    def __init__(self, window, scale):
+        hann = torch.hann_window(400, periodic=False, dtype=torch.float64)
+        hamming = torch.hamming_window(400, periodic=False, dtype=torch.float64)
+        removal = torch.eye(400, dtype=torch.float64) - 1 / 400
+        emphasis = torch.eye(400, dtype=torch.float64) - 0.97 * torch.eye(400, dtype=torch.float64).roll(1, 0)
+        emphasis[0] = 0
+        emphasis[0, 0] = 0.03  # the sample before a frame is taken to equal its first
+        hz = torch.arange(256, dtype=torch.float64) * SAMPLE_RATE / 512
+        mel = 1127 * (1 + hz / 700).log()
+        lowest, highest = (1127 * math.log(1 + edge / 700) for edge in (20, 8000))
+        points = torch.linspace(lowest, highest, 82, dtype=torch.float64)[:, None]
+        rising, falling = (mel - points[:-2]) / points.diff(dim=0)[:-1], (points[2:] - mel) / points.diff(dim=0)[1:]
+        matrix = (hamming if window == "hamming" else hann**0.85).diag() @ emphasis @ removal
+        super().__init__(matrix, 512, torch.minimum(rising, falling).clamp(min=0))
+        self.scale = scale
+
+    def forward(self, waveform):
+        return self.energies(self.scale * waveform).clamp(min=torch.finfo(torch.float32).eps).log()

@@ -1,0 +1,120 @@
+"""XVectorSincNet, the network of pyannote/embedding: a waveform in, a 512-dimensional speaker embedding out.
+
+SincNet (Ravanelli and Bengio, "Speaker recognition from raw waveform with SincNet", SLT 2018) under an x-vector TDNN
+(Snyder et al., "X-vectors: robust DNN embeddings for speaker recognition", ICASSP 2018), with pyannote.audio's layers
+and state-dict keys.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model import SAMPLE_RATE, WHOLE
+
+
+class SincFilters(nn.Module):
+    """Band-pass filters given by their edges: 40 bands, each as an even and an odd filter of 251 samples."""
+
+    def __init__(self, bands=40, size=251, lowest_hz=50.0, narrowest_hz=50.0):
+        super().__init__()
+        self.lowest_hz, self.narrowest_hz = lowest_hz, narrowest_hz
+        edges = torch.linspace(30.0, SAMPLE_RATE / 2 - lowest_hz - narrowest_hz, bands + 1)
+        half = size // 2
+        self.low_hz_ = nn.Parameter(edges[:-1, None].clone())
+        self.band_hz_ = nn.Parameter(edges.diff()[:, None].clone())
+        self.register_buffer("window_", torch.hamming_window(size, periodic=False)[:half])
+        self.register_buffer("n_", 2 * math.pi * torch.arange(-half, 0.0)[None] / SAMPLE_RATE)
+
+    def filters(self):
+        """(80, 1, 251): all even filters, then all odd ones."""
+        low = self.lowest_hz + self.low_hz_.abs()
+        high = (low + self.narrowest_hz + self.band_hz_.abs()).clamp(self.lowest_hz, SAMPLE_RATE / 2)
+        band = high - low
+        shape = self.window_ / (self.n_ / 2)
+        even = (torch.sin(high @ self.n_) - torch.sin(low @ self.n_)) * shape
+        odd = (torch.cos(low @ self.n_) - torch.cos(high @ self.n_)) * shape
+        even = torch.cat([even, 2 * band, even.flip(1)], dim=1)
+        odd = torch.cat([odd, torch.zeros_like(band), -odd.flip(1)], dim=1)
+        return torch.cat([even / (2 * band), odd / (2 * band)])[:, None]
+
+
+class FilterBank(nn.Module):
+    """A strided convolution with SincFilters; the level between is pyannote's key ``filterbank``."""
+
+    kernel_size, stride, dilation = (251,), (10,), (1,)
+
+    def __init__(self):
+        super().__init__()
+        self.filterbank = SincFilters()
+
+    def forward(self, x):
+        return F.conv1d(x, self.filterbank.filters(), stride=self.stride)
+
+
+def instance_norm(x, norm, frames):
+    """Each channel of each utterance to mean 0 and variance 1 over time, then scaled and shifted by ``norm``."""
+    mean, variance = frames.moments(x)
+    return (x - mean) * (variance + norm.eps).rsqrt() * norm.weight[:, None] + norm.bias[:, None]
+
+
+def convolve(conv, x, frames):
+    """An unpadded convolution: the result, and the frames that are left."""
+    return conv(x), frames.after(conv.dilation[0] * (conv.kernel_size[0] - 1) + 1, conv.stride[0])
+
+
+class SincNet(nn.Module):
+    """(B, 1, samples) -> (B, 60, T), a frame for every 270 samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.wav_norm1d = nn.InstanceNorm1d(1, affine=True)
+        self.conv1d = nn.ModuleList([FilterBank(), nn.Conv1d(80, 60, 5), nn.Conv1d(60, 60, 5)])
+        self.norm1d = nn.ModuleList(nn.InstanceNorm1d(channels, affine=True) for channels in (80, 60, 60))
+
+    def forward(self, x, frames):
+        x = instance_norm(x, self.wav_norm1d, frames)
+        for level, (conv, norm) in enumerate(zip(self.conv1d, self.norm1d)):
+            x, frames = convolve(conv, x, frames)
+            if level == 0:
+                x = x.abs()
+            x, frames = F.max_pool1d(x, 3, stride=3), frames.after(3, 3)
+            x = F.leaky_relu(instance_norm(x, norm, frames))
+        return x, frames
+
+
+class XVectorSincNet(nn.Module):
+    """SincNet -> five TDNN layers -> mean and deviation over time -> linear. At least 5041 samples."""
+
+    halo = (0, 5041)  # samples that the last frame of a stretch sees beyond it
+    embedding_size = 512
+
+    def __init__(self, embedding_size=512):
+        super().__init__()
+        self.embedding_size = embedding_size
+        self.sincnet = SincNet()
+        self.tdnns = nn.ModuleList()
+        for before, after, kernel_size, dilation in (
+            (60, 512, 5, 1), (512, 512, 3, 2), (512, 512, 3, 3), (512, 512, 1, 1), (512, 1500, 1, 1),
+        ):  # fmt: skip
+            conv = nn.Conv1d(before, after, kernel_size, dilation=dilation)
+            self.tdnns.extend([conv, nn.LeakyReLU(0.01), nn.BatchNorm1d(after)])
+        self.embedding = nn.Linear(2 * 1500, embedding_size)
+
+    def features(self, waveform):
+        """What ``embed`` takes: (B, samples) in [-1, 1] -> (B, 1, samples)."""
+        return waveform.float().unsqueeze(1)
+
+    def forward(self, waveform):
+        """(B, samples) in [-1, 1], 16 kHz, equally long, at least 5041 -> (B, 512), not length-normalised."""
+        return self.embed(self.features(waveform))
+
+    def embed(self, x, frames=WHOLE):
+        """(B, 1, samples) -> (B, 512)."""
+        x, frames = self.sincnet(x, frames)
+        for i in range(0, len(self.tdnns), 3):
+            x, frames = convolve(self.tdnns[i], x, frames)
+            x = self.tdnns[i + 2](self.tdnns[i + 1](x))
+        mean, variance = frames.moments(x, unbiased=True)
+        return self.embedding(torch.cat([mean, variance.sqrt()], dim=1).squeeze(2))
