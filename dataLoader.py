@@ -7,6 +7,7 @@ resumed run goes on exactly, with any number of reading threads.
 
 import collections
 import concurrent.futures
+import functools
 import math
 import os
 import pathlib
@@ -145,24 +146,43 @@ class UnreadableAudio(InputError):
     """A file that cannot be read, is empty, or holds no sound that could be used."""
 
 
-class AudioFile:
-    """An open audio file (anything libsndfile reads) as 16 kHz mono: the first channel, resampled if need be.
+@functools.lru_cache
+def low_pass(up, down, crossings):
+    """The filter of torchaudio.functional.resample, as ``scipy.signal.resample_poly`` takes it, for rates up : down.
 
-    ``length`` is its number of samples at 16 kHz. UnreadableAudio, naming the file, when it has none.
+    A sinc with so many zero crossings on either side under a Hann window; cuts at 99 % of the lower rate's half.
+    """
+    lower = 0.99 * min(up, down)
+    half = math.ceil(crossings * up * down / lower)
+    crossing = np.arange(-half, half + 1) * lower / (up * down)
+    window = np.cos(np.clip(crossing / crossings, -1, 1) * np.pi / 2) ** 2
+    return np.sinc(crossing) * window * lower / (up * down)
+
+
+class AudioFile:
+    """An open audio file (anything libsndfile reads) as 16 kHz mono, resampled if need be.
+
+    channel: which of several channels (0, 1, ...); None: their mean. crossings: how sharp the resampling filter is
+    (low_pass); torchaudio's default is 6, which lets frequencies up to 1 kHz too high through as others. ``length`` is
+    the number of samples at 16 kHz. UnreadableAudio, naming the file, when it has none.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, channel=None, crossings=32):
         self.path = path
+        self.crossings = crossings
         try:
             self.file = soundfile.SoundFile(path)
         except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: headerless .raw
             reason = "does not exist" if not pathlib.Path(path).exists() else "cannot be read as audio"
             raise UnreadableAudio(f"{path} {reason}") from error
-        self.rate = self.file.samplerate
-        self.length = self.file.frames * SAMPLE_RATE // self.rate
-        if self.length <= 0:
+        divisor = math.gcd(self.file.samplerate, SAMPLE_RATE)
+        self.up, self.down = SAMPLE_RATE // divisor, self.file.samplerate // divisor
+        self.length = -(-self.file.frames * self.up // self.down)
+        self.channel = 0 if self.file.channels == 1 else channel
+        if self.length <= 0 or (channel or 0) >= self.file.channels:
             self.file.close()
-            raise UnreadableAudio(f"{path} is empty")
+            what = "is empty" if self.length <= 0 else f"has {self.file.channels} channels, no channel {channel}"
+            raise UnreadableAudio(f"{path} {what}")
 
     def __enter__(self):
         return self
@@ -171,36 +191,51 @@ class AudioFile:
         self.file.close()
 
     def read(self, start=0, samples=None, dtype="float32"):
-        """Samples [start, start + samples) as float32 in [-1, 1] or int16; what lies past the end is wrapped around."""
+        """Samples [start, start + samples) as float32 in [-1, 1] or int16; what lies past the end is wrapped around.
+
+        A part is the same whether it is read alone or out of the whole.
+        """
         samples = self.length if samples is None else samples
         available = min(samples, self.length - start)
-        # libsndfile scales float files to int16 in its own way, so they take the road over float32.
-        direct = self.rate == SAMPLE_RATE and (dtype == "float32" or self.file.subtype == "PCM_16")
-        first = start * self.rate // SAMPLE_RATE
-        count = available if self.rate == SAMPLE_RATE else math.ceil(available * self.rate / SAMPLE_RATE)
-        count = min(count, self.file.frames - first)
-        try:
-            self.file.seek(first)
-            waveform = self.file.read(count, dtype=dtype if direct else "float32", always_2d=True)[:, 0]
-        except (soundfile.LibsndfileError, OSError) as error:
-            raise UnreadableAudio(f"{self.path} cannot be decoded ({error})") from error
-        if len(waveform) < count:
-            raise UnreadableAudio(f"{self.path} ends before the length in its header: truncated?")
-        if self.rate != SAMPLE_RATE:
-            divisor = math.gcd(self.rate, SAMPLE_RATE)
-            waveform = scipy.signal.resample_poly(waveform, SAMPLE_RATE // divisor, self.rate // divisor)
+        if self.up == self.down:
+            # libsndfile scales float files to int16 in its own way, so they take the road over float32.
+            direct = dtype == "float32" or (self.file.subtype == "PCM_16" and self.channel is not None)
+            waveform = self._read_mono(start, available, dtype if direct else "float32")
+        else:
+            waveform = self._resampled(start, available)
         if waveform.dtype != np.int16 and not np.isfinite(waveform).all():
             raise UnreadableAudio(f"{self.path} holds samples that are not finite numbers")
         if waveform.dtype != dtype:
             waveform = np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
-        # Resampling may give a sample more or less than asked for; np.resize repeats from the beginning.
+        # np.resize repeats from the beginning.
         return waveform if len(waveform) == samples else np.resize(waveform, samples)
 
+    def _resampled(self, start, count):
+        """``count`` samples at 16 kHz, float32, from those of the file that the filter sees around them."""
+        reach = math.ceil(self.crossings * max(self.up, self.down) / (0.99 * self.up)) + 1
+        first = max(0, start * self.down // self.up - reach) // self.down * self.down  # where both rates have a sample
+        end = min(self.file.frames, (start + count) * self.down // self.up + 1 + reach)
+        waveform = self._read_mono(first, end - first, "float32")
+        window = low_pass(self.up, self.down, self.crossings)
+        waveform = scipy.signal.resample_poly(waveform, self.up, self.down, window=window)
+        skip = start - first // self.down * self.up
+        return waveform[skip : skip + count].astype(np.float32)
 
-def read_audio(path):
-    """A whole file as (samples,) float32 at 16 kHz. Raises UnreadableAudio."""
-    with AudioFile(path) as file:
-        return np.ascontiguousarray(file.read())
+    def _read_mono(self, first, count, dtype):
+        try:
+            self.file.seek(first)
+            waveform = self.file.read(count, dtype=dtype, always_2d=True)
+        except (soundfile.LibsndfileError, OSError) as error:
+            raise UnreadableAudio(f"{self.path} cannot be decoded ({error})") from error
+        if len(waveform) < count:
+            raise UnreadableAudio(f"{self.path} ends before the length in its header: truncated?")
+        return waveform.mean(axis=1) if self.channel is None else np.ascontiguousarray(waveform[:, self.channel])
+
+
+def read_audio(path, channel=None):
+    """A whole file as (samples,) float32 at 16 kHz, a channel or the mean of all. Raises UnreadableAudio."""
+    with AudioFile(path, channel) as file:
+        return file.read()
 
 
 def read_crop(path, samples, place):
@@ -458,7 +493,7 @@ class Augmentation(nn.Module):
 
     def _read_response(self, path):
         """(response_length,) float32 of unit energy, its direct sound (the largest sample) at ONSET."""
-        response = read_audio(path)
+        response = read_audio(path, channel=0)  # a mean over microphones would be no response of any room
         peak = int(np.abs(response).argmax())
         response = np.pad(response, (self.ONSET, 0))[peak : peak + self.response_length]
         energy = float(np.sqrt(np.sum(np.square(response, dtype=np.float64))))

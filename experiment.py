@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from encoder import SpeakerEncoder
 from loss import AAMsoftmax
 from model import ECAPA_TDNN
+from pretrained import SYSTEMS, Pretrained, build_network, load_pretrained
 from tools import (
     InputError,
     RunError,
@@ -52,9 +54,11 @@ class Run:
         self.lists = {path: sha256(path) for path in [args.train_list, *args.eval_list]}
         self.epoch, self.step, self.sums = 1, 0, None
         state = load_checkpoint(self.state_file, "training state") if self.state_file.exists() else None
-        initial = load_checkpoint(args.initial_model, "model") if args.initial_model and not state else None
-        if args.initial_model:
-            take_width(args, (state or initial)["settings"]["C"])
+        initial = load_pretrained(args.initial_model, args.system) if args.initial_model and not state else None
+        if state:
+            args.system = args.system or state["settings"].get("system", "ours")
+        else:
+            args.system = initial.system if initial else "ours"
         if len(self.speakers) < 2:
             raise InputError(f"{listing.path} has a single speaker: there is nothing to tell apart")
         if args.n_class is None:
@@ -62,11 +66,24 @@ class Run:
         elif args.n_class < len(self.speakers):
             raise InputError(f"--n_class {args.n_class}, but {listing.path} has {len(self.speakers)} speakers")
         if state:
+            if args.initial_model and "C" not in args.given:
+                args.C = state["settings"]["C"]
             self._refuse_other_settings(state)
+        elif initial and SYSTEMS[initial.system].variant is None:
+            raise InputError(f"--initial_model {args.initial_model}: only ECAPA-TDNNs can be trained further here")
 
         torch.manual_seed(args.seed)
-        self.encoder = ECAPA_TDNN(C=args.C)
-        self.classifier = AAMsoftmax(args.n_class, m=args.m, s=args.s)
+        if state:
+            prefix = "speaker_encoder."
+            weights = {key.removeprefix(prefix): value for key, value in state["weights"].items() if prefix in key}
+            self.encoder = build_network(weights, args.system)
+        else:
+            self.encoder = initial.network if initial else ECAPA_TDNN(C=args.C)
+        take_width(args, self.encoder)
+        self.classifier = AAMsoftmax(
+            args.n_class, m=args.m, s=args.s, embedding_size=self.encoder.embedding_size,
+            continuous=SYSTEMS[args.system].continuous_margin,
+        )  # fmt: skip
         # The names under which the recipe's checkpoints keep the two.
         self.network = torch.nn.ModuleDict({"speaker_encoder": self.encoder, "speaker_loss": self.classifier})
         self.network.to(device)
@@ -82,7 +99,7 @@ class Run:
                 f"--save_path {self.folder} has results of a run, but no state.pt to go on from: choose another"
             )
         elif initial:
-            self._take_weights(initial)
+            self._take_classifier(initial)
         settings = {"settings": self._settings(), "sha256": self.lists, "versions": versions(), "command": sys.argv}
         write_text(self.folder / "settings.json", json.dumps(settings, indent=2) + "\n")
         if not state:
@@ -101,17 +118,28 @@ class Run:
         if state["speakers"] != self.speakers or state["train_list_sha256"] != self.lists[self.args.train_list]:
             raise InputError(f"{self.folder} was begun with a --train_list of other content: {mend}")
 
-    def _take_weights(self, initial):
-        """Start from a model: its encoder always, its classifier if it tells the same speakers apart."""
-        weights = initial["weights"]
-        same = initial["speakers"] == self.speakers and len(weights["speaker_loss.weight"]) == self.args.n_class
-        if not same:
-            weights = {**weights, "speaker_loss.weight": self.network.state_dict()["speaker_loss.weight"]}
-        self.network.load_state_dict(weights)
-        print(f"{self.args.initial_model}: took the encoder" + (
-            " and the classifier" if same
-            else f"; the classifier starts anew, for {self.args.n_class} speakers other than the model's own"
-        ))  # fmt: skip
+    def _take_classifier(self, initial):
+        """The encoder came with the model; its classifier is taken if it tells the same speakers apart. Says so."""
+        same = initial.speakers == self.speakers and initial.classifier.shape == self.classifier.weight.shape
+        if same:
+            self.classifier.weight.data.copy_(initial.classifier)
+            left = "and its classifier"
+        elif initial.classifier is None:
+            left = f"; it came without a classifier, a new one begins, for {self.args.n_class} speakers"
+        else:
+            whose = "who are not named" if initial.speakers is None else "who are others"
+            left = (
+                f"; not its classifier of {len(initial.classifier)} speakers, {whose}: a new one begins, for "
+                f"{self.args.n_class}"
+            )
+        print(
+            f"{self.args.initial_model} ({SYSTEMS[initial.system].title}): took the encoder, {describe(self.encoder)} "
+            f"in {len(self.encoder.state_dict())} tensors{' ' if same else ''}{left}"
+        )
+
+    def speaker_encoder(self):
+        """The encoder as it is now, ready to embed files."""
+        return SpeakerEncoder(self.encoder, self.classifier.weight.device, Pretrained(self.args.system, self.encoder))
 
     def _contents(self, kind):
         return {
@@ -270,11 +298,18 @@ class StopSignal:
 # ---- what is written and shown ------------------------------------------------------------------------------------
 
 
-def take_width(args, width):
+def take_width(args, network):
     """Let the model decide C. InputError if the command line says otherwise."""
+    width = getattr(network, "C", args.C)
     if "C" in args.given and width != args.C:
         raise InputError(f"--C {args.C}, but {args.initial_model} has C={width}: leave --C out")
     args.C = width
+
+
+def describe(network):
+    """A network in a few words."""
+    millions = sum(weight.numel() for weight in network.parameters()) / 1e6
+    return f"{type(network).__name__}{f' C={network.C}' if hasattr(network, 'C') else ''}, {millions:.1f} M weights"
 
 
 def versions():

@@ -81,3 +81,20 @@ class KaldiFilterbank(Filterbank):
 
     def forward(self, waveform):
         return self.energies(self.scale * waveform).clamp(min=torch.finfo(torch.float32).eps).log()
+
+
+class ExportableFilterbank(Filterbank):
+    """The front end of our own network (model.LogMel) without complex numbers, which ONNX's exporter does not take.
+
+    Same buffers, same numbers to rounding: (B, samples) -> (B, 80, 1 + samples // 160).
+    """
+
+    def __init__(self, log_mel):
+        emphasis, mel = log_mel
+        super().__init__(mel.spectrogram.window.double().diag(), 512, mel.mel_scale.fb.t())
+        self.emphasis = emphasis
+
+    def forward(self, waveform):
+        # The window sits in the middle of 512 samples: 56 of the 256 that are reflected meet zeros.
+        padded = F.pad(self.emphasis(waveform).unsqueeze(1), (200, 200), "reflect").squeeze(1)
+        return (self.energies(padded) + 1e-6).log()

@@ -140,3 +140,18 @@ def embed_pieces(network, length, read, size, halo):
             except Unknown as question:
                 total = question.args[0] if total is None else total + question.args[0]
         known.append(total.answer())
+
+
+def log_mel_pieces(front_end, read, samples, size):
+    """The front end's (1, 80, T) of a long waveform, on the CPU, computed about ``size`` samples at a time.
+
+    front_end: module (B, samples) -> (B, 80, frames), a frame every 160 samples that sees up to 400 around it; read:
+    function (first, end) -> (1, end - first). size: a multiple of 160.
+    """
+    margin = 4 * 160
+    pieces = []
+    for start in range(0, samples, size):
+        first, end = max(0, start - margin), min(samples, start + size + margin)
+        piece = front_end(read(first, end))[:, :, (start - first) // 160 :]
+        pieces.append((piece if end == samples and start + size >= samples else piece[:, :, : size // 160]).cpu())
+    return torch.cat(pieces, dim=2)

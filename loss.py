@@ -13,12 +13,14 @@ class AAMsoftmax(nn.Module):
     A linear classifier on the cosine between embedding and class vector, in which the angle to the true class is
     enlarged by ``m`` radians before the softmax of ``s`` times the cosines.
 
-    n_class: number of speakers; m: margin in radians; s: scale; embedding_size: D.
+    n_class: number of speakers; m: margin in radians; s: scale; embedding_size: D. continuous: where angle and margin
+    exceed pi together, continue without the customary jump, as wespeaker and 3D-Speaker do.
     """
 
-    def __init__(self, n_class, m=0.2, s=30, embedding_size=192):
+    def __init__(self, n_class, m=0.2, s=30, embedding_size=192, continuous=False):
         super().__init__()
         self.m = m
+        self.continuous = continuous
         self.s = s
         self.weight = nn.Parameter(torch.empty(n_class, embedding_size))
         nn.init.xavier_normal_(self.weight, gain=1)
@@ -43,5 +45,5 @@ class AAMsoftmax(nn.Module):
         # The floor keeps the square root's slope finite when an embedding lies exactly on its class vector.
         sine = (1.0 - cosine * cosine).clamp(1e-10, 1.0).sqrt()
         shifted = cosine * math.cos(self.m) - sine * math.sin(self.m)
-        beyond = cosine - self.m * math.sin(math.pi - self.m)
+        beyond = cosine - (1 - math.cos(self.m) if self.continuous else self.m * math.sin(self.m))
         return torch.where(cosine > math.cos(math.pi - self.m), shifted, beyond)

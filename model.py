@@ -197,7 +197,8 @@ class ECAPA_TDNN(nn.Module):
     ``variant`` and ``front_end`` (a module with (B, samples) -> (B, 80, T)) are for other people's checkpoints.
     """
 
-    halo = 2 + 7 * (2 + 3 + 4)  # how many frames to either side an output frame sees through the convolutions
+    hop = 160  # samples from one frame to the next
+    halo = (65, 65)  # how many frames a frame sees to either side through the convolutions: 2 + 7 * (2 + 3 + 4)
 
     def __init__(
         self, C=1024, embedding_size=192, aggregation=1536, attention=256, bottleneck=128, variant=RECIPE,

@@ -33,6 +33,7 @@ class System(NamedTuple):
     files: tuple = ()  # its weights in the folder that its authors publish
     crops: bool = False  # the score looks at each utterance whole and in five crops; else only whole
     first_channel: bool = False  # of several channels it takes the first; else their mean
+    resampling: int = 32  # sharpness of the filter for other sample rates (dataLoader.low_pass)
     threshold: float | None = None  # the published one
     above: bool = False  # "same" is a score above the threshold; else one that reaches it
     decimals: int | None = None  # a verification score is rounded to
@@ -54,7 +55,7 @@ SYSTEMS = {
     ),
     "speechbrain": System(
         "speechbrain/spkrec-ecapa-voxceleb", _SPEECHBRAIN, SpeechBrainFilterbank, shortest=640,
-        files=("embedding_model.ckpt",), threshold=0.25, above=True,
+        files=("embedding_model.ckpt",), threshold=0.25, above=True, resampling=6,
     ),
     "modelscope": System(
         "ModelScope speech_ecapa-tdnn_sv_en_voxceleb_16k", _SPEECHBRAIN,
@@ -63,9 +64,11 @@ SYSTEMS = {
     ),
     "wespeaker": System(
         "wespeaker ECAPA_TDNN_GLOB", _WESPEAKER, lambda: KaldiFilterbank("hamming", 32768.0), shortest=560,
-        files=("avg_model.pt", "model_*.pt"), first_channel=True, continuous_margin=True,
+        files=("avg_model.pt", "model_*.pt"), first_channel=True, resampling=6, continuous_margin=True,
     ),
-    "pyannote": System("pyannote/embedding", None, None, shortest=5041, files=("pytorch_model.bin",)),
+    "pyannote": System(
+        "pyannote/embedding", None, None, shortest=5041, files=("pytorch_model.bin",), resampling=6,
+    ),
 }  # fmt: skip
 
 
@@ -107,6 +110,8 @@ def _wespeaker_names():
 
 NAMES = {"speechbrain": _speechbrain_names(), "modelscope": _speechbrain_names(), "wespeaker": _wespeaker_names()}
 
+PREFIX = "speaker_encoder."  # of the encoder's names in TaoRuijie's files and ours
+
 # ---- loading ---------------------------------------------------------------------------------------------------------
 
 
@@ -118,8 +123,9 @@ class Pretrained(NamedTuple):
     classifier: torch.Tensor | None = None  # (speakers, D), a row for each training speaker
     speakers: list | None = None  # their names
     threshold: float | None = None
-    thresholds: dict = {}  # our own: {"1%": at 1 % false alarms, ...}
     origin: str = ""  # where the threshold comes from, in words
+    thresholds: dict = {}  # our own: {"EER": ..., "1%": at 1 % false alarms, ...}
+    listing: str = ""  # on which trial list
     mean: torch.Tensor | None = None  # (D,) SpeechBrain's mean embedding, which verification does not use
 
 
@@ -180,20 +186,20 @@ def _recognise(path, content):
         return ["taoruijie"]
     if "pyannote.audio" in content or any(name.startswith("sincnet.") for name in names):
         return ["pyannote"]
-    if "layer1.conv.weight" in names:
-        return ["wespeaker"]
-    if "blocks.0.conv.conv.weight" in names:
+    layers = {name.rpartition(".")[0] for name in names}
+    known = [system for system, its in NAMES.items() if len(layers & its.keys()) > len(its) / 2]
+    if "speechbrain" in known:  # whose names are ModelScope's too
         beside = [name for name, is_its in (("speechbrain", _has_speechbrain_beside), ("modelscope", _configuration))
                   if is_its(path)]  # fmt: skip
-        return beside if len(beside) == 1 else ["speechbrain", "modelscope"]
-    return []
+        return beside if len(beside) == 1 else known
+    return known
 
 
 def _load_ours(path, content, system):
     checkpoint = load_checkpoint(path, "model", content)
     try:
         settings, scores, weights = checkpoint["settings"], checkpoint.get("scores", {}), checkpoint["weights"]
-        state = {key.removeprefix("speaker_encoder."): value for key, value in weights.items() if "_encoder." in key}
+        state = {key: value for key, value in weights.items() if key != "speaker_loss.weight"}
         system = settings.get("system", "ours")
         classifier, speakers = weights.get("speaker_loss.weight"), checkpoint.get("speakers")
         listing, result = next(iter(scores.items()), (None, {}))
@@ -203,15 +209,14 @@ def _load_ours(path, content, system):
     if system not in SYSTEMS:
         raise InputError(f"{path} is based on a system that is not known here: {system!r}")
     origin = f"where misses and false alarms were equal on {listing}" if thresholds else ""
-    return Pretrained(
-        system, _network(path, state, system), classifier, speakers, thresholds.get("EER"), thresholds, origin
-    )
+    network, threshold = _network(path, state, system, {}, PREFIX), thresholds.get("EER")
+    return Pretrained(system, network, classifier, speakers, threshold, origin, thresholds, listing or "")
 
 
 def _load_taoruijie(path, content, system):
     state = {key.replace("module.", ""): value for key, value in content.items()}  # of DataParallel
     classifier = state.pop("speaker_loss.weight", None)
-    return Pretrained(system, _network(path, state, system, prefix="speaker_encoder."), classifier)
+    return Pretrained(system, _network(path, state, system, {}, PREFIX), classifier)
 
 
 def _load_speechbrain(path, content, system):
@@ -291,6 +296,8 @@ def build_network(state, system="ours"):
     """
     if SYSTEMS[system].variant is None:
         return XVectorSincNet(state["embedding.weight"].shape[0])
+    with torch.device("cpu"):  # even where the rest is built without numbers
+        front_end = SYSTEMS[system].front_end()
     return ECAPA_TDNN(
         C=state["conv1.weight"].shape[0],
         embedding_size=state["fc6.weight"].shape[0],
@@ -298,13 +305,17 @@ def build_network(state, system="ours"):
         attention=state["attention.0.weight"].shape[0],
         bottleneck=state["layer1.se.se.1.weight"].shape[0],
         variant=SYSTEMS[system].variant,
-        front_end=SYSTEMS[system].front_end(),
+        front_end=front_end,
     )
 
 
-def _network(path, state, system, prefix=""):
-    """Build the network and fill it, strictly. InputError names the first tensor that is missing, odd or too many."""
-    theirs = {ours: name for name, ours in NAMES.get(system, {}).items()}
+def _network(path, state, system, names=None, prefix=""):
+    """Build the network and fill it, strictly. InputError names the first tensor that is missing, odd or too many.
+
+    names: the file's layers -> ours, {} where they are the same, None for those of the system.
+    """
+    names = NAMES.get(system, {}) if names is None else names
+    theirs = {ours: name for name, ours in names.items()}
 
     def their_name(key):
         layer, _, parameter = key.rpartition(".")
@@ -316,14 +327,18 @@ def _network(path, state, system, prefix=""):
             raise InputError(f"{path}: {key} is not a tensor but a {type(tensor).__name__}")
         layer, _, parameter = key.removeprefix(prefix).rpartition(".")
         # A layer of ours that bears another name in theirs is none of theirs.
-        known = NAMES[system].get(layer, f"unknown {layer}") if system in NAMES else layer
+        known = names.get(layer, f"unknown {layer}") if names else layer
         named[f"{known}.{parameter}" if key.startswith(prefix) else f"unknown {key}"] = tensor
+    if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > path.stat().st_size:
+        raise InputError(f"{path}: its tensors claim to be larger than the file")
     try:
-        network = build_network(named, system)
+        with torch.device("meta"):  # shapes without numbers: a file with odd ones cannot ask for memory
+            network = build_network(named, system)
     except KeyError as error:
         raise InputError(f"{path}: the tensor {their_name(error.args[0])} is missing") from error
     except (IndexError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} has weights of an odd shape: {error}") from error
+        width = "embedding.weight" if SYSTEMS[system].variant is None else "conv1.weight"
+        raise InputError(f"{path}: the tensor {their_name(width)} has an odd shape ({error})") from error
     expected = network.state_dict()
     missing = [their_name(key) for key in expected if key not in named]
     unexpected = [key for key, known in zip(state, named) if known not in expected]
@@ -335,8 +350,8 @@ def _network(path, state, system, prefix=""):
         if [n for n in tensor.shape if n != 1] != [n for n in expected[key].shape if n != 1]:
             shapes = f"{tuple(tensor.shape)}, not {tuple(expected[key].shape)}"
             raise InputError(f"{path}: the tensor {their_name(key)} has the shape {shapes}")
-        named[key] = tensor.reshape(expected[key].shape)
-    network.load_state_dict(named)
+        named[key] = tensor.detach().reshape(expected[key].shape).to(expected[key].dtype)
+    network.load_state_dict(named, assign=True)
     return network.eval()
 
 

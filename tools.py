@@ -1,6 +1,7 @@
 """Judging scores, and files that appear whole or not at all: error rates, plots, score lists, checkpoints."""
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -27,11 +28,13 @@ class RunError(RuntimeError):
 
 def run_command(main):
     """Run a script's main; an InputError ends it with one line and exit status 2, a failure while running with 1."""
+    script = pathlib.Path(sys.argv[0]).name
     sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line as it is printed
+    warnings.showwarning = lambda message, *_: tqdm.write(f"{script}: warning: {message}", file=sys.stderr)
     try:
         sys.exit(main())
     except (InputError, RunError, OSError) as error:  # OSError: a disk that is full or gone
-        print(f"{pathlib.Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        print(f"{script}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
 
 
@@ -39,6 +42,17 @@ def progress_bar(**settings):
     """A tqdm bar for one piece of long work; where nobody watches (a log file), it is redrawn every half minute."""
     watched = sys.stderr.isatty()
     return tqdm(dynamic_ncols=watched, leave=False, mininterval=0.2 if watched else 30, **settings)
+
+
+def keep_memory():
+    """Let glibc keep freed memory for the next step; on a CPU this nearly doubles the speed of training.
+
+    By default it gives large blocks back to the kernel, which clears each page again when the next tensor asks for it.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: take no block by mmap
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give nothing back from the heap's end
 
 
 # ---- error rates -----------------------------------------------------------------------------------------------------
@@ -101,6 +115,19 @@ def min_dcf(scores, labels, p_target=0.01, c_miss=1, c_fa=1):
     cost = c_miss * miss * p_target + c_fa * false_alarm * (1 - p_target)
     best = np.argmin(cost)
     return float(cost[best] / min(c_miss * p_target, c_fa * (1 - p_target))), float(thresholds[best])
+
+
+def threshold_at(scores, labels, false_alarm):
+    """The least threshold with at most this rate of false alarms, or None when the list is too short to tell.
+
+    (scores (N,), labels (N,), rate) -> a score; a trial is accepted when its score reaches it. Errors as in
+    ``error_curve``.
+    """
+    thresholds, _, rates = error_curve(scores, labels)
+    if false_alarm * np.count_nonzero(np.asarray(labels) == 0) < 1:
+        return None
+    found = thresholds[np.argmax(rates <= false_alarm + 1e-12)]  # exists: the last threshold accepts nothing
+    return float(found) if np.isfinite(found) else None
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -19,18 +19,21 @@ from pathlib import Path
 import torch
 
 from dataLoader import Augmentation, CropLoader, TrainingList, TrialList, check_files, to_device, torch_stream
-from experiment import DATA_FLAGS, Meter, Run, StopSignal, log_line, take_width
+from encoder import SpeakerEncoder, choose_device, score_trials
+from experiment import DATA_FLAGS, Meter, Run, StopSignal, describe, log_line, take_width
 from prepareData import make_demo
+from pretrained import SYSTEMS
 from tools import (
     InputError,
     draw_det,
     equal_error_rate,
     min_dcf,
     run_command,
+    sha256,
+    threshold_at,
     write_scores,
     write_text,
 )
-from verify import SpeakerEncoder, choose_device, score_trials
 
 # ---- settings: edit the paths here, or pass them as flags ------------------------------------------------------------
 
@@ -64,7 +67,10 @@ def build_parser():
 
     group = parser.add_argument_group("what to do")
     add("--save_path",     "exps/exp1", "folder for everything that is written; with --eval: exps/eval")
-    add("--initial_model", "",      "start from this model's weights; with --eval: the model to evaluate")
+    add("--initial_model", "",      "start from this model's weights; with --eval: the model to evaluate. Ours, or the "
+                                    "file or folder of a published system (pretrained.py)")
+    add("--system",        None,    "whose model that is, where it cannot be seen from the file", choices=list(SYSTEMS),
+                                    type=str)
     add("--eval",          False,   "evaluate only; needs no training data")
     add("--demo",          False,   "generate a small corpus of speech and train on it, in minutes on a CPU")
 
@@ -110,8 +116,8 @@ def read_settings(arguments):
         raise InputError("--eval needs --initial_model FILE, the model to evaluate")
     if args.eval and not args.eval_list:
         raise InputError("--eval needs --eval_list with at least one trial list")
-    if args.initial_model and not Path(args.initial_model).is_file():
-        raise InputError(f"--initial_model {args.initial_model} is not a file")
+    if args.initial_model and not Path(args.initial_model).exists():
+        raise InputError(f"--initial_model {args.initial_model} does not exist")
     if args.eval and "save_path" not in args.given:
         args.save_path = "exps/eval"  # never over an experiment's own scores
     least = {"num_frames": 2, "max_epoch": 1, "batch_size": 2, "test_step": 1, "n_cpu": 1, "n_class": 1, "seed": 0,
@@ -152,14 +158,13 @@ def train(args):
     augmentation = Augmentation(args.musan_path, args.rir_path, samples, args.bank_mb, args.seed, args.n_cpu).to(device)
     run = Run(args, listing, device)
     encoder, classifier, optimizer, stop = run.encoder, run.classifier, run.optimizer, StopSignal()
-    millions = sum(weight.numel() for weight in encoder.parameters()) / 1e6
     print(
-        f"{run.folder}: ECAPA-TDNN, C={args.C}, {millions:.1f} M weights, {device}, amp {args.amp}; "
+        f"{run.folder}: {describe(encoder)}, {device}, amp {args.amp}; "
         f"{len(listing)} utterances of {len(listing.speakers)} speakers, {loader.steps} steps of {args.batch_size} an "
         f"epoch; each utterance {', '.join(augmentation.kinds[:-1])} or {augmentation.kinds[-1]}"
     )
     if run.is_untrained() and trial_lists:  # a baseline, and proof that evaluation will work when an epoch is over
-        run.record({"epoch": 0}, evaluate(SpeakerEncoder(encoder, device), trial_lists, args))
+        run.record({"epoch": 0}, evaluate(run.speaker_encoder(), trial_lists, args))
 
     while run.epoch <= args.max_epoch:
         encoder.train()
@@ -186,7 +191,7 @@ def train(args):
             summary = meter.summary()
             print(log_line(summary, args))
             due = run.epoch % args.test_step == 0 or run.epoch == args.max_epoch
-            run.record(summary, evaluate(SpeakerEncoder(encoder, device), trial_lists, args) if due else None)
+            run.record(summary, evaluate(run.speaker_encoder(), trial_lists, args) if due else None)
         run.next_epoch()
     print(f"{run.folder}: {args.max_epoch} epochs done; a larger --max_epoch goes on from here{run.error_rates()}")
 
@@ -208,11 +213,13 @@ def evaluate(encoder, trial_lists, args):
         eer, threshold = equal_error_rate(scores, trials.label)
         results[name] = {
             "eer": eer,
-            "eer_threshold": threshold,
+            "thresholds": {"EER": threshold, "1%": threshold_at(scores, trials.label, 0.01),
+                           "0.1%": threshold_at(scores, trials.label, 0.001)},
             "min_dcf_0.05": min_dcf(scores, trials.label, p_target=0.05)[0],
             "min_dcf_0.01": min_dcf(scores, trials.label, p_target=0.01)[0],
             "trials": len(trials),
             "utterances": len({*trials.enrol, *trials.test}),
+            "list_sha256": sha256(trials.path),
             "seconds": time.perf_counter() - began,
         }
         curves[name] = scores, trials.label
@@ -225,10 +232,10 @@ def evaluate(encoder, trial_lists, args):
 
 def evaluate_only(args):
     device = choose_device(args.device)
-    encoder = SpeakerEncoder.from_checkpoint(args.initial_model, device)
-    take_width(args, encoder.network.C)
+    encoder = SpeakerEncoder.from_checkpoint(args.initial_model, device, args.system)
+    take_width(args, encoder.network)
     trial_lists = open_trial_lists(args)
-    print(f"{args.initial_model}: ECAPA-TDNN C={args.C} on {device}")
+    print(f"{args.initial_model}: {describe(encoder.network)}, of {encoder.system.title}, on {device}")
     results = evaluate(encoder, trial_lists, args)
     content = {"settings": {k: v for k, v in vars(args).items() if k != "given"}, "results": results}
     write_text(Path(args.save_path) / "results.json", json.dumps(content, indent=2) + "\n")

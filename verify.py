@@ -1,162 +1,338 @@
-"""A trained model in use: embeddings of files, the score of a pair, the scores of a trial list.
+"""Use a trained model: ours, or one of the published systems (pretrained.py), recognised from its file or folder.
 
-    python verify.py --initial_model exps/exp1/model/best.model a.wav b.wav
+    python verify.py a.wav b.wav --model FILE                          the same speaker? exit status 0 yes, 1 no
+    python verify.py a.wav b.wav c.wav --model FILE                    a against each of the others
+    python verify.py --embed PATH ... --out FILE.npz --model FILE      embeddings of files, folders, lists
+    python verify.py --enrol NAME a.wav ... --gallery G.npz --model FILE   remember a speaker
+    python verify.py --identify who.wav ... --gallery G.npz --model FILE   which of them is it? exit status 1: nobody
+    python verify.py --classify a.wav ... --model FILE                 which training speaker does it sound like?
+    python verify.py --export FILE.onnx --model FILE                   for onnxruntime: waveform in, embedding out
 """
 
 import argparse
-import collections
-import concurrent.futures
-import itertools
+import sys
+import warnings
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
+import soundfile
 
-from dataLoader import UnreadableAudio, read_audio
-from model import ECAPA_TDNN
-from tools import InputError, RunError, load_checkpoint, progress_bar, run_command
+from dataLoader import AUDIO_SUFFIXES, UnreadableAudio, find_audio, read_lines
+from encoder import (
+    AudioWarning,
+    Classification,
+    SpeakerEncoder,
+    Verification,
+    choose_device,
+    score_trials,
+    scoring_crops,
+)
+from pretrained import SYSTEMS
+from tools import InputError, keep_memory, progress_bar, run_command, whole_file
 
-CROPS = 5  # the customary score looks at each utterance whole and in five crops of three seconds
-CROP_SAMPLES = 300 * 160 + 240
-SHORTEST = 257  # samples that the front end needs for its first frame
-
-
-class Verification(NamedTuple):
-    """The answer to "is it the same speaker?"; the last two are None where no threshold was given."""
-
-    score: float
-    same_speaker: bool | None
-    threshold: float | None
-
-
-def choose_device(name="auto"):
-    """A torch.device: a CUDA GPU if there is one, else Apple's, else the CPU; or the one that is named."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        if torch.device(name).type not in ("cpu", "cuda", "mps"):
-            raise NotImplementedError("not one of cpu, cuda, mps")
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device {name} is not to be had here ({str(error).splitlines()[0]})") from error
-    return torch.device(name)
+__all__ = ["AudioWarning", "Classification", "Gallery", "SpeakerEncoder", "Verification", "choose_device",
+           "score_trials", "scoring_crops"]  # fmt: skip
 
 
-class SpeakerEncoder:
-    """An ECAPA_TDNN that embeds files. Always float32 and in eval mode, so that a score depends on nothing else."""
+# ---- a gallery of known speakers -------------------------------------------------------------------------------------
 
-    def __init__(self, network, device="cpu"):
-        self.network = network
-        self.device = torch.device(device)
 
-    @classmethod
-    def from_checkpoint(cls, path, device="cpu"):
-        """Build the encoder from one of our ``*.model`` files. Raises InputError when it is none."""
-        checkpoint = load_checkpoint(path, "model")
-        network = ECAPA_TDNN(C=checkpoint["settings"]["C"])
-        weights = {key: value for key, value in checkpoint["weights"].items() if key.startswith("speaker_encoder.")}
+class Gallery:
+    """Known speakers and the mean of each one's scoring vectors, in an .npz file.
+
+    The score of an utterance against a speaker is the mean of its scores against that speaker's utterances, so a
+    threshold for pairs of files serves here too. File: ``names`` (N,), ``vectors`` (N, V) float32, ``counts`` (N,)
+    utterances of each, ``model`` (the encoder's fingerprint).
+    """
+
+    def __init__(self, path, encoder):
+        self.path, self.encoder = Path(path), encoder
+        self.names, self.vectors, self.counts = [], [], []
+        if self.path.exists():
+            self._read()
+
+    def _read(self):
         try:
-            network.load_state_dict({key.removeprefix("speaker_encoder."): value for key, value in weights.items()})
-        except RuntimeError as error:
-            difference = str(error).splitlines()[1].strip()
-            raise InputError(f"{path} holds other weights than its settings say: {difference}") from error
-        return cls(network.to(device), device)
+            with np.load(self.path, allow_pickle=False) as file:
+                model, names = str(file["model"]), [str(name) for name in file["names"]]
+                vectors, counts = file["vectors"].astype(np.float32), file["counts"].astype(int)
+            if vectors.ndim != 2 or not len(names) == len(vectors) == len(counts) or (counts < 1).any():
+                raise ValueError("its parts do not fit together")
+        except Exception as error:  # what a damaged file raises depends on the damage
+            raise InputError(f"--gallery {self.path} is not a gallery, or a damaged one ({error})") from error
+        if model != self.encoder.fingerprint():
+            raise InputError(f"--gallery {self.path} was made with another model: its vectors mean nothing to this one")
+        self.names, self.vectors, self.counts = names, list(vectors), counts.tolist()
 
-    @torch.inference_mode()
-    def embed_batch(self, waveform):
-        """(B, samples) float32 in [-1, 1], equally long -> (B, D) float32 tensor on the CPU, not normalised."""
-        training = self.network.training
-        self.network.eval()
-        # TF32, cuDNN's default for convolutions, would round to 10 bits of mantissa.
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            embedding = self.network(waveform.to(self.device)).float().cpu()
-        self.network.train(training)
-        return embedding
+    def enrol(self, name, files):
+        """Remember a speaker, or add utterances to a known one. Returns how many there are now."""
+        new = np.stack(list(self.encoder.embed_for_scoring(files).values()))
+        if name not in self.names:
+            self.names.append(name)
+            self.vectors.append(np.zeros(new.shape[1], np.float32))
+            self.counts.append(0)
+        i = self.names.index(name)
+        count = self.counts[i] + len(new)
+        self.vectors[i] = (self.vectors[i] * self.counts[i] + new.sum(axis=0)) / count
+        self.counts[i] = count
+        with whole_file(self.path) as file:
+            np.savez(file, names=np.array(self.names), vectors=np.stack(self.vectors), counts=np.array(self.counts),
+                     model=np.array(self.encoder.fingerprint()))  # fmt: skip
+        return count
 
-    def embed(self, path):
-        """The embedding of a whole file as the network gives it: (D,) float32 numpy, not normalised.
+    def rank(self, path):
+        """[(score, name)] of all speakers, the best first."""
+        vector = self.encoder.embed_for_scoring([path])[path]
+        return sorted(zip((np.stack(self.vectors) @ vector).tolist(), self.names), reverse=True)
 
-        Raises UnreadableAudio for files that cannot be read or are shorter than 257 samples (16 ms).
-        """
-        return self.embed_batch(self._read(path).unsqueeze(0))[0].numpy()
 
-    def verify(self, first, second, threshold=None):
-        """Cosine of two whole files' embeddings -> Verification; the same speaker if score >= threshold."""
-        embeddings = torch.from_numpy(np.stack([self.embed(first), self.embed(second)]))
-        score = F.cosine_similarity(*embeddings, dim=0).item()
-        return Verification(score, None if threshold is None else bool(score >= threshold), threshold)
+# ---- what the command does -------------------------------------------------------------------------------------------
 
-    def embed_for_scoring(self, files, root=".", threads=4):
-        """Vectors whose dot products are the customary scores: {file: (2 D,) float32 numpy}.
 
-        The customary score of a pair is the mean of two numbers: the cosine of the whole utterances, and the mean of
-        the 5 x 5 cosines between five evenly spaced three-second crops of each (shorter utterances are wrapped
-        around). As the mean of all cosines between two sets is the dot product of the sets' mean unit vectors, both
-        together are one dot product: of the whole's unit vector and the crops' mean, side by side, over sqrt(2).
+def compare(encoder, args):
+    """The first file against each of the others. Exit status 0: all of one speaker; 1: not all; 2: unreadable."""
+    first, *others = args.files
+    unreadable = []
+    vectors = encoder.embed_for_scoring(args.files, threads=args.n_cpu, unreadable=unreadable)
+    for error in unreadable:
+        print(f"verify.py: {error}", file=sys.stderr)
+    others = [other for other in others if other in vectors]
+    if first not in vectors or not others:
+        return 2
+    answers = [encoder.decide(vectors[first] @ vectors[other], args.threshold) for other in others]
+    for other, answer in zip(others, answers):
+        verdict = {None: "", True: "  same speaker", False: "  different speakers"}[answer.same_speaker]
+        print(f"{answer.score:8.5f}{verdict}" + (f"  {other}" if len(others) > 1 else ""))
+    if answers[0].threshold is None:
+        raise InputError(f"{args.model} came without a threshold: no decision; give one with --threshold")
+    print(f"threshold {answers[0].threshold:.5f}: {args.origin}")
+    return 2 if unreadable else 0 if all(answer.same_speaker for answer in answers) else 1
 
-        Each file is read and embedded once, by itself, so its vector does not depend on the others.
-        """
-        files = list(dict.fromkeys(files))
-        vectors = {}
-        with (
-            concurrent.futures.ThreadPoolExecutor(threads) as pool,
-            progress_bar(total=len(files), desc="embedding", unit="utt") as bar,
-        ):
-            ahead, coming = collections.deque(), iter(files)
-            for file in files:
-                for path in itertools.islice(coming, 2 * threads - len(ahead)):
-                    ahead.append(pool.submit(self._read, Path(root) / path))
-                vectors[file] = self._scoring_vector(ahead.popleft().result())
-                if not np.isfinite(vectors[file]).all():
-                    raise RunError(f"the embedding of {file} is not finite: broken weights, or samples far beyond 1")
+
+def embed(encoder, args):
+    """Write embeddings to --out. Exit status 2 if files could not be read; the others are written."""
+    files = [file for path in args.embed for file in audio_of(path, args.root)]
+    columns = {"files": [], "embeddings": [], "start": [], "end": []}
+    failed = 0
+    for file, found, start, end in embedded(encoder, files, args):
+        if isinstance(found, InputError):
+            print(f"verify.py: {found}; left out", file=sys.stderr)
+            failed += 1
+            continue
+        columns["files"] += [file] * len(found)
+        columns["embeddings"].append(found)
+        columns["start"] += list(start)
+        columns["end"] += list(end)
+    if not columns["files"]:
+        raise InputError(f"none of {len(files)} files could be embedded: nothing written")
+    columns["embeddings"] = np.concatenate(columns["embeddings"])
+    columns["start"], columns["end"] = np.array(columns["start"]), np.array(columns["end"])
+    if args.window is None and args.start is None and args.end is None:
+        del columns["start"], columns["end"]
+    with whole_file(args.out) as file:
+        np.savez(file, model=np.array(encoder.fingerprint()), **columns)
+    rows, size = columns["embeddings"].shape
+    print(f"{args.out}: {rows} embeddings of {size} numbers from {len(files) - failed} files"
+          + (f"; {failed} of {len(files)} files could not be embedded" if failed else ""))  # fmt: skip
+    return 2 if failed else 0
+
+
+def embedded(encoder, files, args):
+    """Yield (file, (N, D) embeddings or an InputError, their N starts, their N ends in seconds)."""
+    bar = progress_bar(total=len(files), desc="embedding", unit="file", delay=1)
+    with bar:
+        if args.window is None and args.start is None and args.end is None:
+            for file, found, remark in encoder.embed_files(files, threads=args.n_cpu):
+                if remark:
+                    warnings.warn(remark, AudioWarning, stacklevel=2)
+                yield file, found if isinstance(found, InputError) else found[None], [0], [0]
                 bar.update()
-        return vectors
-
-    def _scoring_vector(self, waveform):
-        whole = F.normalize(self.embed_batch(waveform.unsqueeze(0)))
-        crops = F.normalize(self.embed_batch(scoring_crops(waveform)))
-        return torch.cat([whole[0], crops.mean(dim=0)]).numpy() / np.float32(np.sqrt(2))
-
-    @staticmethod
-    def _read(path):
-        waveform = read_audio(path)
-        if len(waveform) < SHORTEST:
-            raise UnreadableAudio(f"{path} has {len(waveform)} samples at 16 kHz, fewer than the {SHORTEST} needed")
-        return torch.from_numpy(waveform)
-
-
-def scoring_crops(waveform):
-    """(samples,) -> (5, 48240): evenly spaced from beginning to end; a shorter one is wrapped, once, (1, 48240)."""
-    if len(waveform) <= CROP_SAMPLES:
-        # All five crops would be equal, and so would be their mean.
-        return waveform[torch.arange(CROP_SAMPLES) % len(waveform)].unsqueeze(0)
-    starts = np.linspace(0, len(waveform) - CROP_SAMPLES, CROPS).astype(int)
-    return torch.stack([waveform[start : start + CROP_SAMPLES] for start in starts])
+            return
+        for file in files:
+            try:
+                if args.window is not None:
+                    found, times = encoder.embed_windows(file, args.window, args.step or args.window)
+                    yield file, found, times[:, 0], times[:, 1]
+                else:
+                    start, end = args.start or 0.0, args.end if args.end is not None else duration(file)
+                    yield file, encoder.embed_excerpt(file, start, end)[None], [start], [end]
+            except InputError as error:
+                yield file, error, [], []
+            bar.update()
 
 
-def score_trials(trials, vectors):
-    """A TrialList and {file: (D,) array} -> (N,) float32 dot products."""
-    row = {file: i for i, file in enumerate(vectors)}
-    matrix = np.stack(list(vectors.values()))
-    enrol, test = ([row[file] for file in column] for column in (trials.enrol, trials.test))
-    # In blocks: the vectors of a million trials would be gigabytes.
-    blocks = [slice(first, first + 100_000) for first in range(0, len(enrol), 100_000)]
-    return np.concatenate([np.einsum("nd,nd->n", matrix[enrol[block]], matrix[test[block]]) for block in blocks])
+def duration(path):
+    """Seconds of a file."""
+    try:
+        return soundfile.info(path).duration
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:
+        raise UnreadableAudio(f"{path} cannot be read as audio") from error
+
+
+def audio_of(path, root=None):
+    """The audio files that a path stands for: itself, all in a folder, or those of a list (.txt, .lst, .list, .csv).
+
+    A list has a path a line, alone or behind a speaker, or two behind a trial's label; they start from root, or from
+    the folder of the list.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = [str(file) for file in find_audio(path)]
+        if not files:
+            raise InputError(f"{path} holds no audio ({', '.join(sorted(AUDIO_SUFFIXES))})")
+        return files
+    if path.suffix.lower() not in (".txt", ".lst", ".list"):
+        return [str(path)]
+    files = [field for _, fields in read_lines(path, "--embed") for field in (fields[1:] or fields)]
+    return [str(Path(root or path.parent) / file) for file in dict.fromkeys(files)]
+
+
+def enrol(encoder, args):
+    gallery = Gallery(args.gallery, encoder)
+    count = gallery.enrol(args.enrol, args.files)
+    print(f"{args.gallery}: {args.enrol} has {count} utterances; {len(gallery.names)} speakers")
+
+
+def identify(encoder, args):
+    """Exit status 0: all were recognised; 1: somebody was not; 2: unreadable."""
+    if not Path(args.gallery).exists():
+        raise InputError(f"--gallery {args.gallery} does not exist: fill it with --enrol")
+    gallery = Gallery(args.gallery, encoder)
+    if encoder.threshold is None and args.threshold is None:
+        raise InputError(f"{args.model} came without a threshold below which it is nobody: give one with --threshold")
+    status = 0
+    for file in args.identify:
+        try:
+            ranking = gallery.rank(file)
+        except UnreadableAudio as error:
+            print(f"verify.py: {error}", file=sys.stderr)
+            status = 2
+            continue
+        best = encoder.decide(ranking[0][0], args.threshold)
+        print(f"{file}: {ranking[0][1] if best.same_speaker else 'nobody'}")
+        for score, name in ranking[:5]:
+            print(f"  {score:8.5f}  {name}")
+        status = status or (0 if best.same_speaker else 1)
+    print(f"threshold {encoder.threshold if args.threshold is None else args.threshold:.5f}: {args.origin}")
+    return status
+
+
+def classify(encoder, args):
+    """Exit status 2: unreadable files; the others are classified."""
+    status = 0
+    for file in args.classify:
+        try:
+            speaker, score = encoder.classify(file)
+            print(f"{score:8.5f}  {speaker}  {file}")
+        except UnreadableAudio as error:
+            print(f"verify.py: {error}", file=sys.stderr)
+            status = 2
+    return status
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__, usage="%(prog)s [files] [flags]", allow_abbrev=False,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=120),
+    )  # fmt: skip
+    add = parser.add_argument
+    # fmt: off
+    add("files", nargs="*", metavar="FILE", help="audio, anything libsndfile reads, at any sample rate")
+    add("--model",      required=True, metavar="PATH", help="a *.model of ours, or a published system's file or folder")
+    add("--system",     choices=SYSTEMS, help="whose model it is, if that cannot be seen from the file")
+    add("--threshold",  metavar="T", help="a score from -1 to 1; or 1%% or 0.1%%: where our model had so many false "
+                                          "alarms on its trial list; default: the model's own")
+    add("--channel",    type=int, metavar="N", help="of several channels take this (0, 1, ...); default: their mean; "
+                                                    "for modelscope and wespeaker, as in the originals, the first")
+    add("--device",     default="auto", help="auto (a CUDA GPU, else Apple's, else the CPU), cpu, cuda, mps, ...")
+    add("--n_cpu",      type=int, default=4, metavar="N", help="threads that read audio (4)")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--embed",    nargs="+", metavar="PATH", help="embed audio files, folders, lists (.txt)")
+    mode.add_argument("--enrol",    metavar="NAME", help="add the files to this speaker in the gallery")
+    mode.add_argument("--identify", nargs="+", metavar="FILE", help="find the speaker of each in the gallery")
+    mode.add_argument("--classify", nargs="+", metavar="FILE", help="find the most similar training speaker")
+    mode.add_argument("--export",   metavar="FILE", help="write the model as ONNX")
+    add("--out",        metavar="FILE", help="with --embed: the .npz to write")
+    add("--root",       metavar="DIR", help="with --embed: the folder that paths in lists start from (the list's own)")
+    add("--window",     type=float, metavar="S", help="with --embed: a sliding window of so many seconds")
+    add("--step",       type=float, metavar="S", help="with --window: from one window to the next (no overlap)")
+    add("--start",      type=float, metavar="S", help="with --embed: only from this second on")
+    add("--end",        type=float, metavar="S", help="with --embed: only up to this second")
+    add("--gallery",    metavar="FILE", help="the .npz with the speakers, for --enrol and --identify")
+    # fmt: on
+    return parser
+
+
+def read_arguments(arguments):
+    """The command line, checked. Raises InputError naming the flag."""
+    args = build_parser().parse_intermixed_args(arguments)
+    if args.files and (args.embed or args.identify or args.classify or args.export):
+        raise InputError(f"{args.files[0]}: put the files behind --embed, --identify or --classify")
+    if args.enrol is not None and (not args.files or not args.enrol.strip()):
+        raise InputError("--enrol needs a name and files: --enrol NAME a.wav b.wav --gallery people.npz")
+    if (args.enrol is not None or args.identify is not None) != (args.gallery is not None):
+        raise InputError("--gallery belongs to --enrol and --identify, and they need it")
+    if bool(args.embed) != (args.out is not None):
+        raise InputError("--out belongs to --embed, which needs it: the .npz file to write")
+    for name in ("root", "window", "start", "end"):
+        if getattr(args, name) is not None and not args.embed:
+            raise InputError(f"--{name} belongs to --embed")
+    if args.step is not None and args.window is None:
+        raise InputError("--step belongs to --window")
+    if args.window is not None and (args.start is not None or args.end is not None):
+        raise InputError("--window goes over whole files: leave out --start and --end")
+    for name, value in (("window", args.window), ("step", args.step)):
+        if value is not None and not 0.01 <= value < float("inf"):
+            raise InputError(f"--{name} must be at least 0.01 seconds, not {value}")
+    if args.n_cpu < 1:
+        raise InputError(f"--n_cpu must be at least 1, not {args.n_cpu}")
+    if args.channel is not None and args.channel < 0:
+        raise InputError(f"--channel must be at least 0, not {args.channel}")
+    modes = (args.embed, args.enrol, args.identify, args.classify, args.export)
+    if all(mode is None for mode in modes) and len(args.files) < 2:
+        raise InputError("give two files to compare, or --embed, --enrol, --identify, --classify or --export (see -h)")
+    return args
+
+
+def choose_threshold(args, encoder):
+    """Put the threshold as a number, or None, into args.threshold, and where it comes from into args.origin."""
+    if args.threshold is None:
+        args.origin = encoder.origin
+        return
+    given, args.origin = args.threshold, "--threshold"
+    if given.endswith("%"):
+        args.threshold = encoder.thresholds.get(given)
+        args.origin = f"{given} false alarms on {encoder.listing}"
+        if args.threshold is None:
+            known = ", ".join(name for name, value in encoder.thresholds.items() if value is not None and "%" in name)
+            raise InputError(f"--threshold {given}: {args.model} has {f'only {known}' if known else 'no such thing'}")
+        return
+    try:
+        args.threshold = float(given)
+    except ValueError as error:
+        raise InputError(f"--threshold must be a number or 1% or 0.1%, not {given}") from error
+    encoder.decide(0.0, args.threshold)  # refuses what no score can reach
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Compare the speakers of two files.", allow_abbrev=False)
-    parser.add_argument("--initial_model", required=True, help="a *.model file that trainSpeakerNet.py wrote")
-    parser.add_argument("--threshold", type=float, help="call it the same speaker from this score on; none: score only")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ... (default %(default)s)")
-    parser.add_argument("files", nargs=2, metavar="FILE", help="audio files, anything libsndfile reads")
-    args = parser.parse_args()
-    encoder = SpeakerEncoder.from_checkpoint(args.initial_model, choose_device(args.device))
-    result = encoder.verify(*args.files, threshold=args.threshold)
-    verdict = "" if result.threshold is None else f" {'same speaker' if result.same_speaker else 'different speakers'}"
-    print(f"{result.score:.4f}{verdict}")
+    args = read_arguments(sys.argv[1:])
+    warnings.simplefilter("always", AudioWarning)
+    keep_memory()
+    encoder = SpeakerEncoder.from_checkpoint(args.model, choose_device(args.device), args.system)
+    encoder.channel = args.channel
+    choose_threshold(args, encoder)
+    if args.export:
+        from export import export_onnx  # its packages are an extra
+
+        print(export_onnx(encoder, args.export))
+        return 0
+    for mode in (embed, enrol, identify, classify):
+        if getattr(args, mode.__name__) is not None:
+            return mode(encoder, args)
+    return compare(encoder, args)
 
 
 if __name__ == "__main__":

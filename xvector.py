@@ -87,8 +87,8 @@ class SincNet(nn.Module):
 class XVectorSincNet(nn.Module):
     """SincNet -> five TDNN layers -> mean and deviation over time -> linear. At least 5041 samples."""
 
-    halo = (0, 5041)  # samples that the last frame of a stretch sees beyond it
-    embedding_size = 512
+    hop = 1  # what ``embed`` takes are samples
+    halo = (0, 5041)  # how many of them the frames of a stretch see beyond it
 
     def __init__(self, embedding_size=512):
         super().__init__()

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import relative_error
+from published import taoruijie_shapes
 
 from model import ECAPA_TDNN, SpecAugment
 
@@ -32,34 +33,11 @@ def test_golden_vectors_of_the_original_recipe(golden, utterance):
         assert relative_error(network(waveform)[0], data[f"emb_{utterance}"]) < 1e-4
 
 
-def published_shapes(C):
-    """Keys and shapes of the recipe's public checkpoint (its encoder), from its description."""
-    def conv(out_channels, in_channels, size):
-        return {"weight": (out_channels, in_channels, size), "bias": (out_channels,)}
-
-    def norm(channels):
-        vectors = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (channels,))
-        return {**vectors, "num_batches_tracked": ()}
-
-    layers = {
-        "torchfbank.0": {"flipped_filter": (1, 1, 2)},
-        "torchfbank.1.spectrogram": {"window": (400,)},
-        "torchfbank.1.mel_scale": {"fb": (257, 80)},
-        "conv1": conv(C, 80, 5), "bn1": norm(C), "layer4": conv(1536, 3 * C, 1),
-        "attention.0": conv(256, 4608, 1), "attention.2": norm(256), "attention.4": conv(1536, 256, 1),
-        "bn5": norm(3072), "fc6": {"weight": (192, 3072), "bias": (192,)}, "bn6": norm(192),
-    }  # fmt: skip
-    for layer in ("layer1", "layer2", "layer3"):
-        layers |= {f"{layer}.conv1": conv(C, C, 1), f"{layer}.bn1": norm(C), f"{layer}.conv3": conv(C, C, 1),
-                   f"{layer}.bn3": norm(C), f"{layer}.se.se.1": conv(128, C, 1), f"{layer}.se.se.3": conv(C, 128, 1)}
-        for i in range(7):
-            layers |= {f"{layer}.convs.{i}": conv(C // 8, C // 8, 3), f"{layer}.bns.{i}": norm(C // 8)}
-    return {f"{layer}.{name}": shape for layer, names in layers.items() for name, shape in names.items()}
-
 
 def test_keys_and_shapes_are_those_of_the_public_checkpoint():
     network = ECAPA_TDNN(C=1024)
-    assert {key: tuple(value.shape) for key, value in network.state_dict().items()} == published_shapes(1024)
+    found = {f"speaker_encoder.{key}": tuple(value.shape) for key, value in network.state_dict().items()}
+    assert {**found, "speaker_loss.weight": (5994, 192)} == taoruijie_shapes()
     assert sum(parameter.numel() for parameter in network.parameters()) == 15_444_544
 
 
