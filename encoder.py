@@ -340,7 +340,7 @@ class SpeakerEncoder:
         def waveform(start, end):
             return torch.from_numpy(read(start, end))[None].to(self.device)
 
-        size = PIECE_SECONDS * SAMPLE_RATE // self.network.hop
+        size = PIECE_SECONDS * SAMPLE_RATE // self.network.hop // self.network.stretch * self.network.stretch
         with self._ready(), progress_bar(desc="a long file", unit="s", delay=5, unit_scale=True) as bar:
             if self.system.variant is None:
                 source, frames = lambda start, end: self.network.features(waveform(start, end)), length

@@ -198,6 +198,7 @@ class ECAPA_TDNN(nn.Module):
     """
 
     hop = 160  # samples from one frame to the next
+    stretch = 1  # a stretch of frames may begin at any
     halo = (65, 65)  # how many frames a frame sees to either side through the convolutions: 2 + 7 * (2 + 3 + 4)
 
     def __init__(

@@ -89,6 +89,7 @@ class XVectorSincNet(nn.Module):
 
     hop = 1  # what ``embed`` takes are samples
     halo = (0, 5041)  # how many of them the frames of a stretch see beyond it
+    stretch = 270  # a stretch begins at a multiple of these, where the last layers have a frame
 
     def __init__(self, embedding_size=512):
         super().__init__()

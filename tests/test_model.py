@@ -7,16 +7,19 @@ from published import taoruijie_shapes
 from model import ECAPA_TDNN, SpecAugment
 
 
-def small_network(seed=0, C=32):
-    """A network with non-trivial batch-norm statistics, as after training."""
-    torch.manual_seed(seed)
-    network = ECAPA_TDNN(C=C)
+def with_statistics(network):
+    """The network, in eval mode, with non-trivial batch-norm statistics, as after training."""
     for buffer_name, buffer in network.named_buffers():
         if buffer_name.endswith("running_mean"):
             buffer.normal_(0, 0.3)
         elif buffer_name.endswith("running_var"):
             buffer.uniform_(0.5, 2)
     return network.eval()
+
+
+def small_network(seed=0, C=32):
+    torch.manual_seed(seed)
+    return with_statistics(ECAPA_TDNN(C=C))
 
 
 @pytest.mark.parametrize("utterance", [0, 1, 2])

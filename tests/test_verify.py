@@ -1,146 +1,232 @@
+"""The command: what it prints, writes, returns and complains of."""
+
 import numpy as np
 import pytest
 import soundfile
 import torch
-import torch.nn.functional as F
 from conftest import relative_error, voice
+from published import random_state, taoruijie_shapes
+from test_encoder import save_model
 from test_model import small_network
 
 import verify
-from dataLoader import TrialList, UnreadableAudio
-from model import ECAPA_TDNN
-from tools import InputError, RunError, save_checkpoint
-from verify import SpeakerEncoder, choose_device, score_trials, scoring_crops
+from verify import SpeakerEncoder
+
+THRESHOLDS = {"EER": 0.999, "1%": 0.9995, "0.1%": None}
 
 
 @pytest.fixture(scope="module")
-def encoder():
-    return SpeakerEncoder(small_network())
-
-
-@pytest.fixture(scope="module")
-def utterances(tmp_path_factory):
-    """Files of 0.4, 3.015 (just a crop), 5 and 9 seconds."""
-    folder = tmp_path_factory.mktemp("utterances")
-    for number, seconds in enumerate((0.4, 3.015, 5.0, 9.0)):
-        soundfile.write(folder / f"{number}.wav", voice(100 + 20 * number, seconds, number), 16000, subtype="FLOAT")
+def folder(tmp_path_factory):
+    """A model of ours, and in wav/ six files of three "speakers"."""
+    folder = tmp_path_factory.mktemp("use")
+    save_model(folder / "some.model", small_network(), thresholds=THRESHOLDS)
+    (folder / "wav").mkdir()
+    for speaker, pitch in enumerate((90, 140, 220)):
+        for take in range(2):
+            path = folder / "wav" / f"{'abc'[speaker]}{take}.wav"
+            soundfile.write(path, voice(pitch, 1.6 + 0.7 * take, [speaker, take]), 16000, subtype="FLOAT")
     return folder
 
 
-@pytest.fixture(scope="module")
-def model_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "some.model"
-    weights = {f"speaker_encoder.{key}": value for key, value in small_network().state_dict().items()}
-    weights["speaker_loss.weight"] = torch.randn(3, 192)
-    save_checkpoint(path, {"kind": "model", "settings": {"C": 32}, "weights": weights, "speakers": ["a", "b", "c"]})
-    return path
+@pytest.fixture
+def use(command, folder, monkeypatch):
+    """use(*arguments) -> (exit status, printed, complained) of verify.py in the folder, with the model."""
+    monkeypatch.chdir(folder)
+    return lambda *arguments, model="some.model": command(verify, *arguments, "--model", model, "--device", "cpu")
 
 
-def test_golden_scores_of_the_original_recipe(golden, tmp_path):
-    data = golden("taoruijie")
-    prefix = "state/speaker_encoder."
-    network = ECAPA_TDNN(C=64)
-    network.load_state_dict({k.removeprefix(prefix): torch.tensor(data[k]) for k in data.files if k.startswith(prefix)})
-    for i in range(3):
-        soundfile.write(tmp_path / f"{i}.wav", data[f"wav_{i}"], 16000, subtype="FLOAT")
-    encoder = SpeakerEncoder(network.eval())
-    pieces = F.normalize(encoder.embed_batch(scoring_crops(torch.tensor(data["wav_2"]))))
-    assert relative_error(pieces, F.normalize(torch.tensor(data["emb_pieces_2"]))) < 1e-4
-    vectors = encoder.embed_for_scoring(["0.wav", "1.wav", "2.wav"], tmp_path)
-    found = [float(vectors[f"{a}.wav"] @ vectors[f"{b}.wav"]) for a, b in data["pairs"]]
-    assert relative_error(found, data["score"]) < 1e-4
+@pytest.fixture
+def encoder(folder):
+    return SpeakerEncoder.from_checkpoint(folder / "some.model")
 
 
-def test_the_customary_score_is_the_mean_of_two_cosines(encoder, utterances, tmp_path):
-    """By its definition: whole utterances, and all 25 pairs of five crops, one by one."""
-    names = [f"{number}.wav" for number in range(4)]
-    (tmp_path / "trials.txt").write_text(
-        "".join(f"{int(a == b)} {a} {b}\n" for i, a in enumerate(names) for b in names[i:])
-    )
-    trials = TrialList(tmp_path / "trials.txt")
-    found = score_trials(trials, encoder.embed_for_scoring(names, utterances))
-    for score, first, second in zip(found, trials.enrol, trials.test):
-        sets = []
-        for name in (first, second):
-            waveform = torch.from_numpy(soundfile.read(utterances / name, dtype="float32")[0])
-            repeated = torch.from_numpy(np.pad(waveform.numpy(), (0, max(0, 48240 - len(waveform))), mode="wrap"))
-            starts = [int(start) for start in np.linspace(0, len(repeated) - 48240, 5)]
-            crops = torch.stack([repeated[start : start + 48240] for start in starts])
-            sets.append((encoder.embed_batch(waveform[None])[0], encoder.embed_batch(crops)))
-        (whole1, crops1), (whole2, crops2) = sets
-        between_crops = [F.cosine_similarity(a, b, dim=0) for a in crops1 for b in crops2]
-        expected = (F.cosine_similarity(whole1, whole2, dim=0) + torch.stack(between_crops).mean()) / 2
-        assert score == pytest.approx(expected.item(), abs=1e-5)
+def test_two_files(use, encoder, folder):
+    score = encoder.verify(folder / "wav/a0.wav", folder / "wav/b0.wav").score
+    status, printed, complained = use("wav/a0.wav", "wav/b0.wav")
+    verdict = "same speaker" if score >= 0.999 else "different speakers"
+    origin = "where misses and false alarms were equal on trials"
+    assert printed == f"{score:8.5f}  {verdict}\nthreshold 0.99900: {origin}\n" and complained == ""
+    assert status == (0 if score >= 0.999 else 1)
+    for threshold, expected in ((score - 1e-4, 0), (score + 1e-4, 1), (-1, 0), (1, 1)):
+        status, printed, _ = use("wav/a0.wav", "wav/b0.wav", "--threshold", threshold)
+        assert status == expected and ("same speaker" in printed) == (expected == 0) and "--threshold" in printed
+    assert "threshold 0.99950: 1% false alarms on trials" in use("wav/a0.wav", "wav/b0.wav", "--threshold", "1%")[1]
+    assert use("--threshold", "1%", "wav/a0.wav", "--channel", 0, "wav/b0.wav")[0] in (0, 1)  # in any order
 
 
-def test_a_file_is_embedded_as_if_it_were_alone(encoder, utterances):
-    names = [f"{number}.wav" for number in range(4)]
-    together = encoder.embed_for_scoring(names, utterances, threads=4)
-    assert list(encoder.embed_for_scoring([*names, *names], utterances)) == names  # each once
-    for name in reversed(names):
-        alone = encoder.embed_for_scoring([name], utterances, threads=1)
-        assert np.array_equal(alone[name], together[name])
+def test_several_second_files(use, encoder, folder):
+    (folder / "text.wav").write_text("no audio")
+    scores = [encoder.verify(folder / "wav/a0.wav", folder / f"wav/{name}.wav").score for name in ("a1", "b0", "c1")]
+    threshold = (max(scores) + min(scores)) / 2
+    files = "wav/a0.wav", "wav/a1.wav", "wav/b0.wav", "wav/c1.wav"
+    status, printed, complained = use(*files, "--threshold", threshold)
+    lines = printed.splitlines()
+    for line, score, name in zip(lines, scores, files[1:]):
+        verdict = "same speaker" if score >= threshold else "different speakers"
+        assert line == f"{score:8.5f}  {verdict}  {name}"
+    assert (status, len(lines), complained) == (1, 4, "")
+    status, again, complained = use(*files[:2], "text.wav", *files[2:], "--threshold", threshold)
+    assert (status, again) == (2, printed) and complained == "verify.py: text.wav cannot be read as audio\n"
 
 
-def test_embedding_leaves_a_network_in_training_as_it_was(utterances):
-    network = small_network().train()
-    before = {key: value.clone() for key, value in network.state_dict().items()}
-    embedding = SpeakerEncoder(network).embed(utterances / "2.wav")
-    assert embedding.shape == (192,) and embedding.dtype == np.float32
-    assert network.training and all(torch.equal(before[key], value) for key, value in network.state_dict().items())
-    assert np.array_equal(embedding, SpeakerEncoder(network.eval()).embed(utterances / "2.wav"))
+def test_without_a_threshold_there_is_no_decision(use, folder):
+    torch.save(random_state(taoruijie_shapes(8, 4)), folder / "pretrain.model")
+    status, printed, complained = use("wav/a0.wav", "wav/b0.wav", model="pretrain.model")
+    assert status == 2 and "speaker" not in printed and float(printed) <= 1
+    assert complained == "verify.py: pretrain.model came without a threshold: no decision; give one with --threshold\n"
+    assert use("wav/a0.wav", "wav/b0.wav", "--threshold", -1, model="pretrain.model")[0] == 0
 
 
-def test_verify(encoder, utterances):
-    first, second = utterances / "2.wav", utterances / "3.wav"
-    a, b = encoder.embed(first).astype(float), encoder.embed(second).astype(float)
-    cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
-    result = encoder.verify(first, second)
-    assert result.score == pytest.approx(cosine, abs=1e-6) and (result.same_speaker, result.threshold) == (None, None)
-    assert encoder.verify(first, second, threshold=cosine - 0.01).same_speaker is True
-    assert encoder.verify(first, second, threshold=cosine + 0.01).same_speaker is False
-    assert encoder.verify(first, first).score == pytest.approx(1)
+def read(path):
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
 
 
-def test_command(command, model_file, utterances):
-    first, second = utterances / "2.wav", utterances / "3.wav"
-    expected = SpeakerEncoder.from_checkpoint(model_file).verify(first, second).score
-    options = "--initial_model", model_file, "--device", "cpu"
-    assert command(verify, *options, first, second) == (0, f"{expected:.4f}\n", "")
-    status, printed, _ = command(verify, *options, "--threshold", "-1", first, second)
-    assert (status, printed) == (0, f"{expected:.4f} same speaker\n")
-    assert "different speakers" in command(verify, *options, "--threshold", "1", first, second)[1]
+def test_embed_files_folders_and_lists(use, encoder, folder):
+    (folder / "text.wav").write_text("no audio")
+    (folder / "list.txt").write_text("a wav/a1.wav\nb wav/b1.wav\n")
+    (folder / "trials.lst").write_text("1 wav/a1.wav wav/a0.wav\n")
+    (folder / "paths.txt").write_text("b1.wav\n")
+    names = [f"wav/{name}.wav" for name in ("a0", "a1", "b0", "b1", "c0", "c1")]
+    for paths, expected in (
+        (["wav"], names), (["wav/c1.wav", "wav/a0.wav"], ["wav/c1.wav", "wav/a0.wav"]),
+        (["list.txt"], ["wav/a1.wav", "wav/b1.wav"]), (["trials.lst"], ["wav/a1.wav", "wav/a0.wav"]),
+        (["paths.txt", "--root", "wav"], ["wav/b1.wav"]),
+    ):  # fmt: skip
+        status, printed, complained = use("--embed", *paths, "--out", "e.npz")
+        found = read(folder / "e.npz")
+        assert (status, complained) == (0, "") and found["files"].tolist() == expected
+        assert printed == f"e.npz: {len(expected)} embeddings of 192 numbers from {len(expected)} files\n"
+        assert sorted(found) == ["embeddings", "files", "model"] and str(found["model"]) == encoder.fingerprint()
+        for file, embedding in zip(expected, found["embeddings"]):
+            assert relative_error(embedding, encoder.embed(folder / file)) < 1e-5
+    status, printed, complained = use("--embed", "wav/a0.wav", "text.wav", "wav/b0.wav", "no.wav", "--out", "e.npz")
+    assert status == 2 and "2 of 4 files could not be embedded" in printed
+    assert "text.wav cannot be read as audio; left out\n" in complained and "no.wav does not exist" in complained
+    assert read(folder / "e.npz")["files"].tolist() == ["wav/a0.wav", "wav/b0.wav"]
 
 
-@pytest.mark.parametrize(("model", "file", "complaint"), [
-    ("nowhere.model", "2.wav", "nowhere.model does not exist"),
-    (None, "9.wav", "9.wav does not exist"),
-    (None, "short.wav", "short.wav has 100 samples at 16 kHz, fewer than the 257 needed"),
+def test_embed_windows_and_excerpts(use, encoder, folder):
+    status, _, _ = use("--embed", "wav/a1.wav", "wav/b0.wav", "--window", 1, "--step", 0.5, "--out", "w.npz")
+    found = read(folder / "w.npz")
+    assert status == 0 and found["files"].tolist() == 3 * ["wav/a1.wav"] + 2 * ["wav/b0.wav"]
+    assert found["start"].tolist() == [0, 0.5, 1, 0, 0.5] and (found["end"] - found["start"] == 1).all()
+    expected, _ = encoder.embed_windows(folder / "wav/a1.wav", 1, 0.5)
+    assert relative_error(found["embeddings"][:3], expected) < 1e-5
+    for flags, start, end in ((["--start", 0.6], 0.6, 2.3), (["--end", 1.1], 0, 1.1), (["--start", 0.2, "--end", 1], 0.2, 1)):
+        assert use("--embed", "wav/a1.wav", *flags, "--out", "x.npz")[0] == 0
+        found = read(folder / "x.npz")
+        assert found["start"] == [start] and found["end"] == pytest.approx([end])
+        assert relative_error(found["embeddings"][0], encoder.embed_excerpt(folder / "wav/a1.wav", start, end)) < 1e-5
+    status, _, complained = use("--embed", "wav/a1.wav", "wav/b0.wav", "--start", 2, "--out", "x.npz")
+    assert status == 2 and "wav/b0.wav: no excerpt from 2.0 s to 1.6 s in 1.60 s; left out" in complained
+
+
+def test_warnings_are_lines(use, folder):
+    soundfile.write(folder / "hush.wav", np.zeros(16000), 16000)
+    status, _, complained = use("--embed", "hush.wav", "--out", "h.npz")
+    assert status == 0
+    assert complained == "verify.py: warning: hush.wav is silent: its embedding says nothing about a speaker\n"
+    assert "warning: hush.wav is silent" in use("hush.wav", "hush.wav")[2]
+
+
+def test_gallery(use, encoder, folder):
+    """Scores against a speaker are the mean of the scores against that speaker's utterances."""
+    (folder / "people.npz").unlink(missing_ok=True)
+    use("--enrol", "anna", "wav/a0.wav", "--gallery", "people.npz")
+    use("--enrol", "Bo Ö", "wav/b0.wav", "wav/b1.wav", "--gallery", "people.npz")
+    _, printed, _ = use("--enrol", "anna", "wav/a1.wav", "--gallery", "people.npz")
+    assert printed == "people.npz: anna has 2 utterances; 2 speakers\n"
+    expected = {
+        name: np.mean([encoder.verify(folder / "wav/c0.wav", folder / f"wav/{x}{take}.wav").score for take in (0, 1)])
+        for name, x in (("anna", "a"), ("Bo Ö", "b"))
+    }
+    best = max(expected, key=expected.get)
+    for threshold, answer, code in ((-1, best, 0), (1, "nobody", 1)):
+        status, printed, _ = use("--identify", "wav/c0.wav", "--gallery", "people.npz", "--threshold", threshold)
+        lines = printed.splitlines()
+        assert status == code and lines[0] == f"wav/c0.wav: {answer}"
+        found = {line.split(maxsplit=1)[1]: float(line.split()[0]) for line in lines[1:3]}
+        assert list(found) == sorted(expected, key=expected.get, reverse=True)
+        assert all(found[name] == pytest.approx(score, abs=2e-5) for name, score in expected.items())
+
+
+def test_galleries_that_do_not_serve(use, folder, tmp_path):
+    save_model(folder / "other.model", small_network(seed=3), thresholds=THRESHOLDS)
+    use("--enrol", "anna", "wav/a0.wav", "--gallery", "g.npz")
+    before = (folder / "g.npz").read_bytes()
+    _, _, complained = use("--enrol", "bo", "wav/b0.wav", "--gallery", "g.npz", model="other.model")
+    assert "g.npz was made with another model" in complained
+    assert use("--enrol", "bo", "nobody.wav", "--gallery", "g.npz")[0] == 2
+    assert (folder / "g.npz").read_bytes() == before
+    (folder / "bad.npz").write_bytes(before[:100])
+    assert "bad.npz is not a gallery, or a damaged one" in use("--identify", "wav/a0.wav", "--gallery", "bad.npz")[2]
+    np.savez(folder / "evil.npz", names=np.array([print, 1], dtype=object), model="x", vectors=[], counts=[])
+    assert "evil.npz is not a gallery" in use("--identify", "wav/a0.wav", "--gallery", "evil.npz")[2]
+    assert "none.npz does not exist: fill it with --enrol" in use("--identify", "x.wav", "--gallery", "none.npz")[2]
+
+
+def test_classify(use, encoder, folder):
+    status, printed, complained = use("--classify", "wav/a0.wav", "none.wav", "wav/b0.wav")
+    assert status == 2 and complained == "verify.py: none.wav does not exist\n"
+    for line, name in zip(printed.splitlines(), ("wav/a0.wav", "wav/b0.wav")):
+        speaker, score = encoder.classify(folder / name)
+        assert line == f"{score:8.5f}  {speaker}  {name}"
+
+
+@pytest.mark.parametrize(("arguments", "complaint"), [
+    ([], "give two files to compare, or --embed"),
+    (["wav/a0.wav"], "give two files to compare"),
+    (["wav/a0.wav", "none.wav"], "none.wav does not exist"),
+    (["wav/a0.wav", "wav/b0.wav", "--threshold", "high"], "--threshold must be a number or 1% or 0.1%, not high"),
+    (["wav/a0.wav", "wav/b0.wav", "--threshold", "2"], "a threshold must be from -1 to 1, not 2.0"),
+    (["wav/a0.wav", "wav/b0.wav", "--threshold", "nan"], "a threshold must be from -1 to 1"),
+    (["wav/a0.wav", "wav/b0.wav", "--threshold", "0.1%"], "--threshold 0.1%: some.model has only 1%"),
+    (["wav/a0.wav", "wav/b0.wav", "--channel", "1"], "has 1 channels, no channel 1"),
+    (["wav/a0.wav", "wav/b0.wav", "--out", "x"], "--out belongs to --embed"),
+    (["wav/a0.wav", "wav/b0.wav", "--window", "3"], "--window belongs to --embed"),
+    (["--embed", "wav"], "--out belongs to --embed, which needs it"),
+    (["--embed", ".git", "--out", "x"], "none of 1 files could be embedded"),
+    (["--embed", "wav", "--window", "0", "--out", "x"], "--window must be at least 0.01"),
+    (["--embed", "wav", "--window", "1", "--start", "1", "--out", "x"], "--window goes over whole files"),
+    (["--embed", "wav", "--step", "1", "--out", "x"], "--step belongs to --window"),
+    (["--enrol", "anna", "--gallery", "g"], "--enrol needs a name and files"),
+    (["--enrol", "anna", "wav/a0.wav"], "--gallery belongs to"),
+    (["--identify", "wav/a0.wav"], "--gallery belongs to"),
+    (["wav/a0.wav", "--classify", "wav/b0.wav"], "put the files behind"),
+    (["wav/a0.wav", "wav/b0.wav", "--n_cpu", "0"], "--n_cpu must be at least 1"),
+    (["wav/a0.wav", "wav/b0.wav", "--system", "wespeaker"], "some.model is not a checkpoint of wespeaker but one of ours"),
 ])  # fmt: skip
-def test_command_complaints(command, model_file, utterances, model, file, complaint):
-    soundfile.write(utterances / "short.wav", np.ones(100), 16000)
-    status, _, error = command(verify, "--initial_model", model or model_file, utterances / "3.wav", utterances / file)
-    assert status == 2 and error.startswith("verify.py: ") and complaint in error and error.count("\n") == 1
+def test_misuse_gets_one_line(use, arguments, complaint):
+    status, _, complained = use(*arguments)
+    lines = complained.splitlines()
+    assert status == 2 and complaint in complained and lines[-1].startswith("verify.py: ")
+    assert len(lines) == 1 + ("left out" in complained)
 
 
-def test_a_checkpoint_whose_weights_do_not_fit_is_named(model_file, tmp_path):
-    checkpoint = torch.load(model_file, weights_only=True)
-    checkpoint["settings"]["C"] = 64
-    save_checkpoint(tmp_path / "odd.model", checkpoint)
-    with pytest.raises(InputError, match=r"odd\.model holds other weights than its settings say: size mismatch"):
-        SpeakerEncoder.from_checkpoint(tmp_path / "odd.model")
+def test_export(use, encoder, folder):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    status, printed, _ = use("--export", "some.onnx")
+    assert status == 0 and printed.startswith("some.onnx: waveform (batch, samples >= 257) -> embedding (batch, 192)")
+    session = onnxruntime.InferenceSession(folder / "some.onnx")
+    waveform, _ = soundfile.read(folder / "wav/a1.wav", dtype="float32")
+    assert relative_error(session.run(None, {"waveform": waveform[None]})[0][0], encoder.embed(folder / "wav/a1.wav")) < 1e-4
 
 
-def test_broken_weights_give_no_scores(utterances):
-    network = small_network()
-    network.fc6.weight.data[0, 0] = float("nan")
-    with pytest.raises(RunError, match=r"the embedding of 2\.wav is not finite"):
-        SpeakerEncoder(network).embed_for_scoring(["2.wav"], utterances)
+@pytest.mark.parametrize("system", ["speechbrain", "modelscope", "wespeaker", "pyannote"])
+def test_export_of_every_system(system, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    from test_encoder import encoder_of
+
+    from export import export_onnx
+
+    assert "at three other lengths" in export_onnx(encoder_of(system), tmp_path / "x.onnx")
 
 
-def test_unreadable_files_and_devices(encoder, utterances):
-    (utterances / "text.wav").write_text("no audio")
-    with pytest.raises(UnreadableAudio, match=r"text\.wav"):
-        encoder.embed(utterances / "text.wav")
-    with pytest.raises(InputError, match="--device warp9"):
-        choose_device("warp9")
+def test_export_without_its_packages(use, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    status, _, complained = use("--export", "x.onnx")
+    assert status == 2 and "--export needs two more packages: pip install onnx onnxruntime" in complained

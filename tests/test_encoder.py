@@ -1,0 +1,295 @@
+"""A model in use, as a library."""
+
+import re
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torch.nn.functional as F
+from conftest import relative_error, voice
+from published import random_state, speechbrain_shapes
+from test_frames import network_of
+from test_model import small_network
+
+import encoder as encoder_room
+from dataLoader import TrialList, UnreadableAudio
+from pretrained import Pretrained
+from tools import InputError, RunError, save_checkpoint
+from verify import AudioWarning, SpeakerEncoder, choose_device, score_trials
+
+SYSTEMS = ["ours", "speechbrain", "modelscope", "wespeaker", "pyannote"]
+
+
+def encoder_of(system):
+    network = network_of(system)
+    return SpeakerEncoder(network, "cpu", Pretrained(system, network))
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return SpeakerEncoder(small_network())
+
+
+@pytest.fixture(scope="module")
+def utterances(tmp_path_factory):
+    """Files of 0.4, 3.015 (just a crop), 5 and 9 seconds."""
+    folder = tmp_path_factory.mktemp("utterances")
+    for number, seconds in enumerate((0.4, 3.015, 5.0, 9.0)):
+        soundfile.write(folder / f"{number}.wav", voice(100 + 20 * number, seconds, number), 16000, subtype="FLOAT")
+    return folder
+
+
+# ---- embeddings and scores -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*only 0.4 s long")
+def test_the_customary_score_is_the_mean_of_two_cosines(encoder, utterances, tmp_path):
+    """By its definition: whole utterances, and all 25 pairs of five crops, one by one."""
+    names = [f"{number}.wav" for number in range(4)]
+    (tmp_path / "trials.txt").write_text(
+        "".join(f"{int(a == b)} {a} {b}\n" for i, a in enumerate(names) for b in names[i:])
+    )
+    trials = TrialList(tmp_path / "trials.txt")
+    found = score_trials(trials, encoder.embed_for_scoring(names, utterances))
+    for score, first, second in zip(found, trials.enrol, trials.test):
+        sets = []
+        for name in (first, second):
+            waveform = torch.from_numpy(soundfile.read(utterances / name, dtype="float32")[0])
+            repeated = torch.from_numpy(np.pad(waveform.numpy(), (0, max(0, 48240 - len(waveform))), mode="wrap"))
+            starts = [int(start) for start in np.linspace(0, len(repeated) - 48240, 5)]
+            crops = torch.stack([repeated[start : start + 48240] for start in starts])
+            sets.append((encoder.embed_batch(waveform[None])[0], encoder.embed_batch(crops)))
+        (whole1, crops1), (whole2, crops2) = sets
+        between_crops = [F.cosine_similarity(a, b, dim=0) for a in crops1 for b in crops2]
+        expected = (F.cosine_similarity(whole1, whole2, dim=0) + torch.stack(between_crops).mean()) / 2
+        assert score == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*only 0.4 s long")
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_file_is_embedded_as_if_it_were_alone(system, utterances, monkeypatch):
+    """Whatever shares its batch, however many batches there are; alone, from a list, or for scoring."""
+    encoder = encoder_of(system)
+    names = [f"{number}.wav" for number in range(4)]
+    assert list(encoder.embed_for_scoring([*names, *names], utterances)) == names  # each once
+    single = {name: encoder.embed(utterances / name) for name in names}
+    for seconds in (1, 10, 100):
+        monkeypatch.setitem(encoder_room.BATCH_SECONDS, "cpu", seconds)
+        found = list(encoder.embed_files(names, utterances, threads=3))
+        assert [file for file, _, _ in found] == names and "0.4 s" in found[0][2] and found[3][2] == ""
+        together = encoder.embed_for_scoring(names, utterances, threads=2)
+        for file, embedding, _ in found:
+            assert relative_error(embedding, single[file]) < 1e-5
+            alone = encoder.embed_for_scoring([file], utterances, threads=1)[file]
+            assert relative_error(together[file], alone) < 1e-5
+
+
+def test_embedding_leaves_a_network_in_training_as_it_was(utterances):
+    network = small_network().train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    embedding = SpeakerEncoder(network).embed(utterances / "2.wav")
+    assert embedding.shape == (192,) and embedding.dtype == np.float32
+    assert network.training and all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    assert np.array_equal(embedding, SpeakerEncoder(network.eval()).embed(utterances / "2.wav"))
+
+
+@pytest.mark.parametrize("system", SYSTEMS[1:])
+def test_verify_by_the_cosine_of_whole_files(system, utterances):
+    encoder = encoder_of(system)
+    first, second = utterances / "2.wav", utterances / "3.wav"
+    a, b = encoder.embed(first).astype(float), encoder.embed(second).astype(float)
+    cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    result = encoder.verify(first, second)
+    assert result.score == pytest.approx(cosine, abs=1e-5) and (result.same_speaker, result.threshold) == (None, None)
+    assert encoder.verify(first, second, threshold=cosine - 0.01).same_speaker is True
+    assert encoder.verify(first, second, threshold=min(1, cosine + 0.01)).same_speaker is False
+    assert encoder.verify(first, first).score == pytest.approx(1)
+
+
+def test_verify_by_the_customary_score_where_that_is_evaluated(encoder, utterances):
+    first, second = utterances / "2.wav", utterances / "3.wav"
+    vectors = encoder.embed_for_scoring([first, second])
+    assert encoder.verify(first, second).score == pytest.approx(float(vectors[first] @ vectors[second]), abs=1e-6)
+    assert encoder.verify(first, second, 0.1).threshold == 0.1
+
+
+# ---- parts of files --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_excerpt_and_windows(system, utterances):
+    encoder = encoder_of(system)
+    path = utterances / "3.wav"  # 9 s
+    waveform, _ = soundfile.read(path, dtype="float32")
+    expected = encoder.embed_batch(waveform[None, 20592:91408])[0]
+    assert relative_error(encoder.embed_excerpt(path, 1.287, 5.713), expected) < 1e-5
+    assert relative_error(encoder.embed_excerpt(path, 0, 9.0), encoder.embed(path)) < 1e-5
+    embeddings, times = encoder.embed_windows(path, duration=2.0, step=0.7)
+    assert np.allclose(times[:, 0], 0.7 * np.arange(11)) and np.allclose(times[:, 1], times[:, 0] + 2.0)
+    assert embeddings.shape == (11, encoder.network.embedding_size)
+    for embedding, (start, end) in zip(embeddings, times):
+        assert relative_error(embedding, encoder.embed_excerpt(path, start, end)) < 1e-5
+    embeddings, times = encoder.embed_windows(path)
+    assert times.tolist() == [[start, start + 3.0] for start in range(7)]
+    embeddings, times = encoder.embed_windows(utterances / "2.wav", duration=8.0)  # of 5 s
+    assert times.tolist() == [[0.0, 5.0]] and relative_error(embeddings[0], encoder.embed(utterances / "2.wav")) < 1e-5
+
+
+def test_excerpts_that_are_not_there(encoder, utterances):
+    path = utterances / "2.wav"
+    for start, end, complaint in (
+        (-1, 2, "no excerpt from -1"), (2, 2, "no excerpt"), (6, 7, "no excerpt"), (float("nan"), 2, "no excerpt"),
+        (1, 5.1, "ends at 5.00 s, before 5.1 s"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=rf"2\.wav:? {complaint}"):
+            encoder.embed_excerpt(path, start, end)
+    for duration, step in ((0, 1), (-1, 1), (3, 0), (float("nan"), 1), (3, float("inf"))):
+        with pytest.raises(InputError, match="must be more than 0"):
+            encoder.embed_windows(path, duration, step)
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_long_file_in_pieces(system, rate, tmp_path, monkeypatch):
+    """With "long" made short: the embedding is that of the whole, and only pieces are ever read."""
+    encoder = encoder_of(system)
+    samples = int(12.3 * rate)
+    stereo = np.stack([voice(120, 12.3, 1), voice(150, 12.3, 2)], axis=1)
+    stereo = stereo[np.arange(samples) * 16000 // rate] * np.linspace(0.1, 2, samples)[:, None]
+    stereo += 0.001 * np.random.default_rng(0).standard_normal(stereo.shape)
+    path = tmp_path / "long.wav"
+    soundfile.write(path, stereo, rate, subtype="FLOAT")
+    whole, scoring = encoder.embed(path), encoder.embed_for_scoring([path])[path]
+    excerpt = encoder.embed_excerpt(path, 3.1, 9.4)
+    read = encoder_room.AudioFile.read
+    counts = []
+
+    def counting(file, start=0, samples=None, dtype="float32"):
+        counts.append(samples or file.length)
+        return read(file, start, samples, dtype)
+
+    monkeypatch.setattr(encoder_room, "LONG_SECONDS", 5)
+    monkeypatch.setattr(encoder_room, "PIECE_SECONDS", 2)
+    monkeypatch.setattr(encoder_room.AudioFile, "read", counting)
+    assert relative_error(encoder.embed(path), whole) < 1e-5
+    assert max(counts) < 5 * 16000 < sum(counts)
+    assert relative_error(encoder.embed_excerpt(path, 3.1, 9.4), excerpt) < 1e-5
+    assert relative_error(encoder.embed_for_scoring([path])[path], scoring) < 1e-5
+    ((_, found, _),) = encoder.embed_files([path])
+    assert relative_error(found, whole) < 1e-5
+    assert max(counts) < 5 * 16000
+
+
+# ---- what is given ---------------------------------------------------------------------------------------------------
+
+
+def test_batches_of_other_kinds(encoder):
+    waveforms = torch.round(3000 * torch.randn(3, 8000)).clamp(-32768, 32767)
+    expected = encoder.embed_batch(waveforms / 32768)
+    assert torch.equal(encoder.embed_batch(waveforms.to(torch.int16)), expected)
+    assert torch.equal(encoder.embed_batch(waveforms.numpy().astype(np.float64) / 32768), expected)
+    assert expected.shape == (3, 192) and expected.dtype == torch.float32
+    assert waveforms.shape == (3, 8000)
+    for given, lengths in ((waveforms[0], None), *((waveforms, odd) for odd in ([1, 2], [8001, 1, 1], [0, 1, 1]))):
+        with pytest.raises(ValueError, match="must be"):
+            encoder.embed_batch(given, lengths)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize(("kind", "remark"), [
+    ("one sample", "is only .* s long, repeated"), ("0.3 s", r"is only 0\.3 s long"), ("zeros", "is silent"),
+    ("dc", None), ("clipped", r"is clipped \(\d+\.\d %"), ("tiny", "is silent"), ("huge", "is clipped"),
+])  # fmt: skip
+def test_utterances_hardly_fit_are_embedded_with_a_warning(system, kind, remark, tmp_path, recwarn):
+    encoder = encoder_of(system)
+    speech = voice(120, 2.0, 0)
+    samples = {"one sample": speech[:1] + 0.1, "0.3 s": speech[:4800], "zeros": 0 * speech, "dc": 0 * speech + 0.25,
+               "clipped": np.clip(20 * speech, -1, 1), "tiny": 1e-8 * speech, "huge": 1e4 * speech}[kind]  # fmt: skip
+    soundfile.write(tmp_path / "x.wav", samples, 16000, subtype="FLOAT")
+    assert np.isfinite(encoder.embed(tmp_path / "x.wav")).all()
+    assert np.isfinite(encoder.embed_for_scoring(["x.wav"], tmp_path)["x.wav"]).all()
+    assert [each.category for each in recwarn] == 2 * [AudioWarning] if remark else not recwarn.list
+    assert all(re.search(rf"x\.wav {remark}", str(each.message)) for each in recwarn)
+
+
+def test_the_first_channel_where_the_original_takes_it(tmp_path):
+    channels = np.stack([voice(120, 2.0, 0), voice(200, 2.0, 1)], axis=1)
+    soundfile.write(tmp_path / "x.wav", channels, 16000, subtype="FLOAT")
+    mean = channels.astype(np.float64).mean(axis=1).astype(np.float32)
+    for system, default in (("ours", mean), ("speechbrain", mean), ("modelscope", channels[:, 0])):
+        encoder = encoder_of(system)
+        for channel, waveform in ((None, default), (0, channels[:, 0]), (1, channels[:, 1])):
+            encoder.channel = channel
+            expected = encoder.embed_batch(np.ascontiguousarray(waveform)[None])[0]
+            assert relative_error(encoder.embed(tmp_path / "x.wav"), expected) < 1e-5
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+
+def save_model(path, network, system="ours", thresholds=None, speakers=("a", "b", "c")):
+    """A model file of ours. Returns its classifier."""
+    weights = {f"speaker_encoder.{key}": value for key, value in network.state_dict().items()}
+    weights["speaker_loss.weight"] = torch.randn(len(speakers), network.embedding_size)
+    save_checkpoint(path, {
+        "kind": "model", "settings": {"C": network.C, "system": system}, "weights": weights, "speakers": list(speakers),
+        "scores": {"trials": {"eer": 5.0, "thresholds": thresholds}} if thresholds else {},
+    })  # fmt: skip
+    return weights["speaker_loss.weight"]
+
+
+def test_our_own_model_brings_its_threshold_and_its_speakers(tmp_path, utterances):
+    thresholds = {"EER": 0.31, "1%": 0.52, "0.1%": None}
+    classifier = save_model(tmp_path / "x.model", small_network(), thresholds=thresholds)
+    encoder = SpeakerEncoder.from_checkpoint(tmp_path / "x.model")
+    assert (encoder.threshold, encoder.thresholds, encoder.listing) == (0.31, thresholds, "trials")
+    assert encoder.origin == "where misses and false alarms were equal on trials"
+    assert encoder.decide(0.31).same_speaker is True and encoder.decide(0.3099).same_speaker is False
+    cosines = F.cosine_similarity(torch.from_numpy(encoder.embed(utterances / "2.wav"))[None], classifier)
+    found = encoder.classify(utterances / "2.wav")
+    assert found.speaker == "abc"[cosines.argmax()] and found.score == pytest.approx(cosines.max().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("system", SYSTEMS[:4])
+def test_a_model_of_ours_in_the_form_of_a_stranger(system, tmp_path, utterances):
+    """What fine-tuning another system writes: our names and keys, that system's front end and layers."""
+    save_model(tmp_path / "x.model", network_of(system), system)
+    found = SpeakerEncoder.from_checkpoint(tmp_path / "x.model")
+    assert np.array_equal(found.embed(utterances / "2.wav"), encoder_of(system).embed(utterances / "2.wav"))
+    assert found.fingerprint() == encoder_of(system).fingerprint()
+
+
+def test_a_model_without_classifier_does_not_classify(tmp_path, utterances):
+    torch.save(random_state(speechbrain_shapes(8)), tmp_path / "x.ckpt")
+    encoder = SpeakerEncoder.from_checkpoint(tmp_path / "x.ckpt", system="speechbrain")
+    assert encoder.threshold == 0.25
+    with pytest.raises(InputError, match="came without a classifier"):
+        encoder.classify(utterances / "2.wav")
+
+
+def test_fingerprints_tell_models_apart(encoder):
+    other = SpeakerEncoder(small_network(seed=1))
+    assert encoder.fingerprint() == SpeakerEncoder(small_network()).fingerprint() != other.fingerprint()
+
+
+def test_broken_weights_give_no_scores(utterances):
+    network = small_network()
+    network.fc6.weight.data[0, 0] = float("nan")
+    with pytest.raises(RunError, match=r"the embedding of 2\.wav is not finite"):
+        SpeakerEncoder(network).embed_for_scoring(["2.wav"], utterances)
+
+
+def test_unreadable_files_and_devices(encoder, utterances):
+    (utterances / "text.wav").write_text("no audio")
+    with pytest.raises(UnreadableAudio, match=r"text\.wav"):
+        encoder.embed(utterances / "text.wav")
+    with pytest.raises(UnreadableAudio, match=r"text\.wav"):
+        encoder.embed_for_scoring(["2.wav", "text.wav"], utterances)
+    unreadable = []
+    assert list(encoder.embed_for_scoring(["text.wav", "2.wav"], utterances, unreadable=unreadable)) == ["2.wav"]
+    assert len(unreadable) == 1 and "text.wav" in str(unreadable[0])
+    (_, first, _), (_, second, _) = encoder.embed_files(["text.wav", "2.wav"], utterances)
+    assert isinstance(first, UnreadableAudio) and second.shape == (192,)
+    with pytest.raises(InputError, match="--device warp9"):
+        choose_device("warp9")
