@@ -30,7 +30,8 @@ def run_command(main):
     """Run a script's main; an InputError ends it with one line and exit status 2, a failure while running with 1."""
     script = pathlib.Path(sys.argv[0]).name
     sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line as it is printed
-    warnings.showwarning = lambda message, *_: tqdm.write(f"{script}: warning: {message}", file=sys.stderr)
+    write = tqdm.write if sys.stderr.isatty() else print  # tqdm's knows about bars
+    warnings.showwarning = lambda message, *_: write(f"{script}: warning: {message}", file=sys.stderr)
     try:
         sys.exit(main())
     except (InputError, RunError, OSError) as error:  # OSError: a disk that is full or gone

@@ -33,6 +33,26 @@ def test_golden_vectors_of_the_original_recipe(golden):
     assert relative_error(loss_function.weight.grad, data["loss_grad_weight"]) < 1e-5
 
 
+@pytest.mark.parametrize(("system", "m", "s", "continuous"), [
+    ("speechbrain", 0.2, 30, False), ("modelscope", 0.3, 32, True), ("wespeaker", 0.2, 32, True),
+    ("pyannote", math.radians(10), 50, False),
+])  # fmt: skip
+def test_golden_losses_of_other_systems(golden, system, m, s, continuous):
+    data = golden(system)
+    weight = torch.tensor(data["state/classifier/weight" if system == "speechbrain" else "loss_weight"])
+    turned = system == "pyannote"  # whose classes are columns
+    weight = weight.t().clone() if turned else weight
+    loss_function = AAMsoftmax(*weight.shape[:1], m, s, weight.shape[1], continuous)
+    loss_function.weight.data = weight
+    embedding = torch.tensor(data["loss_emb"], requires_grad=True)
+    loss, _ = loss_function(embedding, torch.tensor(data["loss_label"]))
+    loss.backward()
+    assert relative_error(loss.detach(), data["loss_value"]) < 1e-5
+    assert relative_error(embedding.grad, data["loss_grad_emb"]) < 1e-5
+    gradient = loss_function.weight.grad
+    assert relative_error(gradient.t() if turned else gradient, data["loss_grad_weight"]) < 1e-5
+
+
 @pytest.mark.parametrize("m", [0.0, 0.2, 0.5])
 def test_against_the_angles(m):
     torch.manual_seed(0)

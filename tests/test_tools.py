@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import det_curve
 
 import tools
-from tools import InputError, equal_error_rate, error_curve, min_dcf
+from tools import InputError, equal_error_rate, error_curve, min_dcf, threshold_at
 
 
 def brute_force(scores, labels):
@@ -183,3 +183,15 @@ def test_plots_are_drawn(tmp_path):
     trained[-1]["lists"] = {"O": {"eer": 4.0}, "H": {"eer": 9.0}}
     tools.draw_training(tmp_path / "later.png", [untrained, *trained])
     assert 0.01 < ink(tmp_path / "start.png") < ink(tmp_path / "later.png") < 0.5
+
+
+def test_threshold_at_a_rate_of_false_alarms():
+    """By its definition: the lowest score that accepts few enough impostors, ties standing or falling together."""
+    random = np.random.default_rng(0)
+    scores, labels = np.round(random.normal(size=3000), 2), random.integers(0, 2, 3000)
+    for rate in (0.1, 0.01, 0.001):
+        found = threshold_at(scores, labels, rate)
+        assert (scores[labels == 0] >= found).mean() <= rate
+        lower = scores[scores < found].max()
+        assert (scores[labels == 0] >= lower).mean() > rate
+    assert threshold_at(scores[:200], labels[:200], 0.001) is None  # 200 trials cannot show one in a thousand

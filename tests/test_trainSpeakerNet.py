@@ -1,5 +1,6 @@
 """The recipe as its users run it: from the command line, on a made-up corpus; killed, continued, misused."""
 
+import hashlib
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import sys
 import time
 
 import numpy as np
+import published
 import pytest
 import soundfile
 import torch
@@ -19,6 +21,8 @@ from sklearn.metrics import roc_curve
 
 import prepareData
 import trainSpeakerNet
+from pretrained import load_pretrained
+from verify import SpeakerEncoder
 
 
 def data_flags(corpus):
@@ -311,7 +315,7 @@ def test_fine_tuning_keeps_the_encoder(command, corpus, tmp_path, trained):
 
     status, printed, error = command(trainSpeakerNet, *data_flags(corpus), *still, "--save_path", tmp_path / "same")
     assert status == 0, error
-    assert "took the encoder and the classifier" in printed
+    assert " tensors and its classifier\n" in printed and "took the encoder, ECAPA_TDNN C=8, " in printed
     tuned = state(tmp_path / "same")["weights"]
     for key, value in weights.items():
         if "running" not in key and "batches" not in key:  # statistics move whatever the learning rate
@@ -321,12 +325,83 @@ def test_fine_tuning_keeps_the_encoder(command, corpus, tmp_path, trained):
     fewer.write_text("".join((corpus / "train_list.txt").read_text().splitlines(keepends=True)[:16]))
     flags = [*data_flags(corpus), *still, "--train_list", fewer]
     status, printed, _ = command(trainSpeakerNet, *flags, "--save_path", tmp_path / "new")
-    assert status == 0 and "the classifier starts anew, for 4 speakers" in printed
+    assert status == 0
+    assert "; not its classifier of 6 speakers, who are others: a new one begins, for 4\n" in printed
     tuned = state(tmp_path / "new")["weights"]
     assert tuned["speaker_loss.weight"].shape == (4, 192)
     assert torch.allclose(tuned["speaker_encoder.fc6.weight"], weights["speaker_encoder.fc6.weight"], atol=1e-6)
     # Again the same command: it goes on, and does not start from the model once more.
     assert "going on after step" in command(trainSpeakerNet, *flags, "--save_path", tmp_path / "new")[1]
+
+
+STRANGERS = {
+    "speechbrain": lambda: published.speechbrain_shapes(8), "taoruijie": lambda: published.taoruijie_shapes(8, 5),
+    "modelscope": lambda: published.speechbrain_shapes(8), "wespeaker": lambda: published.wespeaker_shapes(8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("system", STRANGERS)
+def test_fine_tuning_a_stranger(command, corpus, tmp_path, system):
+    """Its encoder is taken, a new classifier learns the new speakers, and what is written stands alone."""
+    model = tmp_path / "theirs.pt"
+    torch.save(published.random_state(STRANGERS[system]()), model)
+    flags = [*data_flags(corpus), *SMALL[2:], "--initial_model", model]
+    named = ["--system", system] if system in ("speechbrain", "modelscope") else []
+    still = [*flags, *named, "--lr", 1e-12, "--max_epoch", 1, "--eval_list", "--save_path", tmp_path / "still"]
+    status, printed, error = command(trainSpeakerNet, *still)
+    assert status == 0, error
+    if system == "taoruijie":
+        assert "; not its classifier of 5 speakers, who are not named: a new one begins, for 6\n" in printed
+    else:
+        assert "; it came without a classifier, a new one begins, for 6 speakers\n" in printed
+    theirs = load_pretrained(model, system).network.state_dict()
+    ours = state(tmp_path / "still")["weights"]
+    for key, value in theirs.items():
+        if "running" not in key and "batches" not in key:
+            assert torch.allclose(ours[f"speaker_encoder.{key}"], value, atol=1e-6), key
+
+    learning = [*flags, *named, "--max_epoch", 4, "--test_step", 4, "--lr", 0.003, "--save_path", tmp_path / "tuned"]
+    status, _, error = command(trainSpeakerNet, *learning)
+    assert status == 0, error
+    losses = [record["loss"] for record in results(tmp_path / "tuned")[1:]]
+    assert losses[-1] < 0.95 * losses[0]
+    tuned = tmp_path / "tuned" / "model" / "model_0004.model"
+    evaluation = ["--eval", "--initial_model", tuned, *data_flags(corpus), "--save_path", tmp_path / "eval"]
+    status, printed, _ = command(trainSpeakerNet, *evaluation)
+    assert status == 0
+    scores = (tmp_path / "tuned" / "scores" / "trials.txt").read_text()
+    assert (tmp_path / "eval" / "scores" / "trials.txt").read_text() == scores
+    assert load_pretrained(tuned).system == system
+    # Going on needs neither the system's name nor what the file was recognised by.
+    longer = [*flags, "--max_epoch", 5, "--lr", 0.003, "--save_path", tmp_path / "tuned"]
+    status, printed, error = command(trainSpeakerNet, *longer)
+    assert status == 0 and "going on after step" in printed, error
+
+
+def test_evaluating_and_not_training_the_x_vector(command, corpus, tmp_path):
+    torch.save(published.random_state(published.pyannote_shapes()), tmp_path / "pytorch_model.bin")
+    model = ["--initial_model", tmp_path / "pytorch_model.bin", "--save_path", tmp_path / "e"]
+    status, printed, error = command(trainSpeakerNet, "--eval", *model, *data_flags(corpus))
+    assert status == 0, error
+    assert "XVectorSincNet, 4.3 M weights, of pyannote/embedding" in printed and "EER" in printed
+    status, _, error = command(trainSpeakerNet, *model, *data_flags(corpus), *SMALL[2:])
+    assert status == 2 and "only ECAPA-TDNNs can be trained further here" in error and error.count("\n") == 1
+
+
+def test_a_model_keeps_the_thresholds_of_its_evaluation(trained, corpus):
+    """From the scores and labels of the trial list alone: where errors are equal, and at 1 % false alarms."""
+    labels = np.array([int(line[0]) for line in (corpus / "trials.txt").read_text().splitlines()])
+    scores = np.array([float(line.split()[0]) for line in (trained / "scores" / "trials.txt").read_text().splitlines()])
+    last = torch.load(trained / "model" / "model_0002.model", weights_only=True)["scores"]["trials"]
+    threshold = last["thresholds"]["EER"]
+    misses, alarms = (scores[labels == 1] < threshold).mean(), (scores[labels == 0] >= threshold).mean()
+    assert misses == pytest.approx(last["eer"] / 100, abs=0.05) and alarms == pytest.approx(last["eer"] / 100, abs=0.05)
+    assert last["thresholds"]["1%"] is None and last["thresholds"]["0.1%"] is None  # 96 impostor trials tell no 1 %
+    assert last["list_sha256"] == hashlib.sha256((corpus / "trials.txt").read_bytes()).hexdigest()
+    encoder = SpeakerEncoder.from_checkpoint(trained / "model" / "model_0002.model")
+    assert (encoder.threshold, encoder.listing) == (threshold, "trials")
+    first, second = (corpus / "trials.txt").read_text().split()[1:3]
+    assert encoder.verify(corpus / "eval" / first, corpus / "eval" / second).score == pytest.approx(scores[0], abs=1e-5)
 
 
 def test_training_without_evaluating(command, corpus, tmp_path):
@@ -368,11 +443,11 @@ def test_the_learning_rate_is_a_function_of_the_step():
     (["--device", "cuda:77"], "--device cuda:77"),
     (["--save_path", "{corpus}/trials.txt"], "--save_path {corpus}/trials.txt cannot be written to"),
     (["--eval"], "--eval needs --initial_model"),
-    (["--eval", "--initial_model", "{tmp}/none.model"], "--initial_model {tmp}/none.model is not a file"),
+    (["--eval", "--initial_model", "{tmp}/none.model"], "--initial_model {tmp}/none.model does not exist"),
     (["--eval", "--initial_model", "{corpus}/trials.txt"], "trials.txt is not a checkpoint"),
     (["--eval", "--initial_model", "{model}", "--C", 64], "--C 64, but {model} has C=8"),
     (["--eval", "--initial_model", "{model}", "--eval_list"], "--eval needs --eval_list"),
-    (["--initial_model", "{tmp}/none.model"], "--initial_model {tmp}/none.model is not a file"),
+    (["--initial_model", "{tmp}/none.model"], "--initial_model {tmp}/none.model does not exist"),
     (["--train_list", "{tmp}/one.txt"], "one.txt has a single speaker"),
     (["--train_list", "{tmp}"], "--train_list {tmp} cannot be read as a list: Is a directory"),
     (["--seed", 2**64], "--seed must be less than 2**63"),

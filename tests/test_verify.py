@@ -113,7 +113,9 @@ def test_embed_windows_and_excerpts(use, encoder, folder):
     assert found["start"].tolist() == [0, 0.5, 1, 0, 0.5] and (found["end"] - found["start"] == 1).all()
     expected, _ = encoder.embed_windows(folder / "wav/a1.wav", 1, 0.5)
     assert relative_error(found["embeddings"][:3], expected) < 1e-5
-    for flags, start, end in ((["--start", 0.6], 0.6, 2.3), (["--end", 1.1], 0, 1.1), (["--start", 0.2, "--end", 1], 0.2, 1)):
+    for flags, start, end in (
+        (["--start", 0.6], 0.6, 2.3), (["--end", 1.1], 0, 1.1), (["--start", 0.2, "--end", 1], 0.2, 1),
+    ):  # fmt: skip
         assert use("--embed", "wav/a1.wav", *flags, "--out", "x.npz")[0] == 0
         found = read(folder / "x.npz")
         assert found["start"] == [start] and found["end"] == pytest.approx([end])
@@ -195,13 +197,13 @@ def test_classify(use, encoder, folder):
     (["--identify", "wav/a0.wav"], "--gallery belongs to"),
     (["wav/a0.wav", "--classify", "wav/b0.wav"], "put the files behind"),
     (["wav/a0.wav", "wav/b0.wav", "--n_cpu", "0"], "--n_cpu must be at least 1"),
-    (["wav/a0.wav", "wav/b0.wav", "--system", "wespeaker"], "some.model is not a checkpoint of wespeaker but one of ours"),
+    (["wav/a0.wav", "wav/b0.wav", "--system", "wespeaker"], "some.model is not a checkpoint of wespeaker"),
 ])  # fmt: skip
 def test_misuse_gets_one_line(use, arguments, complaint):
     status, _, complained = use(*arguments)
     lines = complained.splitlines()
-    assert status == 2 and complaint in complained and lines[-1].startswith("verify.py: ")
-    assert len(lines) == 1 + ("left out" in complained)
+    assert status == 2 and complaint in complained and all(line.startswith("verify.py: ") for line in lines)
+    assert len(lines) == 1 + ("left out" in complained or "--channel" in arguments)  # and a line for each file
 
 
 def test_export(use, encoder, folder):
@@ -211,7 +213,8 @@ def test_export(use, encoder, folder):
     assert status == 0 and printed.startswith("some.onnx: waveform (batch, samples >= 257) -> embedding (batch, 192)")
     session = onnxruntime.InferenceSession(folder / "some.onnx")
     waveform, _ = soundfile.read(folder / "wav/a1.wav", dtype="float32")
-    assert relative_error(session.run(None, {"waveform": waveform[None]})[0][0], encoder.embed(folder / "wav/a1.wav")) < 1e-4
+    (found,) = session.run(None, {"waveform": waveform[None]})
+    assert relative_error(found[0], encoder.embed(folder / "wav/a1.wav")) < 1e-4
 
 
 @pytest.mark.parametrize("system", ["speechbrain", "modelscope", "wespeaker", "pyannote"])
