@@ -320,7 +320,7 @@ class SpeakerEncoder:
             return f"{path} is only {seconds:.2g} s long{repeated}: its embedding says little"
         if level.max() < 5e-4:  # -66 dB of full scale: 16 steps of 16-bit audio
             return f"{path} is silent: its embedding says nothing about a speaker"
-        if (level > 0.999).mean() > 1e-3:
+        if (level > 0.999).mean() > 0.01:
             return f"{path} is clipped ({100 * (level > 0.999).mean():.1f} % of its samples): its embedding suffers"
         return ""
 
