@@ -266,15 +266,16 @@ class SpeakerEncoder:
         self.network.eval()
         # TF32, cuDNN's default for convolutions, would round to 10 bits of mantissa; so would a caller's autocast.
         tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-        with tf32, torch.autocast(self.device.type, enabled=False):
-            yield
-        self.network.train(training)
+        try:
+            with tf32, torch.autocast(self.device.type, enabled=False):
+                yield
+        finally:
+            self.network.train(training)
 
     def _long_enough(self, waveforms):
         """(B, samples), repeated if the network needs more."""
-        return waveforms.repeat(1, -(-self.system.shortest // waveforms.shape[1]))[:, : self.system.shortest] if (
-            waveforms.shape[1] < self.system.shortest
-        ) else waveforms  # fmt: skip
+        shortest, samples = self.system.shortest, waveforms.shape[1]
+        return waveforms if samples >= shortest else waveforms.repeat(1, -(-shortest // samples))[:, :shortest]
 
     def _open(self, path):
         channel = 0 if self.channel is None and self.system.first_channel else self.channel
