@@ -171,10 +171,14 @@ class AudioFile:
         self.path = path
         self.crossings = crossings
         try:
-            self.file = soundfile.SoundFile(path)
+            # As bytes: a name that is no text is still a name.
+            self.file = soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path)
         except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: headerless .raw
-            reason = "does not exist" if not pathlib.Path(path).exists() else "cannot be read as audio"
-            raise UnreadableAudio(f"{path} {reason}") from error
+            odd = "does not exist" if not pathlib.Path(path).exists() else "cannot be read as audio"
+            raise UnreadableAudio(f"{path} {'is a folder' if pathlib.Path(path).is_dir() else odd}") from error
+        if not 1000 <= self.file.samplerate <= 400_000:  # a filter for it would fill the memory
+            self.file.close()
+            raise UnreadableAudio(f"{path} claims a sample rate of {self.file.samplerate} Hz")
         divisor = math.gcd(self.file.samplerate, SAMPLE_RATE)
         self.up, self.down = SAMPLE_RATE // divisor, self.file.samplerate // divisor
         self.length = -(-self.file.frames * self.up // self.down)

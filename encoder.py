@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from dataLoader import SAMPLE_RATE, AudioFile, UnreadableAudio
 from frames import Ragged, embed_pieces, log_mel_pieces
 from pretrained import SYSTEMS, Pretrained, load_pretrained
-from tools import InputError, RunError, progress_bar
+from tools import InputError, progress_bar
 
 CROPS = 5  # the customary score looks at each utterance whole and in five crops of three seconds
 CROP_SAMPLES = 300 * 160 + 240
@@ -103,9 +103,15 @@ class SpeakerEncoder:
         None: all. Utterances too short for the network are repeated. Returns (B, D) float32 on the CPU, not normalised.
         """
         waveforms = torch.as_tensor(waveforms)
-        if waveforms.dim() != 2:
-            raise ValueError(f"waveforms must be (B, samples), not {tuple(waveforms.shape)}")
-        lengths = [waveforms.shape[1]] * len(waveforms) if lengths is None else [int(length) for length in lengths]
+        if waveforms.dim() != 2 or not (waveforms.is_floating_point() or waveforms.dtype == torch.int16):
+            kind = f"{tuple(waveforms.shape)} {waveforms.dtype}"
+            raise ValueError(f"waveforms must be (B, samples), floating point or int16, not {kind}")
+        lengths = torch.as_tensor([waveforms.shape[1]] * len(waveforms) if lengths is None else lengths)
+        if len(waveforms) == 0:
+            return torch.empty(0, self.network.embedding_size)
+        if lengths.is_floating_point():
+            raise ValueError("lengths must be numbers of samples, not parts of the longest")
+        lengths = lengths.tolist()
         if len(lengths) != len(waveforms) or not all(0 < length <= waveforms.shape[1] for length in lengths):
             raise ValueError(f"lengths must be {len(waveforms)} numbers from 1 to {waveforms.shape[1]}")
         scale = 1 / 32768 if waveforms.dtype == torch.int16 else 1.0
@@ -136,8 +142,8 @@ class SpeakerEncoder:
     def embed(self, path):
         """The embedding of a whole file as the network gives it: (D,) float32 numpy, not normalised.
 
-        Any length in bounded memory. Warns (AudioWarning) of utterances hardly fit for it; UnreadableAudio for files
-        that cannot be read.
+        Any length: beyond five minutes the memory grows by 0.25 GB an hour. Warns (AudioWarning) of utterances hardly
+        fit for it; UnreadableAudio for files that cannot be read, or whose embedding is not finite.
         """
         with self._open(path) as file:
             return self._embed_part(file, 0, file.length)
@@ -145,7 +151,7 @@ class SpeakerEncoder:
     def embed_excerpt(self, path, start, end):
         """The embedding (D,) of what lies between two times in seconds. InputError if they are not in the file."""
         with self._open(path) as file:
-            if not 0 <= start < end or round(start * SAMPLE_RATE) >= file.length:
+            if not 0 <= start < end < math.inf or round(start * SAMPLE_RATE) >= file.length:
                 raise InputError(f"{path}: no excerpt from {start} s to {end} s in {file.length / SAMPLE_RATE:.2f} s")
             if round(end * SAMPLE_RATE) > file.length + 1:  # a sample of tolerance for times that were rounded
                 raise InputError(f"{path} ends at {file.length / SAMPLE_RATE:.2f} s, before {end} s")
@@ -168,9 +174,12 @@ class SpeakerEncoder:
                 embeddings = np.stack([self._embed_part(file, start, size) for start in starts])
             else:
                 at_once = max(1, BATCH_SECONDS[self.device.type] * SAMPLE_RATE // size)
-                batches = (starts[i : i + at_once] for i in range(0, count, at_once))
-                batches = (np.stack([file.read(start, size) for start in batch]) for batch in batches)
-                embeddings = np.concatenate([self.embed_batch(batch).numpy() for batch in batches])
+                level, embeddings = Level(), []
+                for i in range(0, count, at_once):
+                    batch = np.stack([level.see(file.read(start, size)) for start in starts[i : i + at_once]])
+                    embeddings.append(self.embed_batch(batch).numpy())
+                embeddings = self._finite(np.concatenate(embeddings), path)
+                self._warn(self._remark(path, file.length, level))
         times = np.array(starts)[:, None] + [0, size]
         return embeddings, times / SAMPLE_RATE
 
@@ -183,9 +192,14 @@ class SpeakerEncoder:
         for group in self._read_ahead(files, root, threads):
             embeddings = iter(self.embed_many([each for _, each, _ in group if isinstance(each, torch.Tensor)]).numpy())
             for file, found, remark in group:
-                if found is TOO_LONG:
-                    found = self.embed(Path(root) / file)
-                yield file, next(embeddings) if isinstance(found, torch.Tensor) else found, remark
+                try:
+                    if found is TOO_LONG:
+                        found = self.embed(Path(root) / file)
+                    elif isinstance(found, torch.Tensor):
+                        found = self._finite(next(embeddings), file)
+                except UnreadableAudio as error:
+                    found = error
+                yield file, found, remark
 
     # ---- scores and decisions ----------------------------------------------------------------------------------------
 
@@ -198,25 +212,22 @@ class SpeakerEncoder:
         is the dot product of the sets' mean unit vectors, both together are one dot product: of the whole's unit
         vector and the crops' mean, side by side, over sqrt(2).
 
-        Each file is read and embedded once. Raises UnreadableAudio, unless ``unreadable`` is a list: then such files
-        are left out and their errors appended to it. Raises RunError for an embedding that is not finite.
+        Each file is read and embedded once. Raises UnreadableAudio, also for an embedding that is not finite, unless
+        ``unreadable`` is a list: then such files are left out and their errors appended to it.
         """
         files = list(dict.fromkeys(files))
         vectors, remarks = {}, []
         with progress_bar(total=len(files), desc="embedding", unit="utt", delay=1) as bar:
             for group in self._read_ahead(files, root, threads):
-                for error in [found for _, found, _ in group if isinstance(found, UnreadableAudio)]:
-                    if unreadable is None:
-                        raise error
-                    unreadable.append(error)
-                group = [each for each in group if not isinstance(each[1], UnreadableAudio)]
                 for (file, _, remark), vector in zip(group, self._scoring_vectors(group, root)):
-                    if not np.isfinite(vector).all():
-                        reason = "broken weights, or samples far beyond 1"
-                        raise RunError(f"the embedding of {file} is not finite: {reason}")
+                    bar.update()
+                    if isinstance(vector, UnreadableAudio):
+                        if unreadable is None:
+                            raise vector
+                        unreadable.append(vector)
+                        continue
                     vectors[file] = vector
                     remarks += [remark] if remark else []
-                    bar.update()
         if remarks:
             more = f" ({len(remarks)} of {len(files)} files are hardly fit)" if remarks[1:] else ""
             warnings.warn(remarks[0] + more, AudioWarning, stacklevel=2)
@@ -285,10 +296,10 @@ class SpeakerEncoder:
         """Groups of (file, (samples,) tensor or TOO_LONG or UnreadableAudio, remark), each for some batches' work."""
         most = 8 * BATCH_SECONDS[self.device.type] * SAMPLE_RATE
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            ahead, group, samples = collections.deque(), [], 0
+            ahead, group, samples = collections.deque(), [], 0  # what is read ahead: at most 20 MB a file
             coming = iter(files)
             while ahead or group or coming:
-                while coming and len(ahead) < 8 * threads:
+                while coming and len(ahead) < 2 * threads:
                     file = next(coming, None)
                     if file is None:
                         coming = None
@@ -308,31 +319,45 @@ class SpeakerEncoder:
             with self._open(path) as file:
                 if file.length > LONG_SECONDS * SAMPLE_RATE:
                     return TOO_LONG, ""
-                waveform = file.read()
-                return torch.from_numpy(waveform), self._remark(path, waveform)
+                level = Level()
+                waveform = level.see(file.read())
+                return torch.from_numpy(waveform), self._remark(path, file.length, level)
         except UnreadableAudio as error:
             return error, ""
 
-    def _remark(self, path, waveform):
+    def _remark(self, path, samples, level):
         """Why an utterance is hardly fit to tell a speaker, or ""."""
-        seconds, level = len(waveform) / SAMPLE_RATE, np.abs(waveform)
-        if seconds < 0.5:
-            repeated = ", repeated to what the network needs" if len(waveform) < self.system.shortest else ""
-            return f"{path} is only {seconds:.2g} s long{repeated}: its embedding says little"
-        if level.max() < 5e-4:  # -66 dB of full scale: 16 steps of 16-bit audio
+        if samples < 0.5 * SAMPLE_RATE:
+            repeated = ", repeated to what the network needs" if samples < self.system.shortest else ""
+            return f"{path} is only {samples / SAMPLE_RATE:.2g} s long{repeated}: its embedding says little"
+        if level.peak < 5e-4:  # -66 dB of full scale: 16 steps of 16-bit audio
             return f"{path} is silent: its embedding says nothing about a speaker"
-        if (level > 0.999).mean() > 0.01:
-            return f"{path} is clipped ({100 * (level > 0.999).mean():.1f} % of its samples): its embedding suffers"
+        if level.clipped > 0.01 * level.seen:
+            share = 100 * level.clipped / level.seen
+            return f"{path} is clipped ({share:.1f} % of its samples): its embedding suffers"
         return ""
+
+    @staticmethod
+    def _warn(remark):
+        if remark:
+            warnings.warn(remark, AudioWarning, stacklevel=4)
+
+    @staticmethod
+    def _finite(embedding, path):
+        if not np.isfinite(embedding).all():
+            reason = "broken weights, or samples far beyond 1"
+            raise UnreadableAudio(f"the embedding of {path} is not finite: {reason}")
+        return embedding
 
     def _embed_part(self, file, first, length):
         """(D,) numpy: ``length`` samples of an open file from ``first`` on, in pieces if they are many."""
+        level = Level()
         if length > LONG_SECONDS * SAMPLE_RATE:
-            return self._embed_long(lambda start, end: file.read(first + start, end - start), length)
-        waveform = file.read(first, length)
-        if remark := self._remark(file.path, waveform):
-            warnings.warn(remark, AudioWarning, stacklevel=3)
-        return self.embed_batch(waveform[None])[0].numpy()
+            embedding = self._embed_long(lambda start, end: level.see(file.read(first + start, end - start)), length)
+        else:
+            embedding = self.embed_batch(level.see(file.read(first, length))[None])[0].numpy()
+        self._warn(self._remark(file.path, length, level))
+        return self._finite(embedding, file.path)
 
     @torch.inference_mode()
     def _embed_long(self, read, length):
@@ -357,25 +382,50 @@ class SpeakerEncoder:
             return embed_pieces(self.network, frames, counted, size, self.network.halo)[0].float().cpu().numpy()
 
     def _scoring_vectors(self, group, root):
-        """(V,) numpy for each of a group of readable files, as _read_ahead gives them."""
-        short = iter(F.normalize(self.embed_many([found for _, found, _ in group if found is not TOO_LONG])))
-        whole = [
-            F.normalize(torch.from_numpy(self.embed(Path(root) / file)), dim=0) if found is TOO_LONG else next(short)
-            for file, found, _ in group
-        ]
+        """(V,) numpy or UnreadableAudio for each of a group as _read_ahead gives it."""
+        short = [found for _, found, _ in group if isinstance(found, torch.Tensor)]
+        vectors = iter(self._scoring_batch(self.embed_many(short), (scoring_crops(each) for each in short)))
+        found = []
+        for file, each, _ in group:
+            try:
+                if each is TOO_LONG:
+                    each = self._scoring_vector_of_long(Path(root) / file)
+                elif isinstance(each, torch.Tensor):
+                    each = next(vectors)
+                found.append(each if isinstance(each, UnreadableAudio) else self._finite(each, file))
+            except UnreadableAudio as error:
+                found.append(error)
+        return found
+
+    def _scoring_vector_of_long(self, path):
+        whole = torch.from_numpy(self.embed(path))[None]
+        with self._open(path) as file:
+            crops = np.stack([file.read(start, CROP_SAMPLES) for start in crop_starts(file.length)])
+        return self._scoring_batch(whole, [torch.from_numpy(crops)])[0]
+
+    def _scoring_batch(self, embeddings, crops):
+        """(N, D) of whole utterances, N tensors (crops, samples) -> N of (V,) numpy."""
+        whole = F.normalize(embeddings)
         if not self.system.crops:
-            return [vector.numpy() for vector in whole]
-        crops = [
-            self._long_crops(Path(root) / file) if found is TOO_LONG else scoring_crops(found)
-            for file, found, _ in group
-        ]
-        embeddings = F.normalize(self.embed_many([crop for each in crops for crop in each]))
-        means = [each.mean(dim=0) for each in embeddings.split([len(each) for each in crops])]
+            return list(whole.numpy())
+        crops = list(crops)
+        parts = F.normalize(self.embed_many([crop for each in crops for crop in each]))
+        means = [each.mean(dim=0) for each in parts.split([len(each) for each in crops])]
         return [(torch.cat(pair) / math.sqrt(2)).numpy() for pair in zip(whole, means)]
 
-    def _long_crops(self, path):
-        with self._open(path) as file:
-            return [torch.from_numpy(file.read(start, CROP_SAMPLES)) for start in crop_starts(file.length)]
+
+class Level:
+    """How loud an utterance is, seen piece by piece."""
+
+    def __init__(self):
+        self.peak, self.clipped, self.seen = 0.0, 0, 0
+
+    def see(self, waveform):
+        level = np.abs(waveform)
+        self.peak = max(self.peak, float(level.max()))
+        self.clipped += int((level > 0.999).sum())
+        self.seen += len(level)
+        return waveform
 
 
 TOO_LONG = object()  # in place of the waveform of a file that is read piece by piece

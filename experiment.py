@@ -57,6 +57,8 @@ class Run:
         initial = load_pretrained(args.initial_model, args.system) if args.initial_model and not state else None
         if state:
             args.system = args.system or state["settings"].get("system", "ours")
+            if "initial_model" not in args.given:  # it has served
+                args.initial_model = state["settings"]["initial_model"]
         else:
             args.system = initial.system if initial else "ours"
         if len(self.speakers) < 2:
@@ -120,16 +122,17 @@ class Run:
 
     def _take_classifier(self, initial):
         """The encoder came with the model; its classifier is taken if it tells the same speakers apart. Says so."""
-        same = initial.speakers == self.speakers and initial.classifier.shape == self.classifier.weight.shape
+        theirs, ours = initial.classifier, self.classifier.weight
+        same = theirs is not None and initial.speakers == self.speakers and theirs.shape == ours.shape
         if same:
-            self.classifier.weight.data.copy_(initial.classifier)
+            ours.data.copy_(theirs)
             left = "and its classifier"
-        elif initial.classifier is None:
+        elif theirs is None:
             left = f"; it came without a classifier, a new one begins, for {self.args.n_class} speakers"
         else:
             whose = "who are not named" if initial.speakers is None else "who are others"
             left = (
-                f"; not its classifier of {len(initial.classifier)} speakers, {whose}: a new one begins, for "
+                f"; not its classifier of {len(theirs)} speakers, {whose}: a new one begins, for "
                 f"{self.args.n_class}"
             )
         print(

@@ -146,6 +146,10 @@ def load_pretrained(path, system=None):
     content = load_tensors(path, stand_in_for=STAND_IN_FOR)
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no weights but a {type(content).__name__}")
+    state = content.get("state_dict", content)
+    if isinstance(state, dict) and any(str(key).startswith("module.") for key in state):  # of DataParallel
+        state = {str(key).replace("module.", ""): value for key, value in state.items()}
+        content = {**content, "state_dict": state} if "state_dict" in content else state
     found = _recognise(path, content)
     if system is None and len(found) > 1:
         raise InputError(
@@ -177,7 +181,7 @@ def _weights_in(folder, system):
 def _recognise(path, content):
     """The systems whose weights these may be."""
     state = content.get("state_dict", content)
-    names = {key.replace("module.", "") for key in state if isinstance(key, str)} if isinstance(state, dict) else set()
+    names = {key for key in state if isinstance(key, str)} if isinstance(state, dict) else set()
     if content.get("kind") == "training state":
         raise InputError(f"{path} is the state of a training run, not a model: take one of its model/*.model")
     if content.get("kind") == "model":
@@ -198,23 +202,29 @@ def _recognise(path, content):
 def _load_ours(path, content, system):
     checkpoint = load_checkpoint(path, "model", content)
     try:
-        settings, scores, weights = checkpoint["settings"], checkpoint.get("scores", {}), checkpoint["weights"]
+        settings, scores, weights = checkpoint["settings"], checkpoint.get("scores") or {}, checkpoint["weights"]
         state = {key: value for key, value in weights.items() if key != "speaker_loss.weight"}
-        system = settings.get("system", "ours")
         classifier, speakers = weights.get("speaker_loss.weight"), checkpoint.get("speakers")
-        listing, result = next(iter(scores.items()), (None, {}))
-        thresholds = result.get("thresholds", {})
-    except (AttributeError, KeyError, TypeError) as error:
+        system = str(settings.get("system", "ours"))
+        listing, result = next(iter(scores.items()), ("", {}))
+        thresholds = dict(result.get("thresholds") or {})
+        if not all(value is None or isinstance(value, float) for value in thresholds.values()):
+            raise ValueError("its thresholds are no numbers")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} lacks what a model of this repository has ({error})") from error
     if system not in SYSTEMS:
         raise InputError(f"{path} is based on a system that is not known here: {system!r}")
-    origin = f"where misses and false alarms were equal on {listing}" if thresholds else ""
     network, threshold = _network(path, state, system, {}, PREFIX), thresholds.get("EER")
-    return Pretrained(system, network, classifier, speakers, threshold, origin, thresholds, listing or "")
+    if classifier is not None and list(getattr(classifier, "shape", ()))[1:] != [network.embedding_size]:
+        raise InputError(f"{path}: the tensor speaker_loss.weight has an odd shape")
+    if threshold is not None:
+        threshold = min(1.0, max(-1.0, threshold))
+    origin = f"where misses and false alarms were equal on {listing}" if threshold is not None else ""
+    return Pretrained(system, network, classifier, speakers, threshold, origin, thresholds, str(listing))
 
 
 def _load_taoruijie(path, content, system):
-    state = {key.replace("module.", ""): value for key, value in content.items()}  # of DataParallel
+    state = dict(content)
     classifier = state.pop("speaker_loss.weight", None)
     return Pretrained(system, _network(path, state, system, {}, PREFIX), classifier)
 
@@ -323,7 +333,7 @@ def _network(path, state, system, names=None, prefix=""):
 
     named = {}
     for key, tensor in state.items():
-        if not isinstance(tensor, torch.Tensor):
+        if not isinstance(tensor, torch.Tensor) or not isinstance(key, str):
             raise InputError(f"{path}: {key} is not a tensor but a {type(tensor).__name__}")
         layer, _, parameter = key.removeprefix(prefix).rpartition(".")
         # A layer of ours that bears another name in theirs is none of theirs.

@@ -8,8 +8,11 @@ import os
 import pathlib
 import pickle
 import re
+import signal
 import sys
+import traceback
 import warnings
+import zipfile
 
 import numpy as np
 import torch
@@ -26,17 +29,27 @@ class RunError(RuntimeError):
     """Something went wrong while running, through no fault of the command line. One line too. Exit status 1."""
 
 
-def run_command(main):
-    """Run a script's main; an InputError ends it with one line and exit status 2, a failure while running with 1."""
+def run_command(main, failure=1):
+    """Run a script's main; an InputError ends it with one line and exit status 2, a failure while running with 1.
+
+    failure: another status for the latter, even for a mistake of ours, for scripts whose 1 is an answer.
+    """
     script = pathlib.Path(sys.argv[0]).name
-    sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line as it is printed
+    # A log file shows each line as it is printed; the name of a file may be no text.
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     write = tqdm.write if sys.stderr.isatty() else print  # tqdm's knows about bars
     warnings.showwarning = lambda message, *_: write(f"{script}: warning: {message}", file=sys.stderr)
     try:
         sys.exit(main())
     except (InputError, RunError, OSError) as error:  # OSError: a disk that is full or gone
         print(f"{script}: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+        sys.exit(2 if isinstance(error, InputError) else failure)
+    except KeyboardInterrupt:
+        print(f"{script}: stopped", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(failure)
 
 
 def progress_bar(**settings):
@@ -160,6 +173,15 @@ def write_text(path, text):
         file.write(text)
 
 
+def check_writable(folder, flag):
+    """Make the folder and try it: better now than when the work is done. InputError if it cannot be written to."""
+    try:
+        write_text(pathlib.Path(folder) / ".writable", "")
+        (pathlib.Path(folder) / ".writable").unlink()
+    except OSError as error:
+        raise InputError(f"{flag} {folder} cannot be written to: {error.strerror}") from error
+
+
 def sha256(path):
     """Hash of a file's bytes, as hexadecimal digits."""
     digest = hashlib.sha256()
@@ -197,7 +219,8 @@ def load_tensors(path, stand_in_for=()):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd pickles: the error below says what a user needs
-            named = torch.serialization.get_unsafe_globals_in_checkpoint(path) if stand_in_for else []
+            zipped = stand_in_for and zipfile.is_zipfile(path)  # the form that Lightning writes, too
+            named = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
             places = [(Placeholder, name) for name in named if name.split(".")[0] in stand_in_for]
             with torch.serialization.safe_globals(places):
                 return torch.load(path, map_location="cpu", weights_only=True)

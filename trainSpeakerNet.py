@@ -23,6 +23,7 @@ from prepareData import make_demo
 from pretrained import SYSTEMS
 from tools import (
     InputError,
+    check_writable,
     draw_det,
     equal_error_rate,
     keep_memory,
@@ -115,7 +116,8 @@ def read_settings(arguments):
         raise InputError("--eval needs --initial_model FILE, the model to evaluate")
     if args.eval and not args.eval_list:
         raise InputError("--eval needs --eval_list with at least one trial list")
-    if args.initial_model and not Path(args.initial_model).exists():
+    begun = not args.eval and (Path(args.save_path) / "state.pt").exists()  # its weights are in there
+    if args.initial_model and not begun and not Path(args.initial_model).exists():
         raise InputError(f"--initial_model {args.initial_model} does not exist")
     if args.eval and "save_path" not in args.given:
         args.save_path = "exps/eval"  # never over an experiment's own scores
@@ -262,15 +264,6 @@ def open_trial_lists(args):
     return trial_lists
 
 
-def check_writable(folder):
-    """Make the folder and try it: better now than when the first epoch is over."""
-    try:
-        write_text(Path(folder) / ".writable", "")
-        (Path(folder) / ".writable").unlink()
-    except OSError as error:
-        raise InputError(f"--save_path {folder} cannot be written to: {error.strerror}") from error
-
-
 def multiplies_bf16(device):
     """Whether this device has bf16 arithmetic that is faster than float32."""
     if device.type == "cuda":
@@ -298,7 +291,7 @@ def use_demo_corpus(args):
 
 def main():
     args = read_settings(sys.argv[1:])
-    check_writable(args.save_path)
+    check_writable(args.save_path, "--save_path")
     keep_memory()
     try:
         if args.demo:

@@ -28,11 +28,13 @@ from encoder import (
     scoring_crops,
 )
 from pretrained import SYSTEMS
-from tools import InputError, keep_memory, progress_bar, run_command, whole_file
+from tools import InputError, check_writable, keep_memory, progress_bar, run_command, whole_file
 
 __all__ = ["AudioWarning", "Classification", "Gallery", "SpeakerEncoder", "Verification", "choose_device",
            "score_trials", "scoring_crops"]  # fmt: skip
 
+
+FAILURE = 2  # the exit status, since 1 is an answer: different speakers, nobody
 
 # ---- a gallery of known speakers -------------------------------------------------------------------------------------
 
@@ -64,9 +66,9 @@ class Gallery:
             raise InputError(f"--gallery {self.path} was made with another model: its vectors mean nothing to this one")
         self.names, self.vectors, self.counts = names, list(vectors), counts.tolist()
 
-    def enrol(self, name, files):
-        """Remember a speaker, or add utterances to a known one. Returns how many there are now."""
-        new = np.stack(list(self.encoder.embed_for_scoring(files).values()))
+    def enrol(self, name, vectors):
+        """Remember a speaker by scoring vectors (M, V), or add them to a known one. Returns how many there are now."""
+        new = np.stack(vectors)
         if name not in self.names:
             self.names.append(name)
             self.vectors.append(np.zeros(new.shape[1], np.float32))
@@ -80,9 +82,8 @@ class Gallery:
                      model=np.array(self.encoder.fingerprint()))  # fmt: skip
         return count
 
-    def rank(self, path):
-        """[(score, name)] of all speakers, the best first."""
-        vector = self.encoder.embed_for_scoring([path])[path]
+    def rank(self, vector):
+        """A scoring vector (V,) -> [(score, name)] of all speakers, the best first."""
         return sorted(zip((np.stack(self.vectors) @ vector).tolist(), self.names), reverse=True)
 
 
@@ -92,10 +93,7 @@ class Gallery:
 def compare(encoder, args):
     """The first file against each of the others. Exit status 0: all of one speaker; 1: not all; 2: unreadable."""
     first, *others = args.files
-    unreadable = []
-    vectors = encoder.embed_for_scoring(args.files, threads=args.n_cpu, unreadable=unreadable)
-    for error in unreadable:
-        print(f"verify.py: {error}", file=sys.stderr)
+    vectors, unreadable = scoring_vectors(encoder, args, args.files)
     others = [other for other in others if other in vectors]
     if first not in vectors or not others:
         return 2
@@ -170,7 +168,7 @@ def duration(path):
 
 
 def audio_of(path, root=None):
-    """The audio files that a path stands for: itself, all in a folder, or those of a list (.txt, .lst, .list, .csv).
+    """The audio files that a path stands for: itself, all in a folder, or those of a list (.txt, .lst, .list).
 
     A list has a path a line, alone or behind a speaker, or two behind a trial's label; they start from root, or from
     the folder of the list.
@@ -183,14 +181,37 @@ def audio_of(path, root=None):
         return files
     if path.suffix.lower() not in (".txt", ".lst", ".list"):
         return [str(path)]
-    files = [field for _, fields in read_lines(path, "--embed") for field in (fields[1:] or fields)]
-    return [str(Path(root or path.parent) / file) for file in dict.fromkeys(files)]
+    root, files = Path(root or path.parent), []
+    for number, fields in read_lines(path, "--embed"):
+        if len(fields) == 1 or (root / " ".join(fields)).is_file():  # a path with spaces
+            files.append(" ".join(fields))
+        elif len(fields) > 3 or Path(fields[0]).suffix.lower() in AUDIO_SUFFIXES:
+            raise InputError(f"{path} line {number}: {root / ' '.join(fields)} does not exist; a path a line, alone or "
+                             "behind a speaker")  # fmt: skip
+        else:
+            files += fields[1:]
+    return [str(root / file) for file in dict.fromkeys(files)]
+
+
+def scoring_vectors(encoder, args, files):
+    """({file: (V,) vector}, errors) of files, folders and lists; the errors are printed."""
+    unreadable = []
+    files = [file for path in files for file in audio_of(path)]
+    vectors = encoder.embed_for_scoring(files, threads=args.n_cpu, unreadable=unreadable)
+    for error in unreadable:
+        print(f"verify.py: {error}", file=sys.stderr)
+    return vectors, unreadable
 
 
 def enrol(encoder, args):
+    """Exit status 2 if files could not be read; the others are enrolled."""
     gallery = Gallery(args.gallery, encoder)
-    count = gallery.enrol(args.enrol, args.files)
+    vectors, unreadable = scoring_vectors(encoder, args, args.files)
+    if not vectors:
+        raise InputError(f"none of the files could be embedded: {args.gallery} is as it was")
+    count = gallery.enrol(args.enrol, list(vectors.values()))
     print(f"{args.gallery}: {args.enrol} has {count} utterances; {len(gallery.names)} speakers")
+    return 2 if unreadable else 0
 
 
 def identify(encoder, args):
@@ -200,14 +221,10 @@ def identify(encoder, args):
     gallery = Gallery(args.gallery, encoder)
     if encoder.threshold is None and args.threshold is None:
         raise InputError(f"{args.model} came without a threshold below which it is nobody: give one with --threshold")
-    status = 0
-    for file in args.identify:
-        try:
-            ranking = gallery.rank(file)
-        except UnreadableAudio as error:
-            print(f"verify.py: {error}", file=sys.stderr)
-            status = 2
-            continue
+    vectors, unreadable = scoring_vectors(encoder, args, args.identify)
+    status = 2 if unreadable else 0
+    for file, vector in vectors.items():
+        ranking = gallery.rank(vector)
         best = encoder.decide(ranking[0][0], args.threshold)
         print(f"{file}: {ranking[0][1] if best.same_speaker else 'nobody'}")
         for score, name in ranking[:5]:
@@ -291,6 +308,12 @@ def read_arguments(arguments):
         raise InputError(f"--n_cpu must be at least 1, not {args.n_cpu}")
     if args.channel is not None and args.channel < 0:
         raise InputError(f"--channel must be at least 0, not {args.channel}")
+    args.enrol = args.enrol and args.enrol.strip()
+    for flag, path in (("--out", args.out), ("--gallery", args.gallery), ("--export", args.export)):
+        if path is not None and not args.identify:
+            if Path(path).is_dir():
+                raise InputError(f"{flag} {path} is a folder: name a file")
+            check_writable(Path(path).parent, flag)
     modes = (args.embed, args.enrol, args.identify, args.classify, args.export)
     if all(mode is None for mode in modes) and len(args.files) < 2:
         raise InputError("give two files to compare, or --embed, --enrol, --identify, --classify or --export (see -h)")
@@ -336,4 +359,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, FAILURE)

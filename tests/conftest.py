@@ -93,7 +93,7 @@ def command(monkeypatch, capsys):
         from tools import run_command
 
         with pytest.raises(SystemExit) as ended:
-            run_command(module.main)
+            run_command(module.main, getattr(module, "FAILURE", 1))
         captured = capsys.readouterr()
         return ended.value.code or 0, captured.out, captured.err
 

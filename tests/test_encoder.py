@@ -15,7 +15,7 @@ from test_model import small_network
 import encoder as encoder_room
 from dataLoader import TrialList, UnreadableAudio
 from pretrained import Pretrained
-from tools import InputError, RunError, save_checkpoint
+from tools import InputError, save_checkpoint
 from verify import AudioWarning, SpeakerEncoder, choose_device, score_trials
 
 SYSTEMS = ["ours", "speechbrain", "modelscope", "wespeaker", "pyannote"]
@@ -176,8 +176,18 @@ def test_a_long_file_in_pieces(system, rate, tmp_path, monkeypatch):
     assert max(counts) < 5 * 16000 < sum(counts)
     assert relative_error(encoder.embed_excerpt(path, 3.1, 9.4), excerpt) < 1e-5
     assert relative_error(encoder.embed_for_scoring([path])[path], scoring) < 1e-5
-    ((_, found, _),) = encoder.embed_files([path])
-    assert relative_error(found, whole) < 1e-5
+    (tmp_path / "nan.wav").write_bytes(path.read_bytes()[:-8] + 2 * np.float32("nan").tobytes())
+    soundfile.write(tmp_path / "hush.wav", np.zeros(8 * rate), rate)
+    names = ["long.wav", "nan.wav", "hush.wav"]
+    found = {file: (embedding, remark) for file, embedding, remark in encoder.embed_files(names, tmp_path)}
+    assert isinstance(found["nan.wav"][0], UnreadableAudio) and relative_error(found["long.wav"][0], whole) < 1e-5
+    unreadable = []
+    vectors = encoder.embed_for_scoring(["long.wav", "nan.wav"], tmp_path, unreadable=unreadable)
+    assert list(vectors) == ["long.wav"] and len(unreadable) == 1 and "nan.wav" in str(unreadable[0])
+    with pytest.warns(AudioWarning, match=r"hush\.wav is silent"):
+        encoder.embed(tmp_path / "hush.wav")
+    with pytest.warns(AudioWarning, match=r"hush\.wav is silent"):
+        encoder.embed_windows(tmp_path / "hush.wav")
     assert max(counts) < 5 * 16000
 
 
@@ -190,7 +200,12 @@ def test_batches_of_other_kinds(encoder):
     assert torch.equal(encoder.embed_batch(waveforms.to(torch.int16)), expected)
     assert torch.equal(encoder.embed_batch(waveforms.numpy().astype(np.float64) / 32768), expected)
     assert expected.shape == (3, 192) and expected.dtype == torch.float32
-    assert waveforms.shape == (3, 8000)
+    for odd in (waveforms.int(), waveforms[0], waveforms.to(torch.uint8)):
+        with pytest.raises(ValueError, match="waveforms must be"):
+            encoder.embed_batch(odd)
+    with pytest.raises(ValueError, match="numbers of samples, not parts"):
+        encoder.embed_batch(waveforms, torch.tensor([1.0, 0.5, 1.0]))
+    assert encoder.embed_batch(waveforms[:0]).shape == (0, 192)
     for given, lengths in ((waveforms[0], None), *((waveforms, odd) for odd in ([1, 2], [8001, 1, 1], [0, 1, 1]))):
         with pytest.raises(ValueError, match="must be"):
             encoder.embed_batch(given, lengths)
@@ -276,8 +291,14 @@ def test_fingerprints_tell_models_apart(encoder):
 def test_broken_weights_give_no_scores(utterances):
     network = small_network()
     network.fc6.weight.data[0, 0] = float("nan")
-    with pytest.raises(RunError, match=r"the embedding of 2\.wav is not finite"):
-        SpeakerEncoder(network).embed_for_scoring(["2.wav"], utterances)
+    encoder = SpeakerEncoder(network)
+    with pytest.raises(UnreadableAudio, match=r"the embedding of 2\.wav is not finite"):
+        encoder.embed_for_scoring(["2.wav"], utterances)
+    for embed in (encoder.embed, encoder.embed_windows, encoder.classify):
+        with pytest.raises((UnreadableAudio, InputError), match=r"2\.wav is not finite|without a classifier"):
+            embed(utterances / "2.wav")
+    ((_, found, _),) = encoder.embed_files(["2.wav"], utterances)
+    assert "is not finite" in str(found)
 
 
 def test_unreadable_files_and_devices(encoder, utterances):

@@ -191,7 +191,8 @@ def test_taoruijie_of_data_parallel_and_without_classifier(golden, tmp_path):
 
 
 def test_wespeaker_under_state_dict(golden, tmp_path):
-    torch.save({"state_dict": golden_state(golden("wespeaker")), "epoch": 3}, tmp_path / "model_12.pt")
+    state = {f"module.{key}": value for key, value in golden_state(golden("wespeaker")).items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "model_12.pt", _use_new_zipfile_serialization=False)
     assert load_pretrained(tmp_path).system == "wespeaker"
     (tmp_path / "config.yaml").write_text("model: ResNet34\n")
     with pytest.raises(InputError, match=r"config.yaml: model ResNet34 is not known here"):
@@ -382,6 +383,18 @@ def test_lightning_classes_are_not_needed(tmp_path):
     found = load_pretrained(tmp_path)
     assert found.system == "pyannote" and found.classifier.shape == (24, 512)
     assert F.normalize(found.classifier).isfinite().all()
+
+
+@pytest.mark.parametrize("change", [
+    {"settings": {"C": 8, "system": ["x"]}}, {"scores": {"o": {"thresholds": {"EER": "0.5"}}}}, {"scores": [1]},
+    {"scores": {"o": {"thresholds": [1]}}}, {"settings": None}, {"weights": {1: torch.zeros(1)}},
+    {"weights": {"speaker_loss.weight": torch.zeros(3)}},
+])  # fmt: skip
+def test_a_model_of_ours_with_odd_contents(tmp_path, change):
+    content = {"kind": "model", "settings": {"C": 8}, "weights": random_state(taoruijie_shapes(8, 3)), "speakers": []}
+    save_checkpoint(tmp_path / "x.model", {**content, **change})
+    with pytest.raises(InputError, match=r"x\.model"):
+        load_pretrained(tmp_path / "x.model")
 
 
 def test_a_model_of_ours_that_lacks_a_tensor(tmp_path):

@@ -372,8 +372,9 @@ def test_fine_tuning_a_stranger(command, corpus, tmp_path, system):
     scores = (tmp_path / "tuned" / "scores" / "trials.txt").read_text()
     assert (tmp_path / "eval" / "scores" / "trials.txt").read_text() == scores
     assert load_pretrained(tuned).system == system
-    # Going on needs neither the system's name nor what the file was recognised by.
-    longer = [*flags, "--max_epoch", 5, "--lr", 0.003, "--save_path", tmp_path / "tuned"]
+    # Going on needs the file no more.
+    model.unlink()
+    longer = [*data_flags(corpus), *SMALL[2:], "--max_epoch", 5, "--lr", 0.003, "--save_path", tmp_path / "tuned"]
     status, printed, error = command(trainSpeakerNet, *longer)
     assert status == 0 and "going on after step" in printed, error
 

@@ -136,7 +136,7 @@ def test_gallery(use, encoder, folder):
     """Scores against a speaker are the mean of the scores against that speaker's utterances."""
     (folder / "people.npz").unlink(missing_ok=True)
     use("--enrol", "anna", "wav/a0.wav", "--gallery", "people.npz")
-    use("--enrol", "Bo Ö", "wav/b0.wav", "wav/b1.wav", "--gallery", "people.npz")
+    use("--enrol", "Bo Ö ", "wav/b0.wav", "wav/b1.wav", "--gallery", "people.npz")
     _, printed, _ = use("--enrol", "anna", "wav/a1.wav", "--gallery", "people.npz")
     assert printed == "people.npz: anna has 2 utterances; 2 speakers\n"
     expected = {
@@ -176,6 +176,36 @@ def test_classify(use, encoder, folder):
         assert line == f"{score:8.5f}  {speaker}  {name}"
 
 
+def test_what_is_left_of_a_failure_is_2(use, folder, monkeypatch):
+    """Neither a mistake of ours nor a full disk looks like "different speakers"."""
+    soundfile.write(folder / "huge.wav", np.full(16000, 1e25), 16000, subtype="DOUBLE")
+    status, _, complained = use("wav/a0.wav", "huge.wav")
+    assert status == 2 and "the embedding of huge.wav is not finite" in complained
+    monkeypatch.setattr(verify, "compare", lambda *_: 1 / 0)
+    status, _, complained = use("wav/a0.wav", "wav/b0.wav")
+    assert status == 2 and "ZeroDivisionError" in complained
+
+
+def test_files_with_odd_names_and_rates(use, encoder, folder):
+    (folder / "odd").mkdir(exist_ok=True)
+    speech, _ = soundfile.read(folder / "wav/a0.wav")
+    soundfile.write(folder / "odd/a b.wav", speech, 16000)
+    with open(bytes(folder / "odd") + b"/\xff.wav", "wb") as file:
+        soundfile.write(file, speech, 16000, format="WAV")
+    soundfile.write(folder / "odd/fast.wav", speech, 2_000_000_011)
+    (folder / "spaces.txt").write_text("a b.wav\n")
+    status, printed, complained = use("--embed", "odd", "--out", "o.npz")
+    assert status == 2 and printed.startswith("o.npz: 2 embeddings of 192 numbers from 2 files; 1 of 3 files")
+    assert complained == "verify.py: odd/fast.wav claims a sample rate of 2000000011 Hz; left out\n"
+    assert use("--embed", "spaces.txt", "--root", "odd", "--out", "o.npz")[0] == 0
+    (folder / "spaces.txt").write_text("a.wav b.wav\n")
+    complained = use("--embed", "spaces.txt", "--root", "odd", "--out", "o.npz")[2]
+    assert "line 1: odd/a.wav b.wav does not exist" in complained
+    assert "wav is a folder" in use("--classify", "wav")[2]
+    assert use("--enrol", "anna", "wav", "odd/fast.wav", "--gallery", "all.npz")[:2] == (
+        2, "all.npz: anna has 6 utterances; 1 speakers\n")  # fmt: skip
+
+
 @pytest.mark.parametrize(("arguments", "complaint"), [
     ([], "give two files to compare, or --embed"),
     (["wav/a0.wav"], "give two files to compare"),
@@ -192,6 +222,10 @@ def test_classify(use, encoder, folder):
     (["--embed", "wav", "--window", "0", "--out", "x"], "--window must be at least 0.01"),
     (["--embed", "wav", "--window", "1", "--start", "1", "--out", "x"], "--window goes over whole files"),
     (["--embed", "wav", "--step", "1", "--out", "x"], "--step belongs to --window"),
+    (["--embed", "wav", "--out", "wav"], "--out wav is a folder"),
+    (["--embed", "wav", "--out", "some.model/x.npz"], "--out some.model cannot be written to"),
+    (["--export", "wav"], "--export wav is a folder"),
+    (["--embed", "wav", "--start", "1", "--end", "inf", "--out", "x"], "none of 6 files could be embedded"),
     (["--enrol", "anna", "--gallery", "g"], "--enrol needs a name and files"),
     (["--enrol", "anna", "wav/a0.wav"], "--gallery belongs to"),
     (["--identify", "wav/a0.wav"], "--gallery belongs to"),
@@ -203,7 +237,7 @@ def test_misuse_gets_one_line(use, arguments, complaint):
     status, _, complained = use(*arguments)
     lines = complained.splitlines()
     assert status == 2 and complaint in complained and all(line.startswith("verify.py: ") for line in lines)
-    assert len(lines) == 1 + ("left out" in complained or "--channel" in arguments)  # and a line for each file
+    assert len(lines) == 1 + complained.count("left out") + bool( "--channel" in arguments)  # and a line for each file
 
 
 def test_export(use, encoder, folder):
