@@ -448,6 +448,7 @@ def _only_tensor(path, name, shape, others=False):
         raise InputError(f"{path}: the tensor {name} is missing")
     if len(content) > 1 and not others:
         raise InputError(f"{path}: {next(key for key in content if key != name)} is unexpected")
+    tensor = tensor.squeeze() if len(shape) == 1 else tensor  # a mean may be kept as a row
     if tensor.dim() != len(shape) or any(want not in (None, have) for want, have in zip(shape, tensor.shape)):
         raise InputError(f"{path}: the tensor {name} has the shape {tuple(tensor.shape)}, not {shape}")
     return tensor.float()
