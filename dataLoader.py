@@ -7,7 +7,6 @@ resumed run goes on exactly, with any number of reading threads.
 
 import collections
 import concurrent.futures
-import functools
 import math
 import os
 import pathlib
@@ -15,17 +14,12 @@ import sys
 
 import numpy as np
 import scipy.fft
-import scipy.signal
-import soundfile
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from audio import SAMPLE_RATE, AudioFile, UnreadableAudio, find_audio, read_audio
 from tools import InputError, RunError, progress_bar
-
-SAMPLE_RATE = 16000
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3"}  # what is taken from noise and response folders
-
 
 # ---- randomness as a function of position ----------------------------------------------------------------------------
 
@@ -139,107 +133,7 @@ def check_files(listing, root, flag):
         )
 
 
-# ---- reading audio ---------------------------------------------------------------------------------------------------
-
-
-class UnreadableAudio(InputError):
-    """A file that cannot be read, is empty, or holds no sound that could be used."""
-
-
-@functools.lru_cache
-def low_pass(up, down, crossings):
-    """The filter of torchaudio.functional.resample, as ``scipy.signal.resample_poly`` takes it, for rates up : down.
-
-    A sinc with so many zero crossings on either side under a Hann window; cuts at 99 % of the lower rate's half.
-    """
-    lower = 0.99 * min(up, down)
-    half = math.ceil(crossings * up * down / lower)
-    crossing = np.arange(-half, half + 1) * lower / (up * down)
-    window = np.cos(np.clip(crossing / crossings, -1, 1) * np.pi / 2) ** 2
-    return np.sinc(crossing) * window * lower / (up * down)
-
-
-class AudioFile:
-    """An open audio file (anything libsndfile reads) as 16 kHz mono, resampled if need be.
-
-    channel: which of several channels (0, 1, ...); None: their mean. crossings: how sharp the resampling filter is
-    (low_pass); torchaudio's default is 6, which lets frequencies up to 1 kHz too high through as others. ``length`` is
-    the number of samples at 16 kHz. UnreadableAudio, naming the file, when it has none.
-    """
-
-    def __init__(self, path, channel=None, crossings=32):
-        self.path = path
-        self.crossings = crossings
-        try:
-            # As bytes: a name that is no text is still a name.
-            self.file = soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path)
-        except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: headerless .raw
-            odd = "does not exist" if not pathlib.Path(path).exists() else "cannot be read as audio"
-            raise UnreadableAudio(f"{path} {'is a folder' if pathlib.Path(path).is_dir() else odd}") from error
-        if not 1000 <= self.file.samplerate <= 400_000:  # a filter for it would fill the memory
-            self.file.close()
-            raise UnreadableAudio(f"{path} claims a sample rate of {self.file.samplerate} Hz")
-        divisor = math.gcd(self.file.samplerate, SAMPLE_RATE)
-        self.up, self.down = SAMPLE_RATE // divisor, self.file.samplerate // divisor
-        self.length = -(-self.file.frames * self.up // self.down)
-        self.channel = 0 if self.file.channels == 1 else channel
-        if self.length <= 0 or (channel or 0) >= self.file.channels:
-            self.file.close()
-            what = "is empty" if self.length <= 0 else f"has {self.file.channels} channels, no channel {channel}"
-            raise UnreadableAudio(f"{path} {what}")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-
-    def read(self, start=0, samples=None, dtype="float32"):
-        """Samples [start, start + samples) as float32 in [-1, 1] or int16; what lies past the end is wrapped around.
-
-        A part is the same whether it is read alone or out of the whole.
-        """
-        samples = self.length if samples is None else samples
-        available = min(samples, self.length - start)
-        if self.up == self.down:
-            # libsndfile scales float files to int16 in its own way, so they take the road over float32.
-            direct = dtype == "float32" or (self.file.subtype == "PCM_16" and self.channel is not None)
-            waveform = self._read_mono(start, available, dtype if direct else "float32")
-        else:
-            waveform = self._resampled(start, available)
-        if waveform.dtype != np.int16 and not np.isfinite(waveform).all():
-            raise UnreadableAudio(f"{self.path} holds samples that are not finite numbers")
-        if waveform.dtype != dtype:
-            waveform = np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
-        # np.resize repeats from the beginning.
-        return waveform if len(waveform) == samples else np.resize(waveform, samples)
-
-    def _resampled(self, start, count):
-        """``count`` samples at 16 kHz, float32, from those of the file that the filter sees around them."""
-        reach = math.ceil(self.crossings * max(self.up, self.down) / (0.99 * self.up)) + 1
-        first = max(0, start * self.down // self.up - reach) // self.down * self.down  # where both rates have a sample
-        end = min(self.file.frames, (start + count) * self.down // self.up + 1 + reach)
-        waveform = self._read_mono(first, end - first, "float32")
-        window = low_pass(self.up, self.down, self.crossings)
-        waveform = scipy.signal.resample_poly(waveform, self.up, self.down, window=window)
-        skip = start - first // self.down * self.up
-        return waveform[skip : skip + count].astype(np.float32)
-
-    def _read_mono(self, first, count, dtype):
-        try:
-            self.file.seek(first)
-            waveform = self.file.read(count, dtype=dtype, always_2d=True)
-        except (soundfile.LibsndfileError, OSError) as error:
-            raise UnreadableAudio(f"{self.path} cannot be decoded ({error})") from error
-        if len(waveform) < count:
-            raise UnreadableAudio(f"{self.path} ends before the length in its header: truncated?")
-        return waveform.mean(axis=1) if self.channel is None else np.ascontiguousarray(waveform[:, self.channel])
-
-
-def read_audio(path, channel=None):
-    """A whole file as (samples,) float32 at 16 kHz, a channel or the mean of all. Raises UnreadableAudio."""
-    with AudioFile(path, channel) as file:
-        return file.read()
+# ---- training batches ------------------------------------------------------------------------------------------------
 
 
 def read_crop(path, samples, place):
@@ -250,9 +144,6 @@ def read_crop(path, samples, place):
     with AudioFile(path) as file:
         start = int(place * max(1, file.length - samples + 1))
         return file.read(start, samples, "int16")
-
-
-# ---- training batches ------------------------------------------------------------------------------------------------
 
 
 class CropLoader:
@@ -342,11 +233,6 @@ class CropLoader:
 
 
 # ---- augmentation ----------------------------------------------------------------------------------------------------
-
-
-def find_audio(folder):
-    """All audio files under a folder, sorted."""
-    return sorted(path for path in pathlib.Path(folder).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
 
 
 class Bank:

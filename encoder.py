@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dataLoader import SAMPLE_RATE, AudioFile, UnreadableAudio
+from audio import SAMPLE_RATE, AudioFile, UnreadableAudio
 from frames import Ragged, embed_pieces, log_mel_pieces
 from pretrained import SYSTEMS, Pretrained, load_pretrained
 from tools import InputError, progress_bar

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from dataLoader import Augmentation, CropLoader, TrainingList, TrialList, check_files, to_device, torch_stream
+from demoCorpus import make_demo
 from encoder import SpeakerEncoder, choose_device, score_trials
 from experiment import DATA_FLAGS, Meter, Run, StopSignal, describe, log_line, take_width
-from prepareData import make_demo
 from pretrained import SYSTEMS
 from tools import (
     InputError,

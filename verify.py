@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from dataLoader import AUDIO_SUFFIXES, UnreadableAudio, find_audio, read_lines
+from audio import AUDIO_SUFFIXES, UnreadableAudio, find_audio
+from dataLoader import read_lines
 from encoder import (
     AudioWarning,
     Classification,

@@ -14,7 +14,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataLoader import TrainingList, TrialList, read_audio
+from audio import read_audio
+from dataLoader import TrainingList, TrialList
 from model import ECAPA_TDNN
 from tools import equal_error_rate, min_dcf, progress_bar, run_command
 from verify import score_trials

@@ -13,7 +13,8 @@ from test_frames import network_of
 from test_model import small_network
 
 import encoder as encoder_room
-from dataLoader import TrialList, UnreadableAudio
+from audio import UnreadableAudio
+from dataLoader import TrialList
 from pretrained import Pretrained
 from tools import InputError, save_checkpoint
 from verify import AudioWarning, SpeakerEncoder, choose_device, score_trials

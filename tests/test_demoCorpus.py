@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 
+import demoCorpus
 import prepareData
-from prepareData import (
+from demoCorpus import (
     SAMPLE_RATE,
     Espeak,
     draw_speaker,
@@ -25,7 +26,7 @@ from prepareData import (
 from tools import InputError, run_command
 
 pytest.importorskip("espeakng_loader")
-ROOT = Path(prepareData.__file__).parent
+ROOT = Path(demoCorpus.__file__).parent
 TRAIN, EVAL = 3, 8
 
 
@@ -33,7 +34,7 @@ TRAIN, EVAL = 3, 8
 def little_background():
     """Three files of each kind of noise and room instead of twenty: the tests' corpora take seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepareData, "BACKGROUND_FILES", 3)
+        patch.setattr(demoCorpus, "BACKGROUND_FILES", 3)
         yield
 
 
@@ -85,8 +86,8 @@ def mean_spectra(speaker, seed=0):
 
 
 def test_another_process_writes_the_same_bytes(corpus, tmp_path):
-    script = (f"import prepareData; prepareData.BACKGROUND_FILES = 3; "
-              f"prepareData.make_demo({str(tmp_path / 'again')!r}, {TRAIN}, {EVAL}, 3, progress=False)")
+    script = (f"import demoCorpus; demoCorpus.BACKGROUND_FILES = 3; "
+              f"demoCorpus.make_demo({str(tmp_path / 'again')!r}, {TRAIN}, {EVAL}, 3, progress=False)")
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
     assert contents(tmp_path / "again") == contents(corpus)
 
@@ -234,7 +235,7 @@ def test_every_session_has_its_own_channel():
     assert across > 1.5 * within
 
 
-@pytest.mark.parametrize("language", prepareData.LANGUAGES)
+@pytest.mark.parametrize("language", demoCorpus.LANGUAGES)
 def test_sentences_are_many_and_espeak_reads_them(language):
     texts = list(sentences(language, np.random.default_rng(0)))
     assert len(texts) == len(set(texts)) == 10_000
@@ -246,10 +247,10 @@ def test_sentences_are_many_and_espeak_reads_them(language):
 
 def test_languages_sound_different():
     spoken = {}
-    for language in prepareData.LANGUAGES:
+    for language in demoCorpus.LANGUAGES:
         with Espeak() as reader:
             spoken[language] = reader.say("a total animal festival", language, ["pitch 80 120"], 170)
-    assert len({wave.tobytes() for wave in spoken.values()}) == len(prepareData.LANGUAGES)
+    assert len({wave.tobytes() for wave in spoken.values()}) == len(demoCorpus.LANGUAGES)
 
 
 def test_utterances_say_different_things(monkeypatch):
@@ -276,7 +277,7 @@ def test_rooms_decay_as_they_should(size, low, high):
         assert measured == pytest.approx(rt60, rel=0.2)
 
 
-@pytest.mark.parametrize("make", [prepareData.noise, prepareData.music, prepareData.background_speech])
+@pytest.mark.parametrize("make", [demoCorpus.noise, demoCorpus.music, demoCorpus.background_speech])
 def test_background_is_never_silent_and_always_different(make):
     made = [make(0, index) for index in range(6)]
     for wave in made:
@@ -291,25 +292,25 @@ def test_background_is_never_silent_and_always_different(make):
 
 def test_a_second_call_does_nothing(corpus, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in corpus.rglob("*")}
-    monkeypatch.setattr(prepareData, "write_demo", lambda *_: pytest.fail("generated again"))
+    monkeypatch.setattr(demoCorpus, "write_demo", lambda *_: pytest.fail("generated again"))
     assert make_demo(str(corpus), TRAIN, EVAL, seed=3, progress=False) == corpus
     assert {path: path.stat().st_mtime_ns for path in corpus.rglob("*")} == before
 
 
 def test_an_interrupted_generation_is_completed(fewer, tmp_path, monkeypatch):
-    write, left = prepareData.write_wave, iter(range(20))
+    write, left = demoCorpus.write_wave, iter(range(20))
 
     def interrupted(path, wave):
         if next(left, None) is None:
             raise KeyboardInterrupt
         write(path, wave)
 
-    monkeypatch.setattr(prepareData, "write_wave", interrupted)
+    monkeypatch.setattr(demoCorpus, "write_wave", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make_demo(tmp_path / "demo", 1, 2, seed=3, progress=False)
     assert 0 < len(contents(tmp_path / "demo")) < 25
     assert not (tmp_path / "demo/trials.txt").exists()
-    monkeypatch.setattr(prepareData, "write_wave", write)
+    monkeypatch.setattr(demoCorpus, "write_wave", write)
     assert contents(make_demo(tmp_path / "demo", 1, 2, seed=3, progress=False)) == contents(fewer)
 
 
