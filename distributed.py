@@ -25,6 +25,10 @@ def size():
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def in_words():
+    return f" x {size()} processes" if size() > 1 else ""
+
+
 def own_device(name):
     """The --device of this process: "cuda" or "auto" becomes its own GPU where several processes share a machine."""
     if size() == 1 or name not in ("auto", "cuda") or not torch.cuda.is_available():
@@ -88,6 +92,14 @@ def together(function, *args):
 def first(function, *args):
     """function(*args) in the first process only; the others wait for it."""
     together(function if rank() == 0 else lambda *_: None, *args)
+
+
+def share(function, things, *args):
+    """function(things, *args) -> dict, each process taking its share of the things; the whole dict everywhere."""
+    if size() == 1:
+        return function(things, *args)
+    found = gather(together(function, list(dict.fromkeys(things))[rank() :: size()], *args))
+    return {key: value for part in found for key, value in part.items()}
 
 
 def anyone(flag):

@@ -17,6 +17,7 @@ from dataLoader import (
     TrialList,
     check_files,
     random_stream,
+    row_numbers,
     torch_stream,
 )
 from tools import InputError, RunError
@@ -35,6 +36,15 @@ def test_streams_differ_by_every_part_of_their_position():
     assert numbers == [random_stream(*position).integers(2**62) for position in positions]
     drawn = [torch.rand(3, generator=torch_stream(*position)) for position in positions[:2] * 2]
     assert torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[1])
+
+
+def test_every_row_has_its_own_stretch_of_the_stream():
+    whole = row_numbers(5, "augment", 1, 7, count=20, columns=9)
+    assert whole.shape == (20, 9) and whole.dtype == np.float64 and len(np.unique(whole)) == whole.size
+    assert np.array_equal(whole.ravel(), random_stream(5, "augment", 1, 7).random(180))
+    for first, count in ((0, 20), (3, 6), (19, 1), (20, 0)):
+        part = row_numbers(5, "augment", 1, 7, first=first, count=count, columns=9)
+        assert np.array_equal(part, whole[first : first + count])
 
 
 # ---- lists -----------------------------------------------------------------------------------------------------------
@@ -213,19 +223,21 @@ def test_the_bank_stays_within_its_memory(corpus):
     for bank_mb in (0.3, 1, 512):
         augmentation = Augmentation(corpus / "musan", corpus / "rirs", SAMPLES, bank_mb)
         augmentation.redraw(1)
-        held = [getattr(augmentation, name) for name in augmentation.banks]
-        assert all(len(bank) >= 1 for bank in held)
-        assert sum(bank.nbytes for bank in held) <= max(bank_mb * 1e6, 4 * 66000)  # one piece of each at the least
-    assert [len(bank) for bank in held] == [4, 8, 8, 8]  # 1, 4 and 9.5 s of noise in pieces of 2.03 s: 1 + 2 + 5
+        counts = [len(augmentation.spectra), *(count for _, count in augmentation.shelves.values())]
+        assert all(count >= 1 for count in counts)
+        held = augmentation.spectra.nbytes + augmentation.noises.nbytes
+        assert held <= max(bank_mb * 1e6, 3 * 66000 + 132000)  # one piece of each at the least
+        assert augmentation.energy.nbytes < 0.06 * augmentation.noises.nbytes + 9
+    assert counts == [4, 8, 8, 8]  # 1, 4 and 9.5 s of noise in pieces of 2.03 s: 1 + 2 + 5
 
 
 # ---- augmentation ----------------------------------------------------------------------------------------------------
 
 
 def kinds_of(augmentation, count, epoch, step):
-    """What was drawn for each row: the first draw of the step's stream."""
-    drawn = random_stream(augmentation.seed, "augment", epoch, step).integers(len(augmentation.kinds), size=count)
-    return np.array(augmentation.kinds)[drawn]
+    """What was drawn for each row: the first of its numbers."""
+    drawn = row_numbers(augmentation.seed, "augment", epoch, step, count=count, columns=33)[:, 0]
+    return np.array(augmentation.kinds)[np.floor(drawn * len(augmentation.kinds)).astype(int)]
 
 
 @pytest.fixture
@@ -268,18 +280,60 @@ def test_each_kind_lies_within_its_signal_to_noise_ratio(augmentation, speech):
     assert augmented.isfinite().all() and augmented.dtype == torch.float32
 
 
-def test_reverberation_is_a_convolution_with_the_direct_sound_in_place(corpus):
-    augmentation = Augmentation("", corpus / "rirs", SAMPLES, seed=0)
-    augmentation.redraw(1)
-    waveform = torch.from_numpy(np.stack([voice(100, SAMPLES / 16000, i) for i in range(4)]))
-    found = augmentation._reverberate(waveform, augmentation.responses)
-    for row in range(4):
-        path = corpus / "rirs" / augmentation.banks["responses"].chosen(1)[row]
-        response, _ = soundfile.read(path)
-        direct = np.abs(response).argmax()
-        full = scipy.signal.fftconvolve(waveform[row].double().numpy(), response / np.sqrt(np.sum(response**2)))
-        # 10 ms before the direct sound are kept; what these responses have earlier is silence.
-        assert np.abs(found[row].numpy() - full[direct : direct + SAMPLES]).max() < 1e-5
+def test_the_signal_to_noise_ratios_are_spread_evenly(augmentation):
+    drawn = [augmentation._draw(400, 1, step, 0) for step in range(20)]
+    place, level = (np.concatenate([each[i] for each in drawn]) for i in (3, 4))
+    shelf = place // (augmentation.noise_length // 80)
+    for category, (low, high) in {"speech": (13, 20), "music": (5, 15), "noise": (0, 15)}.items():
+        first, count = augmentation.shelves[category]
+        snr = -20 * np.log10(level[(shelf >= first) & (shelf < first + count)])
+        expected = np.linspace(low, high, 11)
+        assert np.quantile(snr, np.linspace(0, 1, 11)) == pytest.approx(expected, abs=0.05 * (high - low)), category
+        assert np.bincount(shelf)[first : first + count].min() > 0.7 * len(snr) / count
+    start = place % (augmentation.noise_length // 80)
+    assert (start.min(), start.max()) == (0, SAMPLES // 80)  # the first and the last crop of a piece
+    files = [np.bincount(each[2], minlength=400)[kinds_of(augmentation, 400, 1, i) == "babble"]
+             for i, each in enumerate(drawn)]  # fmt: skip
+    assert np.bincount(np.concatenate(files))[3:] / sum(map(len, files)) == pytest.approx([1 / 6] * 6, abs=0.04)
+
+
+def reference(augmentation, waveform, epoch, step):
+    """The same augmentation in float64, utterance by utterance, with powers and convolutions computed outright."""
+    reverberated, response, noisy, place, level = augmentation._draw(len(waveform), epoch, step, 0)
+    clean = waveform.numpy() / 32768
+    augmented = clean.copy()
+    files = augmentation.banks["responses"].chosen(1)
+    for row, chosen in zip(reverberated, response):
+        room, _ = soundfile.read(augmentation.rooms.root / files[chosen])
+        direct = np.abs(room).argmax()
+        room = np.pad(room, (augmentation.ONSET, 0))[direct : direct + augmentation.response_length]
+        full = scipy.signal.convolve(clean[row], room / np.sqrt(np.sum(room**2)))
+        augmented[row] = full[augmentation.ONSET :][: waveform.shape[1]]
+    bank = augmentation.noises.numpy().ravel() / 32768
+    for row, start, factor in zip(noisy, place, level):
+        noise = bank[80 * start :][: waveform.shape[1]]
+        wanted = 10 * np.log10(np.mean(clean[row] ** 2)) + 20 * np.log10(factor)
+        augmented[row] += noise * 10 ** ((wanted - 10 * np.log10(np.mean(noise**2))) / 20)
+    return augmented
+
+
+def test_a_batch_is_augmented_as_its_utterances_one_by_one(augmentation, speech):
+    expected = reference(augmentation, speech[:100], 1, 4)
+    assert np.abs(augmentation(speech[:100], 1, 4).numpy() - expected).max() < 1e-5
+
+
+def test_all_devices_do_as_a_core_does(augmentation, speech, monkeypatch):
+    """The way of other devices, on this one: the whole batch at once, all noises gathered and added together."""
+    expected = augmentation(speech, 1, 4)
+    monkeypatch.setattr(Augmentation, "_on_a_core", lambda self, waveform: False)
+    assert (augmentation(speech, 1, 4) - expected).abs().max() < 2e-6
+
+
+def test_a_part_of_a_batch_is_augmented_as_in_the_whole(augmentation, speech):
+    whole = augmentation(speech[:64], 1, 5)
+    for first, end in ((3, 8), (0, 32), (32, 64), (63, 64)):
+        part = augmentation(speech[first:end], 1, 5, first=first)
+        assert (part - whole[first:end]).abs().max() < 1e-6
 
 
 def test_augmentation_depends_on_its_position_only(corpus, augmentation, speech):
@@ -334,7 +388,7 @@ def test_musan_and_rirs_noises_in_all_their_layouts(corpus, tmp_path, capsys):
     augmentation.redraw(1)
     responses = {file.rsplit("/")[-1] for file in augmentation.banks["responses"].pieces}
     assert responses == {"Room001-00001.wav", "RWCP_type1_rir_1.wav"}
-    assert augmentation.noise.shape == (1, 2 * SAMPLES) and augmentation.noise.float().std() > 100
+    assert augmentation.noises.shape == (3, 2 * SAMPLES) and augmentation.noises.float().std(dim=1).min() > 100
     assert capsys.readouterr().err == ""
 
 
