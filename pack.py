@@ -125,8 +125,9 @@ class Pack:
         parts = []
         with open(path, "rb") as file:
             while lines := file.readlines(1 << 22):
-                _, names, *numbers = zip(*(line.rstrip(b"\n").split(b"\t") for line in lines))
-                parts.append((np.array(names), *(np.array(column).astype(np.int64) for column in numbers)))
+                fields = b"".join(lines).replace(b"\n", b"\t").split(b"\t")
+                numbers = (np.fromiter(map(int, fields[column:-1:5]), np.int64) for column in (2, 3, 4))
+                parts.append((np.array(fields[1::5]), *numbers))
         return [np.concatenate(column) for column in zip(*parts)]
 
     def _samples_of(self, row):
