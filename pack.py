@@ -4,8 +4,9 @@ A folder of three files: samples.int16 (responses: samples.float32), the samples
 index.tsv, a line "speaker, path, offset, length, crc32" for each of them; pack.json, what it was made from, written
 last: a folder without it is no pack yet. A read is a copy out of memory, of the samples that the file would give.
 
-Equal to the bit for whatever is decoded exactly (wav, flac, at any sample rate). Ogg, Opus and MP3 come out slightly
-different where a decoder begins in their middle; a pack holds them as decoded from the beginning.
+Equal to the bit for what is decoded exactly: wav and flac, at any sample rate. A decoder that begins in the middle of
+an Ogg or MP3 file may give other samples there; a pack holds those of decoding from the beginning. A file that is
+broken in one place can be read elsewhere, but is packed as unreadable.
 """
 
 import collections
