@@ -31,6 +31,15 @@ def finish(process):
     return process.returncode, printed, complained
 
 
+def wait_for(text, process):
+    """Until the process has written this to its standard error."""
+    shown = ""
+    while text not in shown:
+        letter = process.stderr.read(1)
+        assert letter, shown  # it has ended
+        shown += letter
+
+
 def ours(complained):
     """The lines that the script itself wrote, without torchrun's."""
     return [line for line in complained.splitlines() if line.startswith("trainSpeakerNet.py: ")]
@@ -70,8 +79,8 @@ def test_two_processes_train_as_one(one, tmp_path):
     assert before[0] == before[1]  # the untrained network is the same, shared out or not
     for key, value in weights(tmp_path / "two").items():
         assert torch.allclose(value.float(), weights(alone)[key].float(), atol=2e-2), key
-    names = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) for folder in (tmp_path / "two", alone)]
-    assert names[0] == names[1]
+    written = [sorted(path.relative_to(folder) for path in folder.rglob("*")) for folder in (tmp_path / "two", alone)]
+    assert written[0] == written[1]
     settings = json.loads((tmp_path / "two" / "settings.json").read_text())
     assert settings["versions"]["processes"] == 2
 
@@ -106,29 +115,25 @@ def test_parts_of_a_batch_and_processes_are_cut_alike(one, corpus, tmp_path):
 def test_stopped_as_two_and_continued_as_one(one, tmp_path):
     flags, _ = one
     folder = tmp_path / "e"
-    more = [*flags, "--batch_size", 2, "--save_path", folder]
-    process = start(2, *[flag if flag != 2 else 4 for flag in more])
-    shown = ""
-    while "epoch 1/2:" not in shown:
-        shown += process.stderr.read(1)
-    time.sleep(0.5)
+    flags = [*flags, "--batch_size", 4, "--max_epoch", 20, "--save_path", folder]
+    process = start(2, *flags)
+    wait_for("epoch 2/20:", process)
+    time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     status, _, complained = finish(process)
     assert status != 0 and len([line for line in complained.splitlines() if line.startswith("stopped;")]) == 1
     stopped = state(folder)
-    status, printed, complained = finish(start(1, *[flag if flag != 2 else 4 for flag in more]))
+    status, printed, complained = finish(start(1, *flags, "--max_epoch", stopped["epoch"] + 1))
     assert status == 0, complained
     assert f"going on after step {stopped['step']} of epoch {stopped['epoch']}" in printed
-    assert [record["epoch"] for record in results(folder)] == [0, 1, 2]
+    assert [record["epoch"] for record in results(folder)] == [*range(stopped["epoch"] + 2)]
 
 
 def test_a_process_that_dies_ends_the_others(one, tmp_path):
     flags, alone = one
     flags = [*flags, "--save_path", tmp_path / "e"]
     process = start(2, *flags, "--max_epoch", 50)
-    shown = ""
-    while "epoch 2/50:" not in shown:
-        shown += process.stderr.read(1)
+    wait_for("epoch 2/50:", process)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(children[-1]), signal.SIGKILL)
     status, _, complained = finish(process)
@@ -162,8 +167,12 @@ def test_the_parts_are_the_batch(monkeypatch, processes, accumulate):
         assert len(first) == accumulate
         rows += [row for start in first for row in range(start, start + count)]
     assert sorted(rows) == list(range(24))
-    with pytest.raises(InputError, match="cannot be cut"):
-        share_of_batch(24 * processes * accumulate + 1, 1 if processes * accumulate > 1 else 25)
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(9, 2), (8, 8)])  # unequal; single rows
+def test_a_batch_that_cannot_be_cut(batch_size, accumulate):
+    with pytest.raises(InputError, match="cannot be cut in equal parts of at least 2 by --accumulate"):
+        share_of_batch(batch_size, accumulate)
 
 
 # ---- batch norm ------------------------------------------------------------------------------------------------------
