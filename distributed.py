@@ -11,6 +11,7 @@ import os
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.nn.functional import all_reduce  # one that gradients go through
 
 from tools import InputError, RunError
 
@@ -177,7 +178,7 @@ class SyncedBatchNorm(nn.BatchNorm1d):
             # Each process fills its own place: one sum over all of them hands round every pair.
             pairs = x.new_zeros(size(), 2, len(mean), dtype=torch.float32)
             pairs = pairs.index_copy(0, torch.tensor([rank()], device=x.device), torch.stack([mean, var])[None])
-            means, variances = torch.distributed.nn.functional.all_reduce(pairs).unbind(1)
+            means, variances = all_reduce(pairs).unbind(1)
             mean = means.mean(0)
             var = (variances + (means - mean).square()).mean(0)
             self._follow(mean.detach(), var.detach(), size() * wide.numel() // len(mean))

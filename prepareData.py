@@ -9,7 +9,8 @@
 import argparse
 
 from audio import Folder, check_folder
-from dataLoader import TrainingList, check_files, find_noises, find_responses
+from augmentation import find_noises, find_responses
+from dataLoader import TrainingList, check_files
 from demoCorpus import make_demo
 from pack import write_pack
 from tools import InputError, run_command, sha256

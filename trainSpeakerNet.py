@@ -19,7 +19,8 @@ import torch
 
 import distributed
 from audio import Folder, check_folder
-from dataLoader import Augmentation, CropLoader, TrainingList, TrialList, check_files, row_numbers, to_device
+from augmentation import Augmentation
+from dataLoader import CropLoader, TrainingList, TrialList, check_files, row_numbers, to_device
 from demoCorpus import make_demo
 from encoder import SpeakerEncoder, choose_device, score_trials
 from experiment import DATA_FLAGS, Meter, Run, StopSignal, describe, log_line, take_width

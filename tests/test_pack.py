@@ -20,7 +20,8 @@ import pack as room
 import prepareData
 import trainSpeakerNet
 from audio import Folder, UnreadableAudio
-from dataLoader import Augmentation, CropLoader, TrainingList, check_files, find_noises, find_responses
+from augmentation import Augmentation, find_noises, find_responses
+from dataLoader import CropLoader, TrainingList, check_files
 from pack import Pack, open_source, write_pack
 from tools import InputError, RunError
 
