@@ -1,5 +1,6 @@
-"""Audio files as 16 kHz mono: any format, any rate, any stretch of them."""
+"""Audio files as 16 kHz mono: any format, any rate, any stretch of them; one by one, or a folder of them."""
 
+import concurrent.futures
 import functools
 import math
 import os
@@ -9,7 +10,7 @@ import numpy as np
 import scipy.signal
 import soundfile
 
-from tools import InputError
+from tools import InputError, progress_bar
 
 SAMPLE_RATE = 16000
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3"}  # what is taken from noise and response folders
@@ -83,7 +84,7 @@ class AudioFile:
         if waveform.dtype != np.int16 and not np.isfinite(waveform).all():
             raise UnreadableAudio(f"{self.path} holds samples that are not finite numbers")
         if waveform.dtype != dtype:
-            waveform = np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
+            waveform = to_int16(waveform)
         # np.resize repeats from the beginning.
         return waveform if len(waveform) == samples else np.resize(waveform, samples)
 
@@ -109,6 +110,11 @@ class AudioFile:
         return waveform.mean(axis=1) if self.channel is None else np.ascontiguousarray(waveform[:, self.channel])
 
 
+def to_int16(waveform):
+    """Float samples in [-1, 1] as int16, rounded; what is louder is clipped."""
+    return np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
+
+
 def read_audio(path, channel=None):
     """A whole file as (samples,) float32 at 16 kHz, a channel or the mean of all. Raises UnreadableAudio."""
     with AudioFile(path, channel) as file:
@@ -118,3 +124,43 @@ def read_audio(path, channel=None):
 def find_audio(folder):
     """All audio files under a folder, sorted."""
     return sorted(path for path in pathlib.Path(folder).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------------
+
+
+def check_folder(path, flag):
+    """InputError unless ``path`` is a folder."""
+    if not pathlib.Path(path).is_dir():
+        raise InputError(f"{flag} {path} is not a folder")
+
+
+class Folder:
+    """Audio files under one folder, named by their paths from there. ``channel``: as for AudioFile.
+
+    A pack of it (pack.py) can take its place: the same methods, the same samples.
+    """
+
+    def __init__(self, root, channel=None):
+        self.root = pathlib.Path(root)
+        self.channel = channel
+
+    def find(self, folder=""):
+        """The names of all audio files under it, or under a folder in it, sorted."""
+        return [path.relative_to(self.root).as_posix() for path in find_audio(self.root / folder)]
+
+    def missing(self, files):
+        """Those of the files that do not exist."""
+        slices = [files[first : first + 1000] for first in range(0, len(files), 1000)]
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a network disk answers many questions at once
+            absent = pool.map(lambda part: [file for file in part if not os.path.isfile(self.name(file))], slices)
+            absent = progress_bar(iterable=absent, total=len(slices), desc="checking", unit="thousand files", delay=2)
+            return [file for part in absent for file in part]
+
+    def name(self, file):
+        """What to call a file where something is said about it: its path."""
+        return os.path.join(self.root, file)
+
+    def open(self, file):
+        """An AudioFile. UnreadableAudio if it cannot be read."""
+        return AudioFile(self.name(file), self.channel)

@@ -8,7 +8,6 @@ resumed run goes on exactly, with any number of reading threads.
 import collections
 import concurrent.futures
 import math
-import os
 import pathlib
 import sys
 
@@ -18,7 +17,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from audio import SAMPLE_RATE, AudioFile, UnreadableAudio, find_audio, read_audio
+from audio import SAMPLE_RATE, UnreadableAudio
+from pack import Pack, open_source
 from tools import InputError, RunError, progress_bar
 
 # ---- randomness as a function of position ----------------------------------------------------------------------------
@@ -118,62 +118,49 @@ class TrialList:
         return len(self.label)
 
 
-def check_folder(path, flag):
-    """InputError unless ``path`` is a folder."""
-    if not pathlib.Path(path).is_dir():
-        raise InputError(f"{flag} {path} is not a folder")
-
-
-def check_files(listing, root, flag):
-    """InputError naming the first line of a TrainingList or TrialList whose file is not under ``root``."""
-    check_folder(root, flag)
-    root = pathlib.Path(root)
+def check_files(listing, source, flag):
+    """InputError naming the first line of a TrainingList or TrialList whose file the source (Folder, Pack) lacks."""
     lines = {}  # each file once, with the line that names it first
     columns = (listing.files,) if isinstance(listing, TrainingList) else (listing.enrol, listing.test)
     for column in columns:
         for number, file in zip(listing.line_numbers, column):
             lines.setdefault(file, number)
-    files = list(lines)
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a network disk answers many questions at once
-        slices = [files[first : first + 1000] for first in range(0, len(files), 1000)]
-        absent = pool.map(lambda part: [file for file in part if not os.path.isfile(os.path.join(root, file))], slices)
-        absent = progress_bar(iterable=absent, total=len(slices), desc=flag, unit="thousand files", delay=2)
-        missing = [(lines[file], file) for part in absent for file in part]
+    missing = source.missing(list(lines))
     if missing:
-        number, file = min(missing)
+        number, file = min((lines[file], file) for file in missing)
         raise InputError(
-            f"{listing.path} line {number}: {root / file} does not exist ({len(missing)} of {len(lines)} files are "
-            f"missing); is {flag} right?"
+            f"{listing.path} line {number}: {source.name(file)} does not exist ({len(missing)} of {len(lines)} files "
+            f"are missing); is {flag} right?"
         )
 
 
 # ---- training batches ------------------------------------------------------------------------------------------------
 
 
-def read_crop(path, samples, place):
+def read_crop(source, file, samples, place):
     """``samples`` samples as int16, starting at the fraction ``place`` in [0, 1) of the possible starts.
 
     Shorter utterances are wrapped around. Raises UnreadableAudio.
     """
-    with AudioFile(path) as file:
-        start = int(place * max(1, file.length - samples + 1))
-        return file.read(start, samples, "int16")
+    with source.open(file) as audio:
+        start = int(place * max(1, audio.length - samples + 1))
+        return audio.read(start, samples, "int16")
 
 
 class CropLoader:
-    """Batches of random crops of a training list, read ahead by threads.
+    """Batches of random crops of a training list, read ahead by threads. ``source``: the Folder or Pack of its files.
 
     One pass over the list, in a new order, is an epoch; its last batch is filled up from the front of the same order,
     so that every batch has ``batch_size`` crops. libsndfile works outside Python's lock, so threads read side by side
-    and hand over nothing.
+    and hand over nothing; so does numpy as it copies from a pack.
 
     ``bad`` holds the list positions of files that could not be read. Each is reported once and replaced by the next
     line of the list; RunError when there are more than 1 % of them (and more than one).
     """
 
-    def __init__(self, listing, root, samples, batch_size, seed, threads, pin_memory=False):
+    def __init__(self, listing, source, samples, batch_size, seed, threads, pin_memory=False):
         self.listing = listing
-        self.root = pathlib.Path(root)
+        self.source = source
         self.samples = samples
         self.batch_size = batch_size
         self.seed = seed
@@ -181,6 +168,7 @@ class CropLoader:
         self.pin_memory = pin_memory
         self.bad = set()
         self.steps = math.ceil(len(listing) / batch_size)
+        self.packed = source.rows(listing.files) if isinstance(source, Pack) else None
 
     def epoch(self, epoch, first_step=0):
         """Yield (step, waveform (batch_size, samples) int16, label (batch_size,) int64) for steps from first_step."""
@@ -205,9 +193,12 @@ class CropLoader:
         waveform = torch.empty(len(index), self.samples, dtype=torch.int16, pin_memory=self.pin_memory)
         label = torch.empty(len(index), dtype=torch.int64, pin_memory=self.pin_memory)
         arrays = waveform.numpy(), label.numpy()
+        rows, jobs = np.arange(len(index)), 4 * self.threads
+        if self.packed is not None:  # in the order of the disk; copies are too short for more jobs than threads
+            rows, jobs = np.argsort(self.packed[index], kind="stable"), self.threads
         jobs = [
-            pool.submit(self._read_rows, *arrays, index, place, rows)
-            for rows in np.array_split(np.arange(len(index)), min(len(index), 4 * self.threads))
+            pool.submit(self._read_rows, *arrays, index, place, part)
+            for part in np.array_split(rows, min(len(index), jobs))
         ]
         return waveform, label, jobs
 
@@ -218,16 +209,33 @@ class CropLoader:
         return step, waveform, label
 
     def _read_rows(self, waveform, label, index, place, rows):
+        if self.packed is not None:
+            rows = self._copy_rows(waveform, label, index, place, rows)
         for row in rows:
             waveform[row], position = self._read_or_replace(int(index[row]), place[row])
             label[row] = self.listing.label[position]
+
+    def _copy_rows(self, waveform, label, index, place, rows):
+        """read_crop out of a pack, for many rows at once. Returns the rows of files that could not be packed."""
+        entry = self.packed[index[rows]]
+        length = self.source.length[entry]
+        start = (place[rows] * np.maximum(1, length - self.samples + 1)).astype(np.int64) + self.source.offset[entry]
+        count = np.minimum(length, self.samples)
+        label[rows] = self.listing.label[index[rows]]
+        packed, samples = self.source.samples, self.samples
+        for row, first, available in zip(rows.tolist(), start.tolist(), count.tolist()):
+            if available == samples:
+                waveform[row] = packed[first : first + samples]
+            elif available:
+                waveform[row] = np.resize(packed[first : first + available], samples)
+        return rows[length == 0]
 
     def _read_or_replace(self, position, place):
         """(crop, list position): of the utterance itself or, if it cannot be read, of the next one that can."""
         while True:
             if position not in self.bad:
                 try:
-                    return read_crop(self.root / self.listing.files[position], self.samples, place), position
+                    return read_crop(self.source, self.listing.files[position], self.samples, place), position
                 except UnreadableAudio as error:
                     self._report(position, error)
             # Asked at every replacement, not only at a new bad file: it also ends the other threads' search.
@@ -247,6 +255,31 @@ class CropLoader:
 
 
 # ---- augmentation ----------------------------------------------------------------------------------------------------
+
+
+def find_noises(source, path):
+    """{category: names of its files} of MUSAN in a Folder or Pack. InputError naming the path if one has none."""
+    files = {category: source.find(category) for category in ("noise", "music", "speech")}
+    for category, found in files.items():
+        if not found:
+            raise InputError(
+                f"--musan_path {path} has no audio in its folder '{category}': it must hold noise/, music/ and "
+                "speech/, as MUSAN does; '' trains without"
+            )
+    return files
+
+
+def find_responses(source, path):
+    """The names of the room responses in a Folder or Pack. InputError naming the path if there are none."""
+    # RIRS_NOISES keeps noises among its responses: a folder of point sources, and files with "noise" in the name.
+    files = []
+    for file in source.find():
+        *folders, name = file.split("/")
+        if "noise" not in name.lower() and "pointsource_noises" not in folders:
+            files.append(file)
+    if not files:
+        raise InputError(f"--rir_path {path} holds no room responses (*.wav); '' trains without")
+    return files
 
 
 class Bank:
@@ -297,8 +330,8 @@ class Augmentation(nn.Module):
     The kinds for which no path is given are left out. Following Snyder et al., "X-vectors", ICASSP 2018.
 
     musan_path: folder with noise/, music/, speech/, as distributed or split into pieces; rir_path: RIRS_NOISES or
-    any folder of room responses; either may be "" for none. samples: the length of the crops. bank_mb: memory for
-    noises and responses together, in MB. Raises InputError for folders without the files needed.
+    any folder of room responses; each may be a pack of it, or "" for none. samples: the length of the crops. bank_mb:
+    memory for noises and responses together, in MB. Raises InputError for folders without the files needed.
     """
 
     BABBLE_FILES = 3, 8
@@ -320,14 +353,16 @@ class Augmentation(nn.Module):
         self.banks = {}
         self.kinds = ["clean"]
         if rir_path:
-            files = self._response_files(rir_path)
+            self.rooms = open_source(rir_path, "--rir_path", channel=0)
+            files = find_responses(self.rooms, rir_path)
             spectrum = 8 * (self._transform_size(self.response_length) // 2 + 1)  # complex64
             capacity = int(bank_mb * 1e6 / 4 / spectrum)  # a quarter of the bank
             self.banks["responses"] = Bank("responses", files, self._read_response, capacity, seed, threads)
             self.kinds.append("reverberation")
         if musan_path:
-            for category in ("noise", "music", "speech"):
-                pieces = self._noise_pieces(musan_path, category, threads)
+            self.musan = open_source(musan_path, "--musan_path")
+            for category, files in find_noises(self.musan, musan_path).items():
+                pieces = self._noise_pieces(category, files, threads)
                 capacity = int(bank_mb * 1e6 / 4 / (2 * self.noise_length))  # a quarter each, int16
                 self.banks[category] = Bank(category, pieces, self._read_noise, capacity, seed, threads)
             self.kinds += list(self.MIXES)
@@ -446,57 +481,36 @@ class Augmentation(nn.Module):
     def _to_device(self, *arrays):
         return [to_device(torch.from_numpy(array), self.noises.device) for array in arrays]
 
-    @staticmethod
-    def _response_files(rir_path):
-        check_folder(rir_path, "--rir_path")
-        # RIRS_NOISES keeps noises among its responses: a folder of point sources, and files with "noise" in the name.
-        files = [
-            path
-            for path in find_audio(rir_path)
-            if "noise" not in path.name.lower() and "pointsource_noises" not in path.relative_to(rir_path).parts
-        ]
-        if not files:
-            raise InputError(f"--rir_path {rir_path} holds no room responses (*.wav); '' trains without")
-        return files
-
-    def _read_response(self, path):
+    def _read_response(self, file):
         """(response_length,) float32 of unit energy, its direct sound (the largest sample) at ONSET."""
-        response = read_audio(path, channel=0)  # a mean over microphones would be no response of any room
+        with self.rooms.open(file) as audio:
+            response = audio.read()
         peak = int(np.abs(response).argmax())
         response = np.pad(response, (self.ONSET, 0))[peak : peak + self.response_length]
         energy = float(np.sqrt(np.sum(np.square(response, dtype=np.float64))))
         if energy < 1e-6:
-            raise UnreadableAudio(f"{path} is silent")
+            raise UnreadableAudio(f"{self.rooms.name(file)} is silent")
         return np.pad(response / np.float32(energy), (0, self.response_length - len(response)))
 
-    def _noise_pieces(self, musan_path, category, threads):
-        """[(path, start)]: all files of a category in pieces of noise_length, the last overlapping the one before."""
-        check_folder(musan_path, "--musan_path")
-        folder = pathlib.Path(musan_path) / category
-        files = find_audio(folder)
-        if not files:
-            raise InputError(
-                f"--musan_path {musan_path} has no audio in its folder '{category}': it must hold noise/, music/ and "
-                "speech/, as MUSAN does; '' trains without"
-            )
+    def _noise_pieces(self, category, files, threads):
+        """[(file, start)]: all files of a category in pieces of noise_length, the last overlapping the one before."""
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             lengths = pool.map(self._length_or_zero, files)
             lengths = list(progress_bar(iterable=lengths, total=len(files), desc=f"measuring {category}", delay=2))
         pieces = []
-        for path, length in zip(files, lengths):
+        for file, length in zip(files, lengths):
             last = length - self.noise_length
-            pieces += [(path, start) for start in range(0, last, self.noise_length)] + [(path, max(0, last))]
+            pieces += [(file, start) for start in range(0, last, self.noise_length)] + [(file, max(0, last))]
         return pieces
 
-    @staticmethod
-    def _length_or_zero(path):
+    def _length_or_zero(self, file):
         try:
-            with AudioFile(path) as file:
-                return file.length
+            with self.musan.open(file) as audio:
+                return audio.length
         except UnreadableAudio:  # reported when its turn comes to be read
             return 0
 
     def _read_noise(self, piece):
-        path, start = piece
-        with AudioFile(path) as file:
-            return file.read(start, self.noise_length, "int16")
+        file, start = piece
+        with self.musan.open(file) as audio:
+            return audio.read(start, self.noise_length, "int16")

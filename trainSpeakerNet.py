@@ -16,10 +16,12 @@ from pathlib import Path
 
 import torch
 
+from audio import Folder, check_folder
 from dataLoader import Augmentation, CropLoader, TrainingList, TrialList, check_files, to_device, torch_stream
 from demoCorpus import make_demo
 from encoder import SpeakerEncoder, choose_device, score_trials
 from experiment import DATA_FLAGS, Meter, Run, StopSignal, describe, log_line, take_width
+from pack import open_source
 from pretrained import SYSTEMS
 from tools import (
     InputError,
@@ -57,12 +59,14 @@ def build_parser():
     # fmt: off
     group = parser.add_argument_group("data")
     add("--train_list",    "/data/voxceleb2/train_list.txt",    "training list, lines <speaker> <path>")
-    add("--train_path",    "/data/voxceleb2/wav",               "folder that its paths start from")
+    add("--train_path",    "/data/voxceleb2/wav",               "folder that its paths start from, or a pack of it "
+                                                                "(prepareData.py --pack)")
     add("--eval_list",     ["/data/voxceleb1/veri_test2.txt"],  "trial lists, lines <1|0> <enrol path> <test path>; "
                                                                 "none: train without evaluating", nargs="*", type=str)
     add("--eval_path",     "/data/voxceleb1/wav",               "folder that their paths start from")
-    add("--musan_path",    "/data/musan",                       "MUSAN, whole or split into pieces; '' for none")
-    add("--rir_path",      "/data/RIRS_NOISES/simulated_rirs",  "room responses; '' for none")
+    add("--musan_path",    "/data/musan",                       "MUSAN, whole or split into pieces, or a pack; '' for "
+                                                                "none")
+    add("--rir_path",      "/data/RIRS_NOISES/simulated_rirs",  "room responses, or a pack of them; '' for none")
     add("--bank_mb",       512.0,   "memory for noises and responses, MB; moves on every epoch, so all take part")
 
     group = parser.add_argument_group("what to do")
@@ -152,10 +156,10 @@ def train(args):
     device = choose_device(args.device)
     if args.amp == "auto":
         args.amp = "bf16" if multiplies_bf16(device) else "off"
-    listing, trial_lists = open_training_list(args), open_trial_lists(args)
+    (listing, source), trial_lists = open_training_list(args), open_trial_lists(args)
     samples = args.num_frames * 160 + 240
     pin = device.type == "cuda"  # memory from which the copy to the GPU runs beside the computation
-    loader = CropLoader(listing, args.train_path, samples, args.batch_size, args.seed, args.n_cpu, pin)
+    loader = CropLoader(listing, source, samples, args.batch_size, args.seed, args.n_cpu, pin)
     augmentation = Augmentation(args.musan_path, args.rir_path, samples, args.bank_mb, args.seed, args.n_cpu).to(device)
     run = Run(args, listing, device)
     encoder, classifier, optimizer, stop = run.encoder, run.classifier, run.optimizer, StopSignal()
@@ -247,9 +251,10 @@ def evaluate_only(args):
 
 
 def open_training_list(args):
-    listing = TrainingList(args.train_list)
-    check_files(listing, args.train_path, "--train_path")
-    return listing
+    """The training list and where its files are, a folder or a pack."""
+    listing, source = TrainingList(args.train_list), open_source(args.train_path, "--train_path")
+    check_files(listing, source, "--train_path")
+    return listing, source
 
 
 def open_trial_lists(args):
@@ -260,7 +265,8 @@ def open_trial_lists(args):
         if name in trial_lists:
             raise InputError(f"--eval_list has two lists called {name}: their scores would go to one file; rename one")
         trial_lists[name] = TrialList(path)
-        check_files(trial_lists[name], args.eval_path, "--eval_path")
+        check_folder(args.eval_path, "--eval_path")
+        check_files(trial_lists[name], Folder(args.eval_path), "--eval_path")
     return trial_lists
 
 

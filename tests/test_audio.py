@@ -6,10 +6,9 @@ import torch
 import torchaudio
 from conftest import voice
 
-from audio import AudioFile, UnreadableAudio, read_audio
-from dataLoader import (
-    read_crop,
-)
+from audio import AudioFile, Folder, UnreadableAudio, check_folder, read_audio
+from dataLoader import read_crop
+from tools import InputError
 
 SAMPLES = 16240  # 100 frames
 
@@ -25,8 +24,8 @@ def test_a_crop_is_that_part_of_the_file(tmp_path, name, subtype):
     for place in (0.0, 0.3, 0.999999):
         start = int(place * (48000 - SAMPLES + 1))
         expected = np.rint(whole[start : start + SAMPLES] * 32768)
-        assert np.array_equal(read_crop(path, SAMPLES, place), expected)
-    assert read_crop(path, SAMPLES, 0.5).dtype == np.int16
+        assert np.array_equal(read_crop(Folder(path.parent), path.name, SAMPLES, place), expected)
+    assert read_crop(Folder(path.parent), path.name, SAMPLES, 0.5).dtype == np.int16
 
 
 @pytest.mark.parametrize(("name", "subtype"), [("a.ogg", "VORBIS"), ("a.opus", "OPUS")])
@@ -35,7 +34,7 @@ def test_compressed_audio(tmp_path, name, subtype):
     original = voice(120, 3.0, 0)
     soundfile.write(path, original, 16000, format="OGG", subtype=subtype)
     assert np.corrcoef(read_audio(path)[: len(original)], original)[0, 1] > 0.9
-    crop, whole = read_crop(path, SAMPLES, 0.5), read_audio(path)
+    crop, whole = read_crop(Folder(path.parent), path.name, SAMPLES, 0.5), read_audio(path)
     start = int(0.5 * (len(whole) - SAMPLES + 1))
     assert np.corrcoef(crop, whole[start : start + SAMPLES])[0, 1] > 0.98
 
@@ -44,7 +43,7 @@ def test_a_short_utterance_is_wrapped_around(tmp_path):
     path = tmp_path / "short.wav"
     short = (1000 * np.random.default_rng(0).standard_normal(700)).astype(np.int16)
     soundfile.write(path, short, 16000)
-    assert np.array_equal(read_crop(path, 2000, 0.7), np.pad(short, (0, 1300), mode="wrap"))
+    assert np.array_equal(read_crop(Folder(path.parent), path.name, 2000, 0.7), np.pad(short, (0, 1300), mode="wrap"))
 
 
 def test_several_channels_are_mixed_down_or_one_is_chosen(tmp_path):
@@ -53,7 +52,7 @@ def test_several_channels_are_mixed_down_or_one_is_chosen(tmp_path):
     soundfile.write(path, channels, 16000, subtype="FLOAT")
     mean = channels.astype(np.float64).mean(axis=1)
     assert np.abs(read_audio(path) - mean).max() < 1e-7
-    assert np.abs(read_crop(path, 32000, 0.0) - mean * 32768).max() < 0.51
+    assert np.abs(read_crop(Folder(path.parent), path.name, 32000, 0.0) - mean * 32768).max() < 0.51
     for channel in (0, 1):
         assert np.array_equal(read_audio(path, channel), channels[:, channel])
     with pytest.raises(UnreadableAudio, match=r"stereo\.wav has 2 channels, no channel 2"):
@@ -81,7 +80,8 @@ def test_other_rates_are_resampled(tmp_path, rate):
                 assert np.abs(file.read() - expected.numpy()).max() < 1e-6
     for place in (0.0, 0.123, 0.5, 0.999999):
         start = int(place * (48000 - SAMPLES + 1))
-        assert np.abs(read_crop(path, SAMPLES, place) - 32768 * whole[start : start + SAMPLES]).max() < 0.51
+        crop = read_crop(Folder(path.parent), path.name, SAMPLES, place)
+        assert np.abs(crop - 32768 * whole[start : start + SAMPLES]).max() < 0.51
 
 
 def test_noise_above_the_new_half_rate_is_kept_out(tmp_path):
@@ -112,4 +112,17 @@ def test_unreadable_audio_is_named(tmp_path, case):
     with pytest.raises(UnreadableAudio, match=r"a\.flac"):
         read_audio(path)
     with pytest.raises(UnreadableAudio, match=r"a\.flac"):
-        read_crop(path, 48000, 0.0)
+        read_crop(Folder(path.parent), path.name, 48000, 0.0)
+
+
+def test_a_folder_names_its_audio_folder_by_folder(tmp_path):
+    files = ["a/1.wav", "a/b/2.FLAC", "a-b/3.ogg", "a b/4.wav", "ä/5.mp3"]
+    for file in [*files, "a/text.txt"]:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    folder = Folder(tmp_path)
+    assert folder.find() == ["a/1.wav", "a/b/2.FLAC", "a b/4.wav", "a-b/3.ogg", "ä/5.mp3"]
+    assert folder.find("a") == ["a/1.wav", "a/b/2.FLAC"] and folder.find("none") == []
+    assert folder.missing([*files, "a", "a/none.wav"]) == ["a", "a/none.wav"]
+    with pytest.raises(InputError, match=r"--train_path .*none is not a folder"):
+        check_folder(tmp_path / "none", "--train_path")
