@@ -234,14 +234,12 @@ class Stage:
 def measure_limits(device, dtype, seconds):
     """What a device does at most: {"copy": bytes/s read and written, "matrix": floating-point operations/s}."""
     small = device.type == "cpu"
-    blocks = torch.ones(2, (64 if small else 1024) * 2**20, device=device)  # of 256 MB, 4 GB
-    copying = repeat("large copy", lambda: blocks[0].copy_(blocks[1]), device, seconds)
-    copied = blocks.nbytes
-    del blocks
+    source, target = torch.ones(2, (64 if small else 1024) * 2**20, device=device)  # of 256 MB, 4 GB
+    copying = repeat("large copy", lambda: target.copy_(source), device, seconds)
     size = 1536 if small else 8192
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     multiplying = repeat("large matrix product", lambda: left @ right, device, seconds)
-    return {"copy": copied / min(copying), "matrix": 2 * size**3 / min(multiplying)}
+    return {"copy": 2 * source.nbytes / min(copying), "matrix": 2 * size**3 / min(multiplying)}
 
 
 def count_work(embed, features, loss):
@@ -261,7 +259,7 @@ def count_work(embed, features, loss):
 
         # The counter lies inside: what it sees is then the work, not the bookkeeping.
         with saved_tensors_hooks(keep, lambda tensor: tensor), FlopCounterMode(display=False) as counter:
-            loss(embed(features[:count])).backward()
+            loss(embed(features[:count].clone())).backward()
         found.append((counter.get_total_flops(), sum(kept.values())))
     return tuple((more - less) / 4 for less, more in zip(*found))
 
