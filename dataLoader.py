@@ -151,14 +151,15 @@ class CropLoader:
     """Batches of random crops of a training list, read ahead by threads. ``source``: the Folder or Pack of its files.
 
     One pass over the list, in a new order, is an epoch; its last batch is filled up from the front of the same order,
-    so that every batch has ``batch_size`` crops. libsndfile works outside Python's lock, so threads read side by side
+    so that every batch has ``batch_size`` crops; ``rows`` are those of each batch that are read here, all by default.
+    libsndfile works outside Python's lock, so threads read side by side
     and hand over nothing; so does numpy as it copies from a pack.
 
     ``bad`` holds the list positions of files that could not be read. Each is reported once and replaced by the next
     line of the list; RunError when there are more than 1 % of them (and more than one).
     """
 
-    def __init__(self, listing, source, samples, batch_size, seed, threads, pin_memory=False):
+    def __init__(self, listing, source, samples, batch_size, seed, threads, pin_memory=False, rows=None):
         self.listing = listing
         self.source = source
         self.samples = samples
@@ -166,12 +167,13 @@ class CropLoader:
         self.seed = seed
         self.threads = threads
         self.pin_memory = pin_memory
+        self.rows = np.arange(batch_size) if rows is None else rows
         self.bad = set()
         self.steps = math.ceil(len(listing) / batch_size)
         self.packed = source.rows(listing.files) if isinstance(source, Pack) else None
 
     def epoch(self, epoch, first_step=0):
-        """Yield (step, waveform (batch_size, samples) int16, label (batch_size,) int64) for steps from first_step."""
+        """Yield (step, waveform (R, samples) int16, label (R,) int64) for steps from first_step, R = len(rows)."""
         random = random_stream(self.seed, "order", epoch)
         order = np.resize(random.permutation(len(self.listing)), self.steps * self.batch_size)
         place = random.random(len(order))
@@ -179,7 +181,7 @@ class CropLoader:
         ahead = collections.deque()
         try:
             for step in range(first_step, self.steps):
-                rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
+                rows = step * self.batch_size + self.rows
                 ahead.append((step, *self._start_reading(pool, order[rows], place[rows])))
                 # Two whole batches in reserve, so that one slow file does not stop the device.
                 if len(ahead) > 2:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import distributed
 from encoder import SpeakerEncoder
 from loss import AAMsoftmax
 from model import ECAPA_TDNN
@@ -35,15 +36,29 @@ from tools import (
 DATA_FLAGS = {"train_list", "train_path", "eval_list", "eval_path", "musan_path", "rir_path"}
 
 # What a continued run may do otherwise than it began: where things lie, how often it looks, how long it goes on.
-FREE_TO_CHANGE = DATA_FLAGS | {"save_path", "max_epoch", "test_step", "n_cpu", "device"}
+FREE_TO_CHANGE = DATA_FLAGS | {"save_path", "max_epoch", "test_step", "n_cpu", "device", "compile", "accumulate"}
 
+
+
+class SpeakerNet(torch.nn.Module):
+    """Encoder and loss as one module: what is trained, under the names that the recipe's checkpoints use."""
+
+    def __init__(self, encoder, classifier):
+        super().__init__()
+        self.speaker_encoder = encoder
+        self.speaker_loss = classifier
+
+    def forward(self, waveform, label, place):
+        """(B, samples), (B,) int64, (B, 4) numbers that place SpecAugment's masks -> (loss, accuracy in %)."""
+        return self.speaker_loss(self.speaker_encoder(waveform, aug=True, place=place), label)
 
 
 class Run:
     """What a training run is made of and leaves behind: weights, optimizer, position; its folder and its records.
 
     ``epoch`` (1, 2, ...) and ``step`` (0, 1, ...) are what comes next; ``sums`` are the meter's up to there. Random
-    numbers have no state to keep: they are functions of the position (see dataLoader).
+    numbers have no state to keep: they are functions of the position (see dataLoader). Of several processes each has
+    its own Run, and the first writes.
     """
 
     def __init__(self, args, listing, device):
@@ -53,43 +68,37 @@ class Run:
         self.speakers = listing.speakers
         self.lists = {path: sha256(path) for path in [args.train_list, *args.eval_list]}
         self.epoch, self.step, self.sums = 1, 0, None
-        state = load_checkpoint(self.state_file, "training state") if self.state_file.exists() else None
-        initial = load_pretrained(args.initial_model, args.system) if args.initial_model and not state else None
-        if state:
-            args.system = args.system or state["settings"].get("system", "ours")
-            if "initial_model" not in args.given:  # it has served
-                args.initial_model = state["settings"]["initial_model"]
-        else:
-            args.system = initial.system if initial else "ours"
         if len(self.speakers) < 2:
             raise InputError(f"{listing.path} has a single speaker: there is nothing to tell apart")
         if args.n_class is None:
             args.n_class = len(self.speakers)
         elif args.n_class < len(self.speakers):
             raise InputError(f"--n_class {args.n_class}, but {listing.path} has {len(self.speakers)} speakers")
-        if state:
-            if args.initial_model and "C" not in args.given:
-                args.C = state["settings"]["C"]
-            self._refuse_other_settings(state)
-        elif initial and SYSTEMS[initial.system].variant is None:
-            raise InputError(f"--initial_model {args.initial_model}: only ECAPA-TDNNs can be trained further here")
 
         torch.manual_seed(args.seed)
+        state = load_checkpoint(self.state_file, "training state") if self.state_file.exists() else None
+        initial = None
         if state:
-            prefix = "speaker_encoder."
-            weights = {key.removeprefix(prefix): value for key, value in state["weights"].items() if prefix in key}
-            self.encoder = build_network(weights, args.system)
+            encoder = self._encoder_of(state)
+        elif args.initial_model:
+            initial = load_pretrained(args.initial_model, args.system)
+            encoder, args.system = initial.network, initial.system
+            if SYSTEMS[initial.system].variant is None:
+                raise InputError(f"--initial_model {args.initial_model}: only ECAPA-TDNNs can be trained further here")
         else:
-            self.encoder = initial.network if initial else ECAPA_TDNN(C=args.C)
-        take_width(args, self.encoder)
-        self.classifier = AAMsoftmax(
-            args.n_class, m=args.m, s=args.s, embedding_size=self.encoder.embedding_size,
+            encoder, args.system = ECAPA_TDNN(C=args.C), "ours"
+        take_width(args, encoder)
+        classifier = AAMsoftmax(
+            args.n_class, m=args.m, s=args.s, embedding_size=encoder.embedding_size,
             continuous=SYSTEMS[args.system].continuous_margin,
         )  # fmt: skip
-        # The names under which the recipe's checkpoints keep the two.
-        self.network = torch.nn.ModuleDict({"speaker_encoder": self.encoder, "speaker_loss": self.classifier})
-        self.network.to(device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+        self.network = SpeakerNet(encoder, classifier).to(device)
+        if args.sync_bn:
+            distributed.SyncedBatchNorm.convert(self.network)
+        # Fused: one pass over all weights instead of a dozen for each tensor.
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=device.type != "mps"
+        )
         self.history = read_history(self.folder / "metrics.jsonl")
         if state:
             self.network.load_state_dict(state["weights"])
@@ -102,10 +111,28 @@ class Run:
             )
         elif initial:
             self._take_classifier(initial)
+        self.is_new = state is None
+
+    def begin(self):
+        """Write down what is being done; a new run also its state, so that it is known by its settings."""
         settings = {"settings": self._settings(), "sha256": self.lists, "versions": versions(), "command": sys.argv}
-        write_text(self.folder / "settings.json", json.dumps(settings, indent=2) + "\n")
-        if not state:
+        if distributed.rank() == 0:
+            write_text(self.folder / "settings.json", json.dumps(settings, indent=2) + "\n")
+        if self.is_new:
             self.save_state(None)
+
+    def _encoder_of(self, state):
+        """The network of a training state, which is refused if it was begun with other settings."""
+        args, before = self.args, state["settings"]
+        args.system = args.system or before.get("system", "ours")
+        if "initial_model" not in args.given:  # it has served
+            args.initial_model = before["initial_model"]
+        if args.initial_model and "C" not in args.given:
+            args.C = before["C"]
+        self._refuse_other_settings(state)
+        prefix = "speaker_encoder."
+        weights = {key.removeprefix(prefix): value for key, value in state["weights"].items() if prefix in key}
+        return build_network(weights, args.system)
 
     def _settings(self):
         return {name: value for name, value in vars(self.args).items() if name != "given"}
@@ -122,7 +149,8 @@ class Run:
 
     def _take_classifier(self, initial):
         """The encoder came with the model; its classifier is taken if it tells the same speakers apart. Says so."""
-        theirs, ours = initial.classifier, self.classifier.weight
+        theirs, ours = initial.classifier, self.network.speaker_loss.weight
+        encoder = self.network.speaker_encoder
         same = theirs is not None and initial.speakers == self.speakers and theirs.shape == ours.shape
         if same:
             ours.data.copy_(theirs)
@@ -136,13 +164,15 @@ class Run:
                 f"{self.args.n_class}"
             )
         print(
-            f"{self.args.initial_model} ({SYSTEMS[initial.system].title}): took the encoder, {describe(self.encoder)} "
-            f"in {len(self.encoder.state_dict())} tensors{' ' if same else ''}{left}"
+            f"{self.args.initial_model} ({SYSTEMS[initial.system].title}): took the encoder, {describe(encoder)} in "
+            f"{len(encoder.state_dict())} tensors{' ' if same else ''}{left}"
         )
 
     def speaker_encoder(self):
         """The encoder as it is now, ready to embed files."""
-        return SpeakerEncoder(self.encoder, self.classifier.weight.device, Pretrained(self.args.system, self.encoder))
+        distributed.mean_statistics(self.network)
+        encoder = self.network.speaker_encoder
+        return SpeakerEncoder(encoder, self.network.speaker_loss.weight.device, Pretrained(self.args.system, encoder))
 
     def _contents(self, kind):
         return {
@@ -154,11 +184,13 @@ class Run:
     def save_state(self, sums):
         """Write all that is needed to go on from (epoch, step) exactly."""
         self.sums = sums
+        distributed.mean_statistics(self.network)
         finite = torch.stack([weight.isfinite().all() for weight in self.network.state_dict().values()]).all()
         if not finite:
             raise RunError(f"the weights exploded in epoch {self.epoch}: try a smaller --lr; not saved")
         rest = {"step": self.step, "sums": sums, "optimizer": self.optimizer.state_dict()}
-        save_checkpoint(self.state_file, {**self._contents("training state"), **rest})
+        if distributed.rank() == 0:
+            save_checkpoint(self.state_file, {**self._contents("training state"), **rest})
 
     def next_epoch(self):
         self.epoch, self.step, self.sums = self.epoch + 1, 0, None
@@ -187,12 +219,14 @@ class Run:
         metrics.jsonl is what counts: once the epoch is in there, a continued run will not evaluate it again.
         """
         record = {**summary, "lists": results or {}}
+        before, self.history = self.history, [*self.history, record]
+        if distributed.rank():
+            return
         if results is not None and record["epoch"] > 0:
             model = {**self._contents("model"), "scores": results}
             save_checkpoint(self.folder / "model" / f"model_{self.epoch:04d}.model", model)
-            if results and main_eer(record) < lowest_eer(self.history, record):
+            if results and main_eer(record) < lowest_eer(before, record):
                 save_checkpoint(self.folder / "model" / "best.model", model)
-        self.history.append(record)
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in self.history))
         write_text(self.folder / "score.txt", "".join(score_lines(self.history)))
         draw_training(self.folder / "training.png", self.history)
@@ -202,13 +236,15 @@ class Meter:
     """Loss, accuracy, throughput and time of an epoch: a progress bar while it runs, a summary when it is over.
 
     Loss and accuracy are summed on the device and looked at once a second, so that the device is not waited for every
-    step. A loss that is not finite raises RunError then, or at the end of the epoch.
+    step. A loss that is not finite raises RunError then, or at the end of the epoch. The bar shows what this process
+    sees; the sums are means over all processes.
     """
 
     def __init__(self, args, run, loader):
         self.args, self.run, self.loader = args, run, loader
         before = run.sums or {"loss": 0.0, "accuracy": 0.0, "seconds": 0.0, "waiting": 0.0, "learning_rate": None}
-        self.total = torch.tensor([before["loss"], before["accuracy"]], device=run.classifier.weight.device)
+        device = run.network.speaker_loss.weight.device
+        self.total = torch.tensor([before["loss"], before["accuracy"]], device=device)
         self.seconds_before, self.waiting = before["seconds"], before["waiting"]
         self.began = self.looked = time.perf_counter()
         self.learning_rate = before["learning_rate"]
@@ -225,22 +261,23 @@ class Meter:
                     return
                 yield batch
                 self.bar.update()
+                if time.perf_counter() - self.looked > 1.0:
+                    self._show()
 
-    def add(self, loss, accuracy, learning_rate):
-        """Count a step: its loss and accuracy, 0-d tensors on the device, and the learning rate it was taken with."""
-        self.total += torch.stack([loss.detach(), accuracy])
-        self.learning_rate = learning_rate
-        if time.perf_counter() - self.looked > 1.0:
-            self.looked = time.perf_counter()
-            now = self.summary()
-            self.bar.set_postfix_str(
-                f"loss {now['loss']:.3f}, acc {now['accuracy']:.1f}%, {now['utterances_per_second']:.0f} utt/s, "
-                f"waiting {now['waiting_percent']:.0f}%, {clock(now['seconds_left'])} left"
-            )
+    def add(self, loss, accuracy):
+        """Count a part of a step: loss and accuracy, 0-d tensors on the device."""
+        self.total += torch.stack([loss.detach(), accuracy]) / self.args.accumulate
 
-    def sums(self):
-        """What a state file needs to go on measuring this epoch."""
-        loss, accuracy = self.total.tolist()  # waits for the device
+    def _show(self):
+        self.looked = time.perf_counter()
+        now = self._summary(self._sums(self.total))
+        self.bar.set_postfix_str(
+            f"loss {now['loss']:.3f}, acc {now['accuracy']:.1f}%, {now['utterances_per_second']:.0f} utt/s, "
+            f"waiting {now['waiting_percent']:.0f}%, {clock(now['seconds_left'])} left"
+        )
+
+    def _sums(self, total):
+        loss, accuracy = total.tolist()  # waits for the device
         if not math.isfinite(loss):
             raise RunError(
                 f"the loss became {loss} in epoch {self.run.epoch}, at step {self.run.step} or shortly before: try a "
@@ -252,9 +289,12 @@ class Meter:
             "learning_rate": self.learning_rate,
         }  # fmt: skip
 
-    def summary(self):
-        """The record of this epoch up to now, but for its evaluation."""
-        sums, run = self.sums(), self.run
+    def sums(self):
+        """What a state file needs to go on measuring this epoch."""
+        return self._sums(distributed.mean(self.total))
+
+    def _summary(self, sums):
+        run = self.run
         steps_left = (self.args.max_epoch - run.epoch + 1) * self.loader.steps - run.step
         return {
             "epoch": run.epoch,
@@ -269,6 +309,11 @@ class Meter:
             "seconds_left": steps_left * sums["seconds"] / run.step,
             "unreadable_files": len(self.loader.bad),
         }
+
+    def summary(self):
+        """The record of this epoch up to now, but for its evaluation."""
+        bad = sum(distributed.gather(len(self.loader.bad)))
+        return {**self._summary(self.sums()), "unreadable_files": bad}
 
 
 class StopSignal:
@@ -316,7 +361,10 @@ def describe(network):
 
 
 def versions():
-    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
+    return {
+        "python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__,
+        "processes": distributed.size(),
+    }  # fmt: skip
 
 
 def main_eer(record):

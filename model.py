@@ -112,25 +112,27 @@ class SpecAugment(nn.Module):
 
     max_frames, max_bands = 9, 7
 
-    def forward(self, features, generator=None):
+    def forward(self, features, place=None):
         """(B, bands, frames) -> the same, masked.
 
-        ``generator`` is a CPU ``torch.Generator``: a mask of a few numbers is drawn on the CPU and sent over, so that
-        every device draws the same one.
+        place: (B, 4), uniform random numbers in [0, 1), where the masks come to lie and how wide they are; None: drawn
+        here. They are made of few numbers so that little has to be sent to a GPU, which then need not be waited for.
         """
-        for axis, widest in ((2, self.max_frames), (1, self.max_bands)):
-            masked = self._stretches(features.shape[0], features.shape[axis], widest, generator)
-            masked = masked.to(features.device, non_blocking=features.is_cuda)
+        if place is None:
+            place = torch.rand(len(features), 4, device=features.device)
+        for axis, widest, (width, start) in ((2, self.max_frames, place.T[:2]), (1, self.max_bands, place.T[2:])):
+            masked = self._stretches(width, start, features.shape[axis], widest)
             features = features.masked_fill(masked.unsqueeze(3 - axis), 0.0)
         return features
 
     @staticmethod
-    def _stretches(count, size, widest, generator):
-        """(count, size) booleans, each row with one run of 0..widest True at a uniformly drawn place."""
-        width = torch.randint(0, widest + 1, (count, 1), generator=generator)
-        start = (torch.rand(count, 1, generator=generator) * (size - width + 1).clamp(min=1)).long()
-        position = torch.arange(size)
-        return (position >= start) & (position < start + width)
+    def _stretches(width, start, size, widest):
+        """Two of (B,) in [0, 1) -> (B, size) booleans, each row with one run of 0..widest True at a uniform place."""
+        # A float32 may round a number just below 1 to it.
+        width = (width * (widest + 1)).long().clamp(max=widest)
+        start = (start * (size - width + 1)).long().clamp(max=size)
+        position = torch.arange(size, device=width.device)
+        return (position >= start[:, None]) & (position < (start + width)[:, None])
 
 
 class SqueezeExcitation(nn.Module):
@@ -247,16 +249,16 @@ class ECAPA_TDNN(nn.Module):
             log_mel = log_mel.maximum(loudest - self.torchfbank.range_db)
         return log_mel - log_mel.mean(dim=2, keepdim=True)
 
-    def forward(self, waveform, aug=False, generator=None):
+    def forward(self, waveform, aug=False, place=None):
         """Embed a batch of equally long utterances.
 
         waveform: (B, samples), floating point in [-1, 1] at 16 kHz, at least 257 samples.
-        aug: apply SpecAugment, its masks drawn from ``generator`` (a CPU torch.Generator).
+        aug: apply SpecAugment, its masks placed by ``place`` (B, 4), see there.
         Returns (B, embedding_size), not length-normalised.
         """
         x = self.features(waveform)
         if aug:
-            x = self.specaug(x, generator)
+            x = self.specaug(x, place)
         return self.embed(x)
 
     def embed(self, x, frames=WHOLE):

@@ -55,6 +55,7 @@ def run_command(main, failure=1):
 def progress_bar(**settings):
     """A tqdm bar for one piece of long work; where nobody watches (a log file), it is redrawn every half minute."""
     watched = sys.stderr.isatty()
+    settings.setdefault("disable", int(os.environ.get("RANK", 0)) > 0)  # one of several processes shows it
     return tqdm(dynamic_ncols=watched, leave=False, mininterval=0.2 if watched else 30, **settings)
 
 

@@ -14,10 +14,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
+import distributed
 from audio import Folder, check_folder
-from dataLoader import Augmentation, CropLoader, TrainingList, TrialList, check_files, to_device, torch_stream
+from dataLoader import Augmentation, CropLoader, TrainingList, TrialList, check_files, row_numbers, to_device
 from demoCorpus import make_demo
 from encoder import SpeakerEncoder, choose_device, score_trials
 from experiment import DATA_FLAGS, Meter, Run, StopSignal, describe, log_line, take_width
@@ -81,7 +83,7 @@ def build_parser():
     group = parser.add_argument_group("training")
     add("--num_frames",    200,     "length of a crop in frames of 10 ms: num_frames*160+240 samples")
     add("--max_epoch",     80,      "passes over the training list")
-    add("--batch_size",    400,     "crops per step")
+    add("--batch_size",    400,     "crops per step, of all processes together")
     add("--lr",            0.001,   "learning rate of Adam in the first epoch")
     add("--lr_decay",      0.97,    "factor on the learning rate from one epoch to the next")
     add("--weight_decay",  2e-5,    "L2 penalty on all weights")
@@ -95,11 +97,15 @@ def build_parser():
     add("--n_class",       None,    "number of speakers; None: as many as the training list has", type=int)
 
     group = parser.add_argument_group("machine")
-    add("--n_cpu",         4,       "threads that read audio")
+    add("--n_cpu",         4,       "threads that read audio, of each process")
     add("--device",        "auto",  "auto (a CUDA GPU, else Apple's, else the CPU), cpu, cuda, cuda:1, mps, ...")
     add("--amp",           "auto",  "mixed precision: bf16 halves memory traffic and is faster where the hardware "
                                     "multiplies it (GPUs since Ampere, CPUs with AMX), there auto takes it; front end, "
                                     "pooling, loss and evaluation are always float32", choices=["auto", "bf16", "off"])
+    add("--compile",       False,   "let torch.compile make fewer, larger kernels; takes minutes at the start")
+    add("--accumulate",    1,       "cut each batch in so many parts, one after the other, where memory is short; "
+                                    "batch norm then sees the parts")
+    add("--sync_bn",       False,   "several processes (torchrun): batch norm sees the parts of all of them as one")
     # fmt: on
     return parser
 
@@ -125,8 +131,9 @@ def read_settings(arguments):
         raise InputError(f"--initial_model {args.initial_model} does not exist")
     if args.eval and "save_path" not in args.given:
         args.save_path = "exps/eval"  # never over an experiment's own scores
-    least = {"num_frames": 2, "max_epoch": 1, "batch_size": 2, "test_step": 1, "n_cpu": 1, "n_class": 1, "seed": 0,
-             "lr_decay": 0, "weight_decay": 0, "m": 0, "bank_mb": 1}  # batch norm has no statistics in a batch of 1
+    # A batch of 1 has no statistics for batch norm.
+    least = {"num_frames": 2, "max_epoch": 1, "batch_size": 2, "accumulate": 1, "test_step": 1, "n_cpu": 1,
+             "n_class": 1, "seed": 0, "lr_decay": 0, "weight_decay": 0, "m": 0, "bank_mb": 1}
     for name, minimum in least.items():
         value = getattr(args, name)
         if value is not None and not minimum <= value < math.inf:
@@ -153,18 +160,17 @@ def learning_rate(args, step, steps_per_epoch):
 
 
 def train(args):
-    device = choose_device(args.device)
+    device = choose_device(distributed.own_device(args.device))
     if args.amp == "auto":
         args.amp = "bf16" if multiplies_bf16(device) else "off"
-    (listing, source), trial_lists = open_training_list(args), open_trial_lists(args)
-    samples = args.num_frames * 160 + 240
-    pin = device.type == "cuda"  # memory from which the copy to the GPU runs beside the computation
-    loader = CropLoader(listing, source, samples, args.batch_size, args.seed, args.n_cpu, pin)
-    augmentation = Augmentation(args.musan_path, args.rir_path, samples, args.bank_mb, args.seed, args.n_cpu).to(device)
-    run = Run(args, listing, device)
-    encoder, classifier, optimizer, stop = run.encoder, run.classifier, run.optimizer, StopSignal()
+    listing, trial_lists, loader, augmentation, run = distributed.together(open_all, args, device)
+    parts, rows = distributed.share_of_batch(args.batch_size, args.accumulate)
+    network, optimizer, stop = distributed.parallel(run.network, device), run.optimizer, StopSignal()
+    if args.compile:
+        network = torch.compile(network)
+    run.begin()
     print(
-        f"{run.folder}: {describe(encoder)}, {device}, amp {args.amp}; "
+        f"{run.folder}: {describe(run.network.speaker_encoder)}, {device}{distributed.in_words()}, amp {args.amp}; "
         f"{len(listing)} utterances of {len(listing.speakers)} speakers, {loader.steps} steps of {args.batch_size} an "
         f"epoch; each utterance {', '.join(augmentation.kinds[:-1])} or {augmentation.kinds[-1]}"
     )
@@ -172,24 +178,26 @@ def train(args):
         run.record({"epoch": 0}, evaluate(run.speaker_encoder(), trial_lists, args))
 
     while run.epoch <= args.max_epoch:
-        encoder.train()
+        network.train()
         augmentation.redraw(run.epoch)
         meter = Meter(args, run, loader)
         with stop.deferred():
             for step, waveform, label in meter.watch(loader.epoch(run.epoch, first_step=run.step)):
                 rate = learning_rate(args, (run.epoch - 1) * loader.steps + step, loader.steps)
-                optimizer.param_groups[0]["lr"] = rate
-                waveform = augmentation(to_device(waveform, device), run.epoch, step)
-                masks = torch_stream(args.seed, "specaugment", run.epoch, step)
-                with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
-                    embedding = encoder(waveform, aug=True, generator=masks)
-                    loss, accuracy = classifier(embedding, to_device(label, device))
-                optimizer.zero_grad()
-                loss.backward()
+                optimizer.param_groups[0]["lr"] = meter.learning_rate = rate
+                for first, crops, speakers in zip(parts, waveform.split(rows), label.split(rows)):
+                    crops = augmentation(to_device(crops, device), run.epoch, step, first)
+                    place = row_numbers(args.seed, "specaugment", run.epoch, step, first=first, count=rows, columns=4)
+                    place = to_device(torch.from_numpy(place).float(), device)
+                    with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
+                        loss, accuracy = network(crops, to_device(speakers, device), place)
+                    (loss / args.accumulate).backward()
+                    meter.add(loss, accuracy)
                 optimizer.step()
+                optimizer.zero_grad()
                 run.step = step + 1
-                meter.add(loss, accuracy, rate)
-                if stop.requested:
+                if distributed.anyone(stop.requested):
+                    stop.requested = stop.requested or signal.SIGTERM
                     break
             run.save_state(meter.sums())
         if run.epoch not in run.recorded():
@@ -211,7 +219,7 @@ def evaluate(encoder, trial_lists, args):
     """
     began = time.perf_counter()
     files = [file for trials in trial_lists.values() for column in (trials.enrol, trials.test) for file in column]
-    vectors = encoder.embed_for_scoring(files, args.eval_path, args.n_cpu)
+    vectors = distributed.share(encoder.embed_for_scoring, files, args.eval_path, args.n_cpu)
     results, curves = {}, {}
     for name, trials in trial_lists.items():
         scores = score_trials(trials, vectors)
@@ -228,26 +236,40 @@ def evaluate(encoder, trial_lists, args):
             "seconds": time.perf_counter() - began,
         }
         curves[name] = scores, trials.label
-        write_scores(Path(args.save_path) / "scores" / f"{name}.txt", scores, trials)
+        if distributed.rank() == 0:
+            write_scores(Path(args.save_path) / "scores" / f"{name}.txt", scores, trials)
         print("  " + result_line(name, results[name]))
-    if curves:
+    if curves and distributed.rank() == 0:
         draw_det(Path(args.save_path) / "det.png", curves)
     return results
 
 
 def evaluate_only(args):
-    device = choose_device(args.device)
-    encoder = SpeakerEncoder.from_checkpoint(args.initial_model, device, args.system)
+    device = choose_device(distributed.own_device(args.device))
+    encoder = distributed.together(SpeakerEncoder.from_checkpoint, args.initial_model, device, args.system)
     take_width(args, encoder.network)
-    trial_lists = open_trial_lists(args)
+    trial_lists = distributed.together(open_trial_lists, args)
     print(f"{args.initial_model}: {describe(encoder.network)}, of {encoder.system.title}, on {device}")
     results = evaluate(encoder, trial_lists, args)
     content = {"settings": {k: v for k, v in vars(args).items() if k != "given"}, "results": results}
-    write_text(Path(args.save_path) / "results.json", json.dumps(content, indent=2) + "\n")
+    if distributed.rank() == 0:
+        write_text(Path(args.save_path) / "results.json", json.dumps(content, indent=2) + "\n")
     print(f"the score of every trial: {args.save_path}/scores/; curves: {args.save_path}/det.png")
 
 
 # ---- odds and ends ---------------------------------------------------------------------------------------------------
+
+
+def open_all(args, device):
+    """All that training needs, checked before any long work: (listing, trial lists, loader, augmentation, run)."""
+    (listing, source), trial_lists = open_training_list(args), open_trial_lists(args)
+    parts, count = distributed.share_of_batch(args.batch_size, args.accumulate)
+    rows = np.concatenate([np.arange(first, first + count) for first in parts])
+    samples = args.num_frames * 160 + 240
+    pin = device.type == "cuda"  # memory from which the copy to the GPU runs beside the computation
+    loader = CropLoader(listing, source, samples, args.batch_size, args.seed, args.n_cpu, pin, rows)
+    augmentation = Augmentation(args.musan_path, args.rir_path, samples, args.bank_mb, args.seed, args.n_cpu).to(device)
+    return listing, trial_lists, loader, augmentation, Run(args, listing, device)
 
 
 def open_training_list(args):
@@ -296,18 +318,21 @@ def use_demo_corpus(args):
 
 
 def main():
-    args = read_settings(sys.argv[1:])
-    check_writable(args.save_path, "--save_path")
     keep_memory()
-    try:
-        if args.demo:
-            use_demo_corpus(args)
-        evaluate_only(args) if args.eval else train(args)
-    except KeyboardInterrupt as interrupt:
-        again = shlex.join(["python", *sys.argv])
-        kept = "" if args.eval else f"; {args.save_path}/state.pt has everything up to when it was last saved"
-        print(f"\nstopped{kept}. To go on: {again}", file=sys.stderr)
-        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+    with distributed.connected():
+        args = distributed.together(read_settings, sys.argv[1:])
+        distributed.first(check_writable, args.save_path, "--save_path")
+        try:
+            if args.demo:
+                distributed.first(make_demo, Path(args.save_path) / "corpus")
+                use_demo_corpus(args)
+            evaluate_only(args) if args.eval else train(args)
+        except KeyboardInterrupt as interrupt:
+            again = shlex.join(["python", *sys.argv])
+            kept = "" if args.eval else f"; {args.save_path}/state.pt has everything up to when it was last saved"
+            if distributed.rank() == 0:
+                print(f"\nstopped{kept}. To go on: {again}", file=sys.stderr)
+            return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -112,8 +112,8 @@ def test_every_weight_gets_a_finite_gradient():
 
 
 def test_spec_augment_masks_one_stretch_of_each_axis():
-    generator = torch.Generator().manual_seed(0)
-    masked = SpecAugment()(torch.ones(2000, 80, 202), generator) == 0
+    place = torch.rand(2000, 4, generator=torch.Generator().manual_seed(0))
+    masked = SpecAugment()(torch.ones(2000, 80, 202), place) == 0
     frames, bands = masked.all(dim=1), masked.all(dim=2)
     assert torch.equal(masked, frames.unsqueeze(1) | bands.unsqueeze(2))  # nothing else is touched
     for mask, widest in ((frames, 9), (bands, 7)):
@@ -124,10 +124,13 @@ def test_spec_augment_masks_one_stretch_of_each_axis():
         assert mask.any(dim=0).all()  # every place is reached, the edges too
 
 
-def test_spec_augment_depends_on_the_generator_only():
-    features = torch.randn(4, 80, 100)
-    first, again, other = (SpecAugment()(features, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert torch.equal(first, again) and not torch.equal(first, other)
+def test_spec_augment_masks_each_row_by_its_own_numbers():
+    features, place = torch.randn(6, 80, 100), torch.rand(6, 4)
+    masked = SpecAugment()(features, place)
+    assert torch.equal(SpecAugment()(features[2:5], place[2:5]), masked[2:5])
+    assert torch.equal(SpecAugment()(features, torch.zeros(6, 4)), features)  # no width, no mask
+    rounded_up = SpecAugment()(torch.ones(1, 80, 100), torch.ones(1, 4)) == 0  # what a float32 makes of 1 - 1e-9
+    assert rounded_up.all(dim=1).sum() <= 9 and rounded_up.all(dim=2).sum() <= 7
 
 
 def test_width_must_be_a_multiple_of_eight():

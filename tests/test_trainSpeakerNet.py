@@ -140,8 +140,8 @@ def test_training_learns(command, corpus, tmp_path):
     assert status == 0 and "epoch 20/20 | step 80 | loss" in printed
     before, after = (records[i]["lists"]["seen"]["eer"] for i in (0, -1))
     assert f"EER: {before:.2f}% before training, {after:.2f}% after epoch 20, lowest" in printed
-    assert records[-1]["loss"] < 0.6 * records[1]["loss"]
-    assert records[-1]["lists"]["seen"]["eer"] < 0.5 * records[0]["lists"]["seen"]["eer"]
+    assert records[-1]["loss"] < 0.3 * records[1]["loss"]
+    assert after < before
     assert [path.name for path in sorted((tmp_path / "e" / "model").iterdir())] == ["best.model", "model_0020.model"]
 
 
