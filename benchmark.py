@@ -12,11 +12,9 @@ do without; how far it stays behind is what could be gained.
 import argparse
 import collections
 import contextlib
-import copy
 import itertools
 import json
 import math
-import os
 import sys
 import time
 import zlib
@@ -24,27 +22,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import scipy.signal
 import soundfile
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from audio import SAMPLE_RATE
-from dataLoader import (
-    Augmentation,
-    CropLoader,
-    TrainingList,
-    check_files,
-    find_noises,
-    find_responses,
-    to_device,
-    torch_stream,
-)
+from customary import compare_with_customary
+from dataLoader import Augmentation, CropLoader, row_numbers, to_device
 from encoder import SpeakerEncoder, choose_device, score_trials
+from experiment import SpeakerNet
 from loss import AAMsoftmax
 from model import ECAPA_TDNN
-from pack import Pack, PackedFile, open_source, write_pack
+from pack import Pack, PackedFile, write_pack
 from tools import (
     InputError,
     RunError,
@@ -56,12 +46,13 @@ from tools import (
     threshold_at,
     write_text,
 )
-from trainSpeakerNet import multiplies_bf16
+from trainSpeakerNet import multiplies_bf16, open_training_list
 
 VOXCELEB2 = SimpleNamespace(utterances=1_092_009, speakers=5_994, epochs=80)  # its development part; the recipe
 # Trials and utterances of the lists most evaluated on, and the length of the vectors that are compared.
 TRIALS = {"Vox1-O cleaned": (37_611, 4_708), "Vox1-E cleaned": (579_818, 145_160)}
 VECTOR = 2 * 192
+PARTS = ("augment", "features", "forward + backward", "optimizer")  # of a step
 UTTERANCE_SECONDS = 8  # the mean of VoxCeleb's utterances: 2,442 hours / 1,092,009
 
 
@@ -267,12 +258,6 @@ def count_work(embed, features, loss):
 # ---- the stages ------------------------------------------------------------------------------------------------------
 
 
-def open_corpus(args):
-    listing, source = TrainingList(args.train_list), open_source(args.train_path, "--train_path")
-    check_files(listing, source, "--train_path")
-    return listing, source
-
-
 def endless(loader):
     """Batches of epoch after epoch."""
     for epoch in itertools.count(1):
@@ -280,99 +265,92 @@ def endless(loader):
 
 
 def measure_training(args, device, host_limits, limits):
-    """The stages of training: [Stage], the last of them end to end; and what is to be said of the corpus."""
-    listing, source = open_corpus(args)
-    size, seconds = args.batch_size, args.seconds
+    """The stages of training, as trainSpeakerNet.py goes through them: ([Stage], whether the corpus is packed)."""
+    listing, source = open_training_list(args)
+    size = args.batch_size
     loader = CropLoader(listing, source, args.samples, size, 0, args.n_cpu, device.type == "cuda")
     augmentation = Augmentation(args.musan_path, args.rir_path, args.samples, args.bank_mb, 0, args.n_cpu).to(device)
     augmentation.redraw(1)
-    encoder = ECAPA_TDNN(C=args.C).to(device)
-    classifier = AAMsoftmax(max(VOXCELEB2.speakers, len(listing.speakers))).to(device)
-    weights = [*encoder.parameters(), *classifier.parameters()]
-    optimizer = torch.optim.Adam(weights, lr=0.001, weight_decay=2e-5)
-    masks = torch_stream(0, "specaugment", 1, 0)
-    batches = endless(loader)
-    _, host_waveform, host_label = next(batches)
-    label = to_device(host_label, device)
-    several = 2 if device.type == "cpu" else 8  # steps between two looks at the clock: a GPU works ahead of Python
+    encoder = ECAPA_TDNN(C=args.C)
+    network = SpeakerNet(encoder, AAMsoftmax(max(VOXCELEB2.speakers, len(listing.speakers)))).to(device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.001, weight_decay=2e-5, fused=device.type != "mps")
+    faster = torch.compile if args.compile else lambda function: function
 
-    def augment():
-        return augmentation(waveform, 1, 0)
-
-    def features():
-        return encoder.specaug(encoder.features(augmented), masks)
-
-    def loss_of(embedding):
-        return classifier(embedding, label[: len(embedding)])[0]
-
-    def learn(x):
+    def forward(function, *inputs):
         with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
-            loss = loss_of(encoder.embed(x))
-        optimizer.zero_grad()
-        loss.backward()
+            return function(*inputs)
 
-    def step(waveform, label, number=0):
-        """The loop of trainSpeakerNet.py."""
-        waveform = augmentation(to_device(waveform, device), 1, number)
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
-            loss, _ = classifier(encoder(waveform, aug=True, generator=masks), to_device(label, device))
+    def learn(function, *inputs):
         optimizer.zero_grad()
-        loss.backward()
+        forward(function, *inputs)[0].backward()
+
+    whole = faster(network)
+
+    def step(waveform, label):
+        places = row_numbers(0, "specaugment", 1, 0, count=size, columns=4)
+        waveform = augmentation(to_device(waveform, device), 1, 0)
+        learn(whole, waveform, to_device(label, device), to_device(torch.from_numpy(places).float(), device))
         optimizer.step()
 
-    def steps(number):
-        for _, waveform, label in itertools.islice(batches, number):
-            step(waveform, label)
-
-    with named("counting"):
-        waveform = to_device(host_waveform, device)
-        augmented = augment()
-        example = features()
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
-            some = example[:6] if size >= 6 else example[:1].repeat(6, 1, 1)
-            label = label if size >= 6 else label[:1].repeat(6)
-            operations, kept = count_work(encoder.embed, some, loss_of)
-    label = to_device(host_label, device)
-    if args.compile:
-        encoder.embed = torch.compile(encoder.embed)
-    reverberated, _, noisy, _, _ = augmentation._draw(size, 1, 0, 0)
-    crop, spectra = args.samples, augmentation.spectra.shape[-1]
-    moved = {  # bytes per utterance: the least, everything that is needed read once, everything that is left written
-        "read": 2 * 2 * crop,
-        "augment": (2 + 4) * crop + (2 * crop * len(noisy) + 8 * spectra * len(reverberated)) / size,
-        "features": 4 * crop + 4 * example[0].numel(),
-        # What is kept for the backward pass, written and read; the weights, read twice, and their slopes, written.
-        "forward + backward": 2 * kept + 3 * 4 * sum(weight.numel() for weight in weights) / size,
-        # Weights, slopes and Adam's two means read; weights and means written.
-        "optimizer": 7 * 4 * sum(weight.numel() for weight in weights) / size,
-    }
-    frames = example.shape[2]
-    counted = {  # the power spectrum's transforms (2.5 n log n), and the filters
-        "features": frames * (2.5 * 512 * 9 + 2 * 257 * 80),
-        "forward + backward": operations,
-    }
-
-    def stage(name, work, count=size, limits=limits):
-        taken = repeat(name, work, device, seconds)
-        return Stage(name, count, taken, limits, counted.get(name, 0), moved[name])
-
-    found = [
-        stage("read", lambda: collections.deque(itertools.islice(batches, 8), maxlen=0), 8 * size, host_limits),
-        stage("augment", augment),
-        stage("features", features),
-        stage("forward + backward", lambda: learn(example)),
-        stage("optimizer", optimizer.step),
-    ]
-    moved["whole step"] = moved["end to end"] = sum(moved.values()) - moved["read"]
-    counted["whole step"] = counted["end to end"] = sum(counted.values())
-    whole = stage("whole step", lambda: [step(host_waveform, host_label) for _ in range(several)], several * size)
-    for part in found[1:]:
-        part.share = whole.rate / part.rate
-    batches.close()  # its threads read ahead no more
+    # What each stage gets from the one before it.
     batches = endless(loader)
-    found += [whole, stage("end to end", lambda: steps(several), several * size)]
-    batches.close()
-    return found, isinstance(source, Pack)
+    _, host_waveform, host_label = next(batches)
+    waveform, label = to_device(host_waveform, device), to_device(host_label, device)
+    with named("augment"):
+        augmented = augmentation(waveform, 1, 0)
+        features = encoder.specaug(encoder.features(augmented))
+    front_end = faster(lambda waveform: encoder.specaug(encoder.features(waveform)))
+    back_end = faster(lambda features: network.speaker_loss(encoder.embed(features), label))
+    several = 2 if device.type == "cpu" else 8  # steps between two looks at the clock: a GPU works ahead of Python
+    works = {  # stage: utterances at a time, work
+        "read": (8 * size, lambda: collections.deque(itertools.islice(batches, 8), maxlen=0)),
+        "augment": (size, lambda: augmentation(waveform, 1, 0)),
+        "features": (size, lambda: front_end(augmented)),
+        "forward + backward": (size, lambda: learn(back_end, features)),
+        "optimizer": (size, optimizer.step),
+        "whole step": (several * size, lambda: [step(host_waveform, host_label) for _ in range(several)]),
+        "end to end": (several * size, lambda: [step(*batch) for _, *batch in itertools.islice(batches, several)]),
+    }
+    operations, moved = count_training(args, network, augmentation, features, forward)
+    found = {}
+    for name, (count, work) in works.items():
+        seconds = repeat(name, work, device, args.seconds)
+        where = host_limits if name == "read" else limits
+        found[name] = Stage(name, count, seconds, where, operations.get(name, 0), moved[name])
+    batches.close()  # its threads read ahead no more
+    for name in PARTS:
+        found[name].share = found["whole step"].rate / found[name].rate
+    return list(found.values()), isinstance(source, Pack)
+
+
+def count_training(args, network, augmentation, features, forward):
+    """({stage: operations}, {stage: bytes}) for an utterance: the least, everything that is needed read once and
+    everything that is left written once.
+    """
+    size, crop, (_, bands, frames) = args.batch_size, args.samples, features.shape
+    label = torch.zeros(6, dtype=torch.int64, device=features.device)
+    some = features[:1].repeat(6, 1, 1)
+    embed, loss = network.speaker_encoder.embed, network.speaker_loss
+    with named("forward + backward"):
+        network_operations, kept = forward(count_work, embed, some, lambda each: loss(each, label[: len(each)])[0])
+    weights = 4 * sum(weight.numel() for weight in network.parameters()) / size
+    reverberated, _, noisy, _, _ = augmentation._draw(size, 1, 0, 0)
+    spectra = 8 * augmentation.spectra.shape[-1]
+    operations = {  # the front end: the transforms of the power spectrum (2.5 n log n), and the filters
+        "features": frames * (2.5 * 512 * math.log2(512) + 2 * 257 * bands),
+        "forward + backward": network_operations,
+    }
+    moved = {
+        "augment": (2 + 4) * crop + (2 * crop * len(noisy) + spectra * len(reverberated)) / size,
+        "features": 4 * (crop + bands * frames),
+        # What is kept for the backward pass, written and read; the weights, read twice, and their slopes, written.
+        "forward + backward": 2 * kept + 3 * weights,
+        # Weights, slopes and Adam's two means read; weights and means written.
+        "optimizer": 7 * weights,
+    }
+    for name in ("whole step", "end to end"):
+        operations[name], moved[name] = (sum(part.get(each, 0) for each in PARTS) for part in (operations, moved))
+    return operations, {"read": 2 * 2 * crop, **moved}
 
 
 def measure_embedding(args, device, limits):
@@ -438,8 +416,7 @@ def advise(stages, packed, amp, bf16_possible):
             return f"reading alone is fast enough, yet {lost}: reader and step share too few cores"
         mend = "pack the corpus (prepareData.py --pack)" if not packed else "raise --n_cpu, or use a faster disk"
         return f"bound by reading: {lost}; {mend}" + ("" if packed else ", or raise --n_cpu")
-    part = max((stages[name] for name in ("augment", "features", "forward + backward", "optimizer")),
-               key=lambda each: each.share)  # fmt: skip
+    part = max((stages[name] for name in PARTS), key=lambda each: each.share)
     achieved = 100 * part.rate / part.limit
     said = f"reading keeps up; '{part.name}' takes {100 * part.share:.0f} % of a step, at {achieved:.0f} % of the limit"
     if achieved < 30:
@@ -484,148 +461,6 @@ def benchmark(args):
     return {
         "device": str(device), "name": name, "limits": limits, "host_limits": host_limits, "advice": advice,
         "hours": predicted, "stages": {each.name: each.record() for each in found},
-    }  # fmt: skip
-
-
-# ---- the customary loader, as a baseline -----------------------------------------------------------------------------
-
-
-class Customary:
-    """Reading and augmentation as the field's loaders do it: an utterance at a time, whole files, float64.
-
-    ``spent``: CPU seconds by purpose. musan: {category: paths}; responses: paths.
-    """
-
-    KINDS = ("clean", "reverberation", "babble", "music", "noise", "television")
-
-    def __init__(self, samples, musan, responses, random):
-        self.samples, self.musan, self.responses, self.random = samples, musan, responses, random
-        self.spent = collections.Counter()
-
-    @contextlib.contextmanager
-    def clock(self, purpose):
-        began = time.process_time()
-        yield
-        self.spent[purpose] += time.process_time() - began
-
-    def crop(self, path, purpose):
-        """A random crop of a file: all of it read, shorter ones repeated. (samples,) float64."""
-        with self.clock(purpose):
-            audio, _ = soundfile.read(path)
-            if len(audio) < self.samples:
-                audio = np.pad(audio, (0, self.samples - len(audio)), "wrap")
-            start = self.random.integers(len(audio) - self.samples + 1)
-            return audio[start : start + self.samples]
-
-    def mixed(self, speech, category, files=1):
-        """The speech with so many noises of a category, each at its own ratio of powers."""
-        result = speech
-        for path in self.random.choice(self.musan[category], size=files, replace=False):
-            noise = self.crop(path, "reading noises")
-            result = result + self.scaled(noise, speech, self.random.uniform(*Augmentation.SNR[category]))
-        return result
-
-    @staticmethod
-    def scaled(noise, speech, snr):
-        """The noise at so many dB below the speech."""
-        power = np.mean(speech**2) / max(np.mean(noise**2), 1e-10)
-        return noise * math.sqrt(power * 10 ** (-snr / 10))
-
-    def reverberated(self, speech):
-        with self.clock("convolving"):
-            response, _ = soundfile.read(self.random.choice(self.responses), always_2d=True)
-            response = response[:, 0] / np.sqrt(np.sum(response[:, 0] ** 2))
-            return scipy.signal.convolve(speech, response)[: self.samples]
-
-    def utterance(self, path):
-        """(samples,) float32."""
-        began = time.process_time()
-        audio = self.crop(path, "reading the utterance")
-        kind = self.KINDS[self.random.integers(len(self.KINDS))]
-        if kind == "reverberation":
-            audio = self.reverberated(audio)
-        if kind in ("babble", "television"):
-            most = min(8, len(self.musan["speech"]))
-            audio = self.mixed(audio, "speech", int(self.random.integers(min(3, most), most + 1)))
-        if kind in ("music", "television"):
-            audio = self.mixed(audio, "music")
-        if kind == "noise":
-            audio = self.mixed(audio, "noise")
-        audio = audio.astype(np.float32)
-        self.spent["all"] += time.process_time() - began
-        return audio
-
-
-def compare_with_customary(args):
-    """Reading and augmentation on one core, ours and the customary way in turns.
-
-    In CPU time, all threads together: what waits for a disk does not count, on either side.
-    """
-    torch.set_num_threads(1)
-    listing, source = open_corpus(args)
-    ways = {"ours": source, **({"ours, packed": open_source(args.pack, "--pack")} if args.pack else {})}
-    for flag in ("train_path", "musan_path", "rir_path"):
-        path = Path(getattr(args, flag))
-        if (path / "pack.json").exists():
-            raise InputError(f"--{flag} {path} is a pack, and the customary loader reads files: give the folder")
-    for way in ways.values():
-        check_files(listing, way, "--pack" if isinstance(way, Pack) else "--train_path")
-    random = np.random.default_rng(0)
-    noises, rooms = open_source(args.musan_path, "--musan_path"), open_source(args.rir_path, "--rir_path", channel=0)
-    musan = {category: [noises.name(file) for file in files]
-             for category, files in find_noises(noises, args.musan_path).items()}  # fmt: skip
-    responses = [rooms.name(file) for file in find_responses(rooms, args.rir_path)]
-    customary = Customary(args.samples, musan, responses, random)
-    augmentation = Augmentation(args.musan_path, args.rir_path, args.samples, args.bank_mb, 0, 1)
-    augmentation.redraw(1)
-    size = args.batch_size
-    taken = collections.defaultdict(list)  # CPU seconds per utterance, round by round
-    waveforms, rounds, began = [], 0, time.perf_counter()
-    while rounds < 4 or time.perf_counter() - began < args.seconds:
-        part = copy.copy(listing)  # as many lines as a batch has, so that nothing is read ahead
-        chosen = random.integers(len(listing), size=size)
-        part.files, part.label = [listing.files[i] for i in chosen], listing.label[chosen]
-        part.line_numbers = [listing.line_numbers[i] for i in chosen]
-
-        def customarily(part=part):
-            return np.stack([customary.utterance(os.path.join(args.train_path, file)) for file in part.files])
-
-        works = {"customary": customarily}
-        for name, way in ways.items():
-            loader = CropLoader(part, way, args.samples, size, rounds, 1)
-            works[f"{name}: reading"] = lambda loader=loader: waveforms.append(next(loader.epoch(1))[1])
-        works["ours: augmentation"] = lambda step=rounds: augmentation(waveforms.pop(), 1, step)
-        for name, work in works.items():
-            start = time.process_time()
-            work()
-            taken[name].append((time.process_time() - start) / size)
-        rounds += 1
-        if rounds == 1:
-            taken.clear()  # the first round was to warm up
-            customary.spent.clear()
-    costs = {name: float(np.median(each)) for name, each in taken.items()}
-    return report_comparison(costs, {name: np.quantile(each, [0.25, 0.75]) for name, each in taken.items()},
-                             customary.spent, ways)  # fmt: skip
-
-
-def report_comparison(costs, quartiles, spent, ways):
-    """Print the comparison and return it: costs {what: seconds per utterance}, spent: Customary's."""
-    print("reading and augmentation on one core, CPU time per utterance, median and quartiles of rounds taken in turns")
-    for name, cost in costs.items():
-        low, high = quartiles[name]
-        print(f"  {name:<24} {1e6 * cost:>9,.1f} µs  ({1e6 * low:,.1f} .. {1e6 * high:,.1f})")
-    totals = {"customary": costs["customary"]}
-    totals |= {name: costs[f"{name}: reading"] + costs["ours: augmentation"] for name in ways}
-    for name, total in totals.items():
-        ratio = costs["customary"] / total
-        print(f"{name:<14} {1 / total:>9,.0f} utt/s per core" + ("" if name == "customary" else f", {ratio:.1f} times"))
-    rest = spent["all"] - sum(seconds for purpose, seconds in spent.items() if purpose != "all")
-    shares = {purpose: seconds / spent["all"] for purpose, seconds in spent.items() if purpose != "all"}
-    shares["the rest"] = rest / spent["all"]
-    print("the customary time: " + ", ".join(f"{purpose} {100 * share:.0f} %" for purpose, share in shares.items()))
-    return {
-        "seconds_per_utterance": costs, "per_core": {name: 1 / total for name, total in totals.items()},
-        "ratio": {name: costs["customary"] / totals[name] for name in ways}, "customary_shares": shares,
     }  # fmt: skip
 
 

@@ -8,7 +8,9 @@ import torch
 from conftest import relative_error
 
 import benchmark
-from benchmark import Customary, Stage, advise, count_work, hours, read_settings
+from audio import Folder
+from benchmark import Stage, advise, count_work, hours, read_settings
+from customary import Customary
 from loss import AAMsoftmax
 from model import ECAPA_TDNN
 from tools import InputError, RunError
@@ -143,9 +145,8 @@ def test_out_of_memory_names_the_stage():
 
 @pytest.fixture
 def customary(corpus):
-    musan = {name: sorted((corpus / "musan" / name).rglob("*.wav")) for name in ("noise", "music", "speech")}
-    responses = sorted((corpus / "rirs").rglob("*.wav"))
-    return Customary(16240, musan, responses, np.random.default_rng(0))
+    folders = Folder(corpus / "train"), corpus / "musan", corpus / "rirs"
+    return Customary(16240, *folders, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(("category", "low", "high"), [("speech", 13, 20), ("music", 5, 15), ("noise", 0, 15)])
