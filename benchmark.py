@@ -6,7 +6,7 @@
 
 A rate is the median of repetitions after a warm-up, its spread their quartiles. The limit of a stage is what this very
 device does in a large copy and in a large matrix product, divided by the bytes and the operations that the stage cannot
-do without; how far it stays behind is what could be gained.
+do without; how far it stays behind is what could be gained. What fits into a cache may pass it.
 """
 
 import argparse
@@ -264,8 +264,11 @@ def endless(loader):
         yield from loader.epoch(epoch)
 
 
-def measure_training(args, device, host_limits, limits):
-    """The stages of training, as trainSpeakerNet.py goes through them: ([Stage], whether the corpus is packed)."""
+def measure_training(args, device, limits, exact, host):
+    """The stages of training, as trainSpeakerNet.py goes through them: ([Stage], whether the corpus is packed).
+
+    limits: what the device does in the precision of training; exact: in float32; host: what the CPU does.
+    """
     listing, source = open_training_list(args)
     size = args.batch_size
     loader = CropLoader(listing, source, args.samples, size, 0, args.n_cpu, device.type == "cuda")
@@ -315,11 +318,15 @@ def measure_training(args, device, host_limits, limits):
     found = {}
     for name, (count, work) in works.items():
         seconds = repeat(name, work, device, args.seconds)
-        where = host_limits if name == "read" else limits
+        where = {"read": host, "features": exact}.get(name, limits)
         found[name] = Stage(name, count, seconds, where, operations.get(name, 0), moved[name])
     batches.close()  # its threads read ahead no more
-    for name in PARTS:
-        found[name].share = found["whole step"].rate / found[name].rate
+    parts = [found[name] for name in PARTS]
+    for part in parts:
+        part.share = found["whole step"].rate / part.rate
+    for name in ("whole step", "end to end"):  # one part after the other
+        found[name].limit = 1 / sum(1 / part.limit for part in parts)
+        found[name].bound = min(parts, key=lambda part: part.limit).bound
     return list(found.values()), isinstance(source, Pack)
 
 
@@ -445,7 +452,7 @@ def benchmark(args):
         f"amp {args.amp}{', compiled' if args.compile else ''}; {args.data} data, {args.n_cpu} reading threads"
     )
     print(f"limits: copy {limits['copy'] / 1e9:,.1f} GB/s, matrix product {limits['matrix'] / 1e12:,.3f} Tflop/s\n")
-    found, packed = measure_training(args, device, host_limits, limits)
+    found, packed = measure_training(args, device, limits, exact, host_limits)
     found += measure_embedding(args, device, exact) + measure_scoring(args, host_limits)
     print(Stage.HEADER)
     for each in found:

@@ -52,7 +52,9 @@ def test_every_stage_is_in_the_table_and_in_the_file(command, corpus, tmp_path, 
         assert all(0 < number < math.inf for number in numbers)
         assert stage["low"] <= stage["rate"] <= stage["high"] and stage["repetitions"] >= 3
         assert stage["operations"] + stage["bytes"] > 0
-    assert all(content["stages"][name]["share"] > 0 for name in STAGES[1:5])
+    parts = [content["stages"][name] for name in STAGES[1:5]]
+    assert all(part["share"] > 0 for part in parts)
+    assert content["stages"]["whole step"]["limit"] == pytest.approx(1 / sum(1 / part["limit"] for part in parts))
     assert content["hours"] == pytest.approx(80 * 1_092_009 / content["stages"]["end to end"]["rate"] / 3600)
     assert f"{content['hours']:,.1f} hours" in printed and content["advice"] in printed
     assert content["settings"]["amp"] == amp
