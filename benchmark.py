@@ -414,26 +414,26 @@ def hours(rate, utterances=VOXCELEB2.utterances, epochs=VOXCELEB2.epochs):
     return utterances * epochs / rate / 3600
 
 
-def advise(stages, packed, amp, bf16_possible):
-    """What holds training back, in a sentence or two, from {name: Stage}."""
+def advise(stages, packed, amp, compiled, bf16_possible):
+    """What holds training back and what to do about it, in a sentence, from {name: Stage}."""
     read, whole, end = stages["read"], stages["whole step"], stages["end to end"]
     if end.rate < 0.9 * whole.rate:
         lost = f"training runs at {100 * end.rate / whole.rate:.0f} % of what its steps allow"
         if read.rate > 1.2 * whole.rate:
             return f"reading alone is fast enough, yet {lost}: reader and step share too few cores"
-        mend = "pack the corpus (prepareData.py --pack)" if not packed else "raise --n_cpu, or use a faster disk"
-        return f"bound by reading: {lost}; {mend}" + ("" if packed else ", or raise --n_cpu")
+        mend = "raise --n_cpu, or use a faster disk" if packed else "pack the corpus (prepareData.py --pack)"
+        return f"bound by reading: {lost}; {mend}"
     part = max((stages[name] for name in PARTS), key=lambda each: each.share)
     achieved = 100 * part.rate / part.limit
-    said = f"reading keeps up; '{part.name}' takes {100 * part.share:.0f} % of a step, at {achieved:.0f} % of the limit"
+    said = f"reading keeps up; '{part.name}' takes {100 * part.share:.0f} % of a step, at {achieved:.0f} % of its limit"
     if achieved < 30:
-        return f"{said} by {part.bound}: neither is the bottleneck, but small operations; try --compile or a larger " \
-               "--batch_size"  # fmt: skip
+        mend = "a larger --batch_size" if compiled else "--compile, or a larger --batch_size"
+        return f"{said}: the time goes between and around the products and copies; try {mend}"
     if amp == "off" and bf16_possible:
-        return f"{said} by {part.bound}: --amp bf16 raises that limit"
+        return f"{said}, by {part.bound}: --amp bf16 raises that limit"
     if part.bound == "memory":
-        return f"{said} by memory: --compile joins operations and spares some of that traffic"
-    return f"{said} by matrix products: compute-bound, only a smaller --C or a faster device would be quicker"
+        return f"{said}: bound by memory" + ("" if compiled else "; --compile joins operations and spares traffic")
+    return f"{said}: bound by computation, only a smaller --C or a faster device would be quicker"
 
 
 def benchmark(args):
@@ -459,7 +459,7 @@ def benchmark(args):
         print(each.line())
     stages = {each.name: each for each in found}
     predicted = hours(stages["end to end"].rate)
-    advice = advise(stages, packed, args.amp, multiplies_bf16(device))
+    advice = advise(stages, packed, args.amp, args.compile, multiplies_bf16(device))
     print(f"\n{advice}")
     print(
         f"{VOXCELEB2.epochs} epochs of VoxCeleb2 ({VOXCELEB2.utterances:,} utterances) at the rate from end to end: "

@@ -80,15 +80,16 @@ def test_predicted_hours():
     assert hours(rate=100, utterances=36_000, epochs=2) == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize(("read", "end", "packed", "shares", "amp", "said"), [
-    (50, 49, False, {}, "off", r"bound by reading: .* 49 % .*; pack the corpus .*, or raise --n_cpu"),
-    (50, 49, True, {}, "off", "bound by reading: .*; raise --n_cpu, or use a faster disk"),
-    (500, 70, True, {}, "off", "share too few cores"),
-    (500, 99, True, {"forward + backward": (0.9, 0.6)}, "off", "at 60 % of the limit by matrix: --amp bf16"),
-    (500, 99, True, {"forward + backward": (0.9, 0.6)}, "bf16", "'forward . backward' takes 90 % .*: compute-bound"),
-    (500, 99, True, {"augment": (0.9, 0.1)}, "bf16", "'augment' takes 90 % .*at 10 % .*--compile or a larger --batch"),
+@pytest.mark.parametrize(("read", "end", "packed", "shares", "amp", "compiled", "said"), [
+    (50, 49, False, {}, "off", False, r"bound by reading: .* 49 % .*; pack the corpus"),
+    (50, 49, True, {}, "off", False, "bound by reading: .*; raise --n_cpu, or use a faster disk"),
+    (500, 70, True, {}, "off", False, "share too few cores"),
+    (500, 99, True, {"forward + backward": (0.9, 0.6)}, "off", False, "at 60 % of its limit, by matrix: --amp bf16"),
+    (500, 99, True, {"forward + backward": (0.9, 0.6)}, "bf16", False, "takes 90 % .*: bound by computation"),
+    (500, 99, True, {"augment": (0.9, 0.1)}, "bf16", False, "'augment' .*at 10 % .*try --compile, or a larger --batch"),
+    (500, 99, True, {"augment": (0.9, 0.1)}, "bf16", True, "'augment' takes 90 % .*try a larger --batch_size"),
 ])  # fmt: skip
-def test_advice_follows_from_the_numbers(read, end, packed, shares, amp, said):
+def test_advice_follows_from_the_numbers(read, end, packed, shares, amp, compiled, said):
     def stage(rate, share=0.01, achieved=0.5):
         made = Stage("x", 1, [1 / rate], {"copy": 1, "matrix": 1}, operations=achieved / rate)
         made.share = share
@@ -99,7 +100,7 @@ def test_advice_follows_from_the_numbers(read, end, packed, shares, amp, said):
     stages |= {"read": stage(read), "whole step": stage(100), "end to end": stage(end)}
     for name, each in stages.items():
         each.name = name
-    assert re.search(said, advise(stages, packed, amp, bf16_possible=True))
+    assert re.search(said, advise(stages, packed, amp, compiled, bf16_possible=True))
 
 
 # ---- counting --------------------------------------------------------------------------------------------------------
