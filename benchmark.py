@@ -419,6 +419,8 @@ def advise(stages, packed, amp, compiled, bf16_possible):
     read, whole, end = stages["read"], stages["whole step"], stages["end to end"]
     if end.rate < 0.9 * whole.rate:
         lost = f"training runs at {100 * end.rate / whole.rate:.0f} % of what its steps allow"
+        if end.rate < 0.9 / (1 / read.rate + 1 / whole.rate):  # as if nothing were read while a step is computed
+            return f"{lost}, which reading does not explain: the machine is busy with other things, measure again"
         if read.rate > 1.2 * whole.rate:
             return f"reading alone is fast enough, yet {lost}: reader and step share too few cores"
         mend = "raise --n_cpu, or use a faster disk" if packed else "pack the corpus (prepareData.py --pack)"

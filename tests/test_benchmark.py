@@ -81,9 +81,10 @@ def test_predicted_hours():
 
 
 @pytest.mark.parametrize(("read", "end", "packed", "shares", "amp", "compiled", "said"), [
-    (50, 49, False, {}, "off", False, r"bound by reading: .* 49 % .*; pack the corpus"),
+    (50, 48, False, {}, "off", False, r"bound by reading: .* 48 % .*; pack the corpus"),
     (50, 49, True, {}, "off", False, "bound by reading: .*; raise --n_cpu, or use a faster disk"),
-    (500, 70, True, {}, "off", False, "share too few cores"),
+    (500, 80, True, {}, "off", False, "share too few cores"),
+    (5000, 70, True, {}, "off", False, "70 % .*, which reading does not explain: the machine is busy"),
     (500, 99, True, {"forward + backward": (0.9, 0.6)}, "off", False, "at 60 % of its limit, by matrix: --amp bf16"),
     (500, 99, True, {"forward + backward": (0.9, 0.6)}, "bf16", False, "takes 90 % .*: bound by computation"),
     (500, 99, True, {"augment": (0.9, 0.1)}, "bf16", False, "'augment' .*at 10 % .*try --compile, or a larger --batch"),
