@@ -175,18 +175,22 @@ def named(stage):
         raise RunError(f"out of memory in the stage '{stage}': try a smaller --batch_size, or --amp bf16") from error
 
 
-def repeat(stage, work, device, seconds, least=3):
-    """Seconds that each repetition of ``work()`` took, after one that does not count; at least ``least`` of them."""
-    taken = []
-    with named(stage):
-        work()
-        synchronise(device)
-        while len(taken) < least or sum(taken) < seconds:
-            began = time.perf_counter()
-            work()
-            synchronise(device)
-            taken.append(time.perf_counter() - began)
-    return taken
+def repeat(works, device, seconds, least=3):
+    """{stage: seconds that each repetition took} of {stage: function}, after a repetition of each that does not count.
+
+    In turns, so that what disturbs the machine for a while disturbs all of them.
+    """
+    taken = {stage: [] for stage in works}
+    for counts in itertools.chain([False], itertools.repeat(True)):
+        for stage, work in works.items():
+            with named(stage):
+                began = time.perf_counter()
+                work()
+                synchronise(device)
+                taken[stage] += [time.perf_counter() - began] if counts else []
+        rounds = len(next(iter(taken.values())))
+        if rounds >= least and sum(map(sum, taken.values())) >= seconds * len(works):
+            return taken
 
 
 class Stage:
@@ -226,10 +230,10 @@ def measure_limits(device, dtype, seconds):
     """What a device does at most: {"copy": bytes/s read and written, "matrix": floating-point operations/s}."""
     small = device.type == "cpu"
     source, target = torch.ones(2, (64 if small else 1024) * 2**20, device=device)  # of 256 MB, 4 GB
-    copying = repeat("large copy", lambda: target.copy_(source), device, seconds)
+    copying = repeat({"large copy": lambda: target.copy_(source)}, device, seconds)["large copy"]
     size = 1536 if small else 8192
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    multiplying = repeat("large matrix product", lambda: left @ right, device, seconds)
+    multiplying = repeat({"large product": lambda: left @ right}, device, seconds)["large product"]
     return {"copy": 2 * source.nbytes / min(copying), "matrix": 2 * size**3 / min(multiplying)}
 
 
@@ -316,10 +320,10 @@ def measure_training(args, device, limits, exact, host):
     }
     operations, moved = count_training(args, network, augmentation, features, forward)
     found = {}
-    for name, (count, work) in works.items():
-        seconds = repeat(name, work, device, args.seconds)
-        where = {"read": host, "features": exact}.get(name, limits)
-        found[name] = Stage(name, count, seconds, where, operations.get(name, 0), moved[name])
+    for group in (["read"], ["augment"], ["features"], PARTS[2:], ["whole step", "end to end"]):
+        for name, seconds in repeat({name: works[name][1] for name in group}, device, args.seconds).items():
+            where = {"read": host, "features": exact}.get(name, limits)
+            found[name] = Stage(name, works[name][0], seconds, where, operations.get(name, 0), moved[name])
     batches.close()  # its threads read ahead no more
     parts = [found[name] for name in PARTS]
     for part in parts:
@@ -377,8 +381,8 @@ def measure_embedding(args, device, limits):
         "embed files in batches": lambda: list(encoder.embed_files(files, threads=args.n_cpu)),
     }
     return [
-        Stage(name, len(files), repeat(name, work, device, args.seconds), limits, operations)
-        for name, work in works.items()
+        Stage(name, len(files), seconds, limits, operations)
+        for name, seconds in repeat(works, device, args.seconds).items()
     ]
 
 
@@ -399,10 +403,9 @@ def measure_scoring(args, limits):
             for rate in (0.01, 0.001):
                 threshold_at(scores, label, rate)
 
-        scoring = repeat(f"score {name}", lambda t=trials, v=vectors: score_trials(t, v), host, args.seconds)
-        found.append(Stage(f"score {name}", count, scoring, limits, bytes=2 * 4 * VECTOR, unit="trl"))
-        judging = repeat(f"metrics {name}", judge, host, args.seconds)
-        found.append(Stage(f"metrics {name}", count, judging, limits, bytes=4 + 8, unit="trl"))
+        works = {f"score {name}": lambda t=trials, v=vectors: score_trials(t, v), f"metrics {name}": judge}
+        for (stage, seconds), least in zip(repeat(works, host, args.seconds).items(), (2 * 4 * VECTOR, 4 + 8)):
+            found.append(Stage(stage, count, seconds, limits, bytes=least, unit="trl"))
     return found
 
 

@@ -138,10 +138,10 @@ def test_out_of_memory_names_the_stage():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GB.\nSee documentation")
 
     with pytest.raises(RunError, match=r"out of memory in the stage 'augment': try a smaller --batch_size") as raised:
-        benchmark.repeat("augment", work, torch.device("cpu"), 0)
+        benchmark.repeat({"augment": work}, torch.device("cpu"), 0)
     assert "\n" not in str(raised.value)
-    with pytest.raises(RuntimeError, match="shapes"):  # another mistake stays what it is
-        benchmark.repeat("augment", lambda: (_ for _ in ()).throw(RuntimeError("shapes")), torch.device("cpu"), 0)
+    with pytest.raises(RuntimeError, match="size"):  # another mistake stays what it is
+        benchmark.repeat({"x": lambda: torch.ones(2) @ torch.ones(3)}, torch.device("cpu"), 0)
 
 
 # ---- the customary loader --------------------------------------------------------------------------------------------
