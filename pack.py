@@ -4,8 +4,9 @@ A folder of three files: samples.int16 (responses: samples.float32), the samples
 index.tsv, a line "speaker, path, offset, length, crc32" for each of them; pack.json, what it was made from, written
 last: a folder without it is no pack yet. A read is a copy out of memory, of the samples that the file would give.
 
-Equal to the bit for whatever is decoded exactly (wav, flac, at any sample rate). Ogg, Opus and MP3 come out slightly
-different where a decoder begins in their middle; a pack holds them as decoded from the beginning.
+Equal to the bit for what is decoded exactly: wav and flac, at any sample rate. A decoder that begins in the middle of
+an Ogg or MP3 file may give other samples there; a pack holds those of decoding from the beginning. A file that is
+broken in one place can be read elsewhere, but is packed as unreadable.
 """
 
 import collections
@@ -125,8 +126,9 @@ class Pack:
         parts = []
         with open(path, "rb") as file:
             while lines := file.readlines(1 << 22):
-                _, names, *numbers = zip(*(line.rstrip(b"\n").split(b"\t") for line in lines))
-                parts.append((np.array(names), *(np.array(column).astype(np.int64) for column in numbers)))
+                fields = b"".join(lines).replace(b"\n", b"\t").split(b"\t")
+                numbers = (np.fromiter(map(int, fields[column:-1:5]), np.int64) for column in (2, 3, 4))
+                parts.append((np.array(fields[1::5]), *numbers))
         return [np.concatenate(column) for column in zip(*parts)]
 
     def _samples_of(self, row):

@@ -1,0 +1,209 @@
+"""Several processes train as one: on the CPU, two processes started by torchrun against one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.multiprocessing
+from conftest import ROOT
+from test_trainSpeakerNet import SMALL, data_flags, results, state
+
+import distributed
+from distributed import SyncedBatchNorm, share_of_batch
+from tools import InputError
+
+
+def start(processes, *arguments):
+    script = ["trainSpeakerNet.py", *map(str, arguments)]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *torchrun, *script], cwd=ROOT, env=environment, **pipes)
+
+
+def finish(process):
+    printed, complained = process.communicate(timeout=120)
+    return process.returncode, printed, complained
+
+
+def wait_for(text, process):
+    """Until the process has written this to its standard error."""
+    shown = ""
+    while text not in shown:
+        letter = process.stderr.read(1)
+        assert letter, shown  # it has ended
+        shown += letter
+
+
+def ours(complained):
+    """The lines that the script itself wrote, without torchrun's."""
+    return [line for line in complained.splitlines() if line.startswith("trainSpeakerNet.py: ")]
+
+
+def weights(folder):
+    return state(folder)["weights"]
+
+
+def losses(folder):
+    return [record["loss"] for record in results(folder) if record["epoch"] > 0]
+
+
+@pytest.fixture(scope="module")
+def one(corpus, tmp_path_factory):
+    """Flags of a short run, and the folder of one process's."""
+    folder = tmp_path_factory.mktemp("exps") / "one"
+    flags = [*data_flags(corpus), *SMALL, "--batch_size", 8, "--sync_bn"]
+    status, _, complained = finish(start(1, *flags, "--save_path", folder))
+    assert status == 0, complained
+    return flags, folder
+
+
+def test_two_processes_train_as_one(one, tmp_path):
+    """Same crops, augmentation and learning rate, statistics over both: the same losses and scores to rounding."""
+    flags, alone = one
+    status, printed, complained = finish(start(2, *flags, "--save_path", tmp_path / "two"))
+    assert status == 0, complained
+    assert "cpu x 2 processes" in printed and printed.count("epoch 1/2 |") == 1  # one of them speaks
+    # Adam's first steps go by the sign of a gradient, so that rounding grows.
+    assert losses(tmp_path / "two") == pytest.approx(losses(alone), rel=2e-3)
+    for found, expected in zip(results(tmp_path / "two"), results(alone)):
+        assert found.get("learning_rate") == expected.get("learning_rate")
+        for name in ("trials", "utterances", "list_sha256"):
+            assert found["lists"]["trials"][name] == expected["lists"]["trials"][name]
+    before = [record["lists"]["trials"]["eer"] for record in (results(tmp_path / "two")[0], results(alone)[0])]
+    assert before[0] == before[1]  # the untrained network is the same, shared out or not
+    for key, value in weights(tmp_path / "two").items():
+        assert torch.allclose(value.float(), weights(alone)[key].float(), atol=2e-2), key
+    written = [sorted(path.relative_to(folder) for path in folder.rglob("*")) for folder in (tmp_path / "two", alone)]
+    assert written[0] == written[1]
+    settings = json.loads((tmp_path / "two" / "settings.json").read_text())
+    assert settings["versions"]["processes"] == 2
+
+
+def test_the_first_step_is_equal_to_rounding(one, corpus, tmp_path):
+    """One step from the same weights: gradients and statistics of both halves together are those of the whole."""
+    flags, _ = one
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        flags_of_one = [*flags, "--batch_size", 24, "--max_epoch", 1, "--lr", 1e-5, "--save_path", folder]
+        assert finish(start(processes, *flags_of_one))[0] == 0
+        found.append((losses(folder), state(folder)["optimizer"]["state"], weights(folder)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    for number, one_state in found[0][1].items():  # after a step from nothing, the mean gradient times 0.1
+        gradient, other = one_state["exp_avg"], found[1][1][number]["exp_avg"]
+        assert torch.linalg.vector_norm(gradient - other) <= 1e-3 * torch.linalg.vector_norm(gradient) + 1e-7
+    for key, value in found[0][2].items():
+        if "running" in key:
+            assert torch.allclose(value, found[1][2][key], rtol=1e-4, atol=1e-5), key
+
+
+def test_parts_of_a_batch_and_processes_are_cut_alike(one, corpus, tmp_path):
+    """Without common statistics, two processes see what one sees in two parts."""
+    flags, _ = one
+    flags = [flag for flag in flags if flag != "--sync_bn"]
+    assert finish(start(2, *flags, "--save_path", tmp_path / "two"))[0] == 0
+    assert finish(start(1, *flags, "--accumulate", 2, "--save_path", tmp_path / "parts"))[0] == 0
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "parts"), rel=2e-3)
+
+
+def test_stopped_as_two_and_continued_as_one(one, tmp_path):
+    flags, _ = one
+    folder = tmp_path / "e"
+    flags = [*flags, "--batch_size", 4, "--max_epoch", 20, "--save_path", folder]
+    process = start(2, *flags)
+    wait_for("epoch 2/20:", process)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    status, _, complained = finish(process)
+    assert status != 0 and len([line for line in complained.splitlines() if line.startswith("stopped;")]) == 1
+    stopped = state(folder)
+    status, printed, complained = finish(start(1, *flags, "--max_epoch", stopped["epoch"] + 1))
+    assert status == 0, complained
+    assert f"going on after step {stopped['step']} of epoch {stopped['epoch']}" in printed
+    assert [record["epoch"] for record in results(folder)] == [*range(stopped["epoch"] + 2)]
+
+
+def test_a_process_that_dies_ends_the_others(one, tmp_path):
+    flags, alone = one
+    flags = [*flags, "--save_path", tmp_path / "e"]
+    process = start(2, *flags, "--max_epoch", 50)
+    wait_for("epoch 2/50:", process)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    status, _, complained = finish(process)
+    assert status != 0
+    assert any("another process of this run has ended" in line for line in ours(complained)) or "stopped;" in complained
+    assert "SIGKILL" in complained  # torchrun says which
+    reached = state(tmp_path / "e")["epoch"]
+    status, printed, _ = finish(start(2, *flags, "--max_epoch", reached + 1))
+    assert status == 0 and "going on after step" in printed
+    assert results(tmp_path / "e")[1]["loss"] == pytest.approx(losses(alone)[0], rel=2e-3)
+
+
+@pytest.mark.parametrize(("more", "complaint"), [
+    (["--batch_size", 9], "--batch_size 9 cannot be cut in equal parts of at least 2 by --accumulate 1 x 2 processes"),
+    (["--train_list", "none.txt"], "--train_list none.txt does not exist"),
+])  # fmt: skip
+def test_misuse_gets_one_line_from_all_processes(one, tmp_path, more, complaint):
+    flags, _ = one
+    status, _, complained = finish(start(2, *flags, *more, "--save_path", tmp_path / "e"))
+    assert status != 0 and ours(complained) == [f"trainSpeakerNet.py: {complaint}"]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_parts_are_the_batch(monkeypatch, processes, accumulate):
+    rows = []
+    for rank in range(processes):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        first, count = share_of_batch(24, accumulate)
+        assert len(first) == accumulate
+        rows += [row for start in first for row in range(start, start + count)]
+    assert sorted(rows) == list(range(24))
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(9, 2), (8, 8)])  # unequal; single rows
+def test_a_batch_that_cannot_be_cut(batch_size, accumulate):
+    with pytest.raises(InputError, match="cannot be cut in equal parts of at least 2 by --accumulate"):
+        share_of_batch(batch_size, accumulate)
+
+
+# ---- batch norm ------------------------------------------------------------------------------------------------------
+
+
+def synced(rank, size, folder, shape):
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT="29561")
+    torch.manual_seed(0)
+    x, goal = 3 + 2 * torch.randn(12, *shape), torch.randn(12, *shape)
+    norm = torch.nn.BatchNorm1d(shape[0])
+    torch.nn.init.uniform_(norm.weight)
+    torch.nn.init.uniform_(norm.bias)
+    if size > 1:
+        SyncedBatchNorm.convert(norm)
+    with distributed.connected():
+        rows = slice(rank * 12 // size, (rank + 1) * 12 // size)
+        x = x[rows].requires_grad_()
+        y = norm(x)
+        (y * goal[rows]).sum().backward()
+        gradients = [torch.stack(distributed.gather(p.grad)).sum(0) for p in (norm.weight, norm.bias)]
+    torch.save([y.detach(), x.grad, norm.running_mean, norm.running_var, *gradients], f"{folder}/{size}-{rank}")
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 7)])
+def test_synced_batch_norm_is_batch_norm_of_the_whole(tmp_path, shape):
+    for size in (1, 2, 3):
+        torch.multiprocessing.spawn(synced, (size, str(tmp_path), shape), nprocs=size)
+    whole = torch.load(tmp_path / "1-0")
+    for size in (2, 3):
+        parts = [torch.load(tmp_path / f"{size}-{rank}") for rank in range(size)]
+        for i in (0, 1):
+            assert torch.allclose(torch.cat([part[i] for part in parts]), whole[i], atol=1e-5)
+        for i in (2, 3, 4, 5):
+            assert all(torch.allclose(part[i], whole[i], rtol=1e-5, atol=1e-5) for part in parts)
