@@ -28,8 +28,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from audio import SAMPLE_RATE
+from augmentation import Augmentation
 from customary import compare_with_customary
-from dataLoader import Augmentation, CropLoader, row_numbers, to_device
+from dataLoader import CropLoader, row_numbers, to_device
 from encoder import SpeakerEncoder, choose_device, score_trials
 from experiment import SpeakerNet
 from loss import AAMsoftmax

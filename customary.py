@@ -15,7 +15,8 @@ import scipy.signal
 import soundfile
 import torch
 
-from dataLoader import Augmentation, CropLoader, check_files, find_noises, find_responses
+from augmentation import Augmentation, find_noises, find_responses
+from dataLoader import CropLoader, check_files
 from pack import open_source
 from tools import InputError
 from trainSpeakerNet import open_training_list

@@ -312,7 +312,8 @@ def use_demo_corpus(args):
     """Generate the demo corpus, if it is not there yet, and point the data flags to it."""
     if args.given & DATA_FLAGS:
         raise InputError(f"--demo brings its own data: leave out --{' --'.join(sorted(args.given & DATA_FLAGS))}")
-    corpus = make_demo(Path(args.save_path) / "corpus")
+    corpus = Path(args.save_path) / "corpus"
+    distributed.first(make_demo, corpus)
     args.train_list, args.train_path = str(corpus / "train_list.txt"), str(corpus / "train/wav")
     args.eval_list, args.eval_path = [str(corpus / "trials.txt")], str(corpus / "eval/wav")
     args.musan_path, args.rir_path = str(corpus / "musan"), str(corpus / "rirs")
@@ -325,7 +326,6 @@ def main():
         distributed.first(check_writable, args.save_path, "--save_path")
         try:
             if args.demo:
-                distributed.first(make_demo, Path(args.save_path) / "corpus")
                 use_demo_corpus(args)
             evaluate_only(args) if args.eval else train(args)
         except KeyboardInterrupt as interrupt:

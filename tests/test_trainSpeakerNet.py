@@ -374,7 +374,7 @@ def test_fine_tuning_a_stranger(command, corpus, tmp_path, system):
         if "running" not in key and "batches" not in key:
             assert torch.allclose(ours[f"speaker_encoder.{key}"], value, atol=1e-6), key
 
-    learning = [*flags, *named, "--max_epoch", 4, "--test_step", 4, "--lr", 0.003, "--save_path", tmp_path / "tuned"]
+    learning = [*flags, *named, "--max_epoch", 8, "--test_step", 8, "--lr", 0.003, "--save_path", tmp_path / "tuned"]
     status, _, error = command(trainSpeakerNet, *learning)
     assert status == 0, error
     losses = [record["loss"] for record in results(tmp_path / "tuned")[1:]]
@@ -388,7 +388,7 @@ def test_fine_tuning_a_stranger(command, corpus, tmp_path, system):
     assert load_pretrained(tuned).system == system
     # Going on needs the file no more.
     model.unlink()
-    longer = [*data_flags(corpus), *SMALL[2:], "--max_epoch", 5, "--lr", 0.003, "--save_path", tmp_path / "tuned"]
+    longer = [*data_flags(corpus), *SMALL[2:], "--max_epoch", 9, "--lr", 0.003, "--save_path", tmp_path / "tuned"]
     status, printed, error = command(trainSpeakerNet, *longer)
     assert status == 0 and "going on after step" in printed, error
 
