@@ -379,7 +379,7 @@ def test_fine_tuning_a_stranger(command, corpus, tmp_path, system):
     assert status == 0, error
     losses = [record["loss"] for record in results(tmp_path / "tuned")[1:]]
     assert losses[-1] < 0.95 * losses[0]
-    tuned = tmp_path / "tuned" / "model" / "model_0004.model"
+    tuned = tmp_path / "tuned" / "model" / "model_0008.model"
     evaluation = ["--eval", "--initial_model", tuned, *data_flags(corpus), "--save_path", tmp_path / "eval"]
     status, printed, _ = command(trainSpeakerNet, *evaluation)
     assert status == 0
