@@ -232,6 +232,7 @@ class ECAPA_TDNN(nn.Module):
         self.fc6 = nn.Linear(2 * aggregation, embedding_size)
         self.bn6 = nn.BatchNorm1d(embedding_size) if variant.embedding_norm else nn.Identity()
 
+    @torch.compiler.disable  # torchaudio's spectrogram cannot be traced; with it, torch.compile would end in pieces
     def features(self, waveform):
         """Mean-normalised log-mel energies: (B, samples) in [-1, 1] -> (B, 80, 1 + samples // 160), always float32.
 

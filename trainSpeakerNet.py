@@ -169,6 +169,7 @@ def train(args):
     network, optimizer, stop = distributed.parallel(run.network, device), run.optimizer, StopSignal()
     if args.compile:
         network = torch.compile(network)
+    torch.backends.cudnn.benchmark = True  # all batches have one shape: worth a search for the fastest kernels
     run.begin()
     print(
         f"{run.folder}: {describe(run.network.speaker_encoder)}, {device}{distributed.in_words()}, amp {args.amp}; "
