@@ -37,6 +37,7 @@ def own_device(name):
     local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if local >= gpus:
         raise InputError(f"--nproc_per_node is more than the {gpus} GPUs of this machine")
+    torch.cuda.set_device(local)  # else each process would hold memory on the first GPU, too
     return f"cuda:{local}"
 
 

@@ -191,6 +191,7 @@ class Run:
         rest = {"step": self.step, "sums": sums, "optimizer": self.optimizer.state_dict()}
         if distributed.rank() == 0:
             save_checkpoint(self.state_file, {**self._contents("training state"), **rest})
+        distributed.anyone(False)  # none goes on, or ends, before it is written
 
     def next_epoch(self):
         self.epoch, self.step, self.sums = self.epoch + 1, 0, None

@@ -248,9 +248,7 @@ def evaluate(encoder, trial_lists, args):
 
 def evaluate_only(args):
     device = choose_device(distributed.own_device(args.device))
-    encoder = distributed.together(SpeakerEncoder.from_checkpoint, args.initial_model, device, args.system)
-    take_width(args, encoder.network)
-    trial_lists = distributed.together(open_trial_lists, args)
+    encoder, trial_lists = distributed.together(open_evaluation, args, device)
     print(f"{args.initial_model}: {describe(encoder.network)}, of {encoder.system.title}, on {device}")
     results = evaluate(encoder, trial_lists, args)
     content = {"settings": {k: v for k, v in vars(args).items() if k != "given"}, "results": results}
@@ -272,6 +270,13 @@ def open_all(args, device):
     loader = CropLoader(listing, source, samples, args.batch_size, args.seed, args.n_cpu, pin, rows)
     augmentation = Augmentation(args.musan_path, args.rir_path, samples, args.bank_mb, args.seed, args.n_cpu).to(device)
     return listing, trial_lists, loader, augmentation, Run(args, listing, device)
+
+
+def open_evaluation(args, device):
+    """(SpeakerEncoder, trial lists) for --eval."""
+    encoder = SpeakerEncoder.from_checkpoint(args.initial_model, device, args.system)
+    take_width(args, encoder.network)
+    return encoder, open_trial_lists(args)
 
 
 def open_training_list(args):

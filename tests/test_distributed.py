@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,6 +85,19 @@ def test_two_processes_train_as_one(one, tmp_path):
     assert written[0] == written[1]
     settings = json.loads((tmp_path / "two" / "settings.json").read_text())
     assert settings["versions"]["processes"] == 2
+
+
+def test_two_processes_evaluate_as_one(one, corpus, tmp_path):
+    _, alone = one
+    evaluation = ["--eval", "--initial_model", alone / "model" / "model_0002.model", "--device", "cpu",
+                  "--eval_list", corpus / "trials.txt", "--eval_path", corpus / "eval"]  # fmt: skip
+    status, printed, complained = finish(start(2, *evaluation, "--save_path", tmp_path / "e"))
+    assert status == 0, complained
+    found = json.loads((tmp_path / "e" / "results.json").read_text())["results"]["trials"]
+    assert found["eer"] == results(alone)[2]["lists"]["trials"]["eer"] and printed.count("trials: EER") == 1
+    scores = [[float(line.split()[0]) for line in (folder / "scores" / "trials.txt").read_text().splitlines()]
+              for folder in (alone, tmp_path / "e")]  # fmt: skip
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
 def test_the_first_step_is_equal_to_rounding(one, corpus, tmp_path):
@@ -178,32 +193,41 @@ def test_a_batch_that_cannot_be_cut(batch_size, accumulate):
 # ---- batch norm ------------------------------------------------------------------------------------------------------
 
 
-def synced(rank, size, folder, shape):
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT="29561")
+SHAPES = (5,), (5, 7)
+
+
+def normalised(shape, rows, convert):
+    """[output, gradient of the input, of weight and bias, running mean and variance] of those rows of a batch of 12."""
     torch.manual_seed(0)
     x, goal = 3 + 2 * torch.randn(12, *shape), torch.randn(12, *shape)
     norm = torch.nn.BatchNorm1d(shape[0])
     torch.nn.init.uniform_(norm.weight)
     torch.nn.init.uniform_(norm.bias)
-    if size > 1:
-        SyncedBatchNorm.convert(norm)
+    convert(norm)
+    x = x[rows].requires_grad_()
+    y = norm(x)
+    (y * goal[rows]).sum().backward()
+    return [y.detach(), x.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var]
+
+
+def one_of_three(rank, folder):
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": (Path(folder) / "port").read_text()}
+    os.environ.update(RANK=str(rank), WORLD_SIZE="3", **address)
     with distributed.connected():
-        rows = slice(rank * 12 // size, (rank + 1) * 12 // size)
-        x = x[rows].requires_grad_()
-        y = norm(x)
-        (y * goal[rows]).sum().backward()
-        gradients = [torch.stack(distributed.gather(p.grad)).sum(0) for p in (norm.weight, norm.bias)]
-    torch.save([y.detach(), x.grad, norm.running_mean, norm.running_var, *gradients], f"{folder}/{size}-{rank}")
+        rows = slice(4 * rank, 4 * rank + 4)
+        torch.save([normalised(shape, rows, SyncedBatchNorm.convert) for shape in SHAPES], f"{folder}/{rank}")
 
 
-@pytest.mark.parametrize("shape", [(5,), (5, 7)])
-def test_synced_batch_norm_is_batch_norm_of_the_whole(tmp_path, shape):
-    for size in (1, 2, 3):
-        torch.multiprocessing.spawn(synced, (size, str(tmp_path), shape), nprocs=size)
-    whole = torch.load(tmp_path / "1-0")
-    for size in (2, 3):
-        parts = [torch.load(tmp_path / f"{size}-{rank}") for rank in range(size)]
-        for i in (0, 1):
-            assert torch.allclose(torch.cat([part[i] for part in parts]), whole[i], atol=1e-5)
-        for i in (2, 3, 4, 5):
-            assert all(torch.allclose(part[i], whole[i], rtol=1e-5, atol=1e-5) for part in parts)
+def test_synced_batch_norm_is_batch_norm_of_the_whole(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        (tmp_path / "port").write_text(str(free.getsockname()[1]))
+    torch.multiprocessing.spawn(one_of_three, (str(tmp_path),), nprocs=3)
+    parts = [torch.load(tmp_path / str(rank)) for rank in range(3)]
+    for number, shape in enumerate(SHAPES):
+        y, slope, weight, bias, *running = zip(*(part[number] for part in parts))
+        found = [torch.cat(y), torch.cat(slope), sum(weight), sum(bias)]
+        expected = normalised(shape, slice(None), lambda norm: None)
+        for one, other in zip([*found, *(each[0] for each in running)], expected, strict=True):
+            assert torch.allclose(one, other, rtol=1e-5, atol=1e-5)
+        assert all(torch.equal(each[0], each[2]) for each in running)
