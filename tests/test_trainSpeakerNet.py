@@ -1,5 +1,6 @@
 """The recipe as its users run it: from the command line, on a made-up corpus; killed, continued, misused."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -21,6 +22,10 @@ from sklearn.metrics import roc_curve
 
 import demoCorpus
 import trainSpeakerNet
+from augmentation import Augmentation
+from experiment import SpeakerNet
+from loss import AAMsoftmax
+from model import ECAPA_TDNN
 from pretrained import load_pretrained
 from verify import SpeakerEncoder
 
@@ -152,6 +157,24 @@ def test_bf16_follows_float32(command, corpus, tmp_path):
         assert command(trainSpeakerNet, *one_step, "--amp", amp, "--save_path", tmp_path / amp)[0] == 0
     full, half = (results(tmp_path / amp)[0]["loss"] for amp in ("off", "bf16"))
     assert half != full and half == pytest.approx(full, rel=0.01)
+
+
+def test_a_step_never_waits_for_the_device(corpus, monkeypatch):
+    """On the device "meta", whose tensors have no values: whoever asked for one would fail."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # there is none for this device
+    device = torch.device("meta")
+    augmentation = Augmentation(corpus / "musan", corpus / "rirs", 9840, 5).to(device)
+    augmentation.redraw(1)
+    network = SpeakerNet(ECAPA_TDNN(C=8), AAMsoftmax(6)).to(device)
+    optimizer = torch.optim.Adam(network.parameters(), foreach=True)
+    waveform = augmentation(torch.empty(8, 9840, dtype=torch.int16, device=device), 1, 0)
+    label, place = torch.empty(8, dtype=torch.int64, device=device), torch.empty(8, 4, device=device)
+    loss, accuracy = network(waveform, label, place)
+    loss.backward()
+    optimizer.step()
+    assert loss.shape == accuracy.shape == () and all(weight.grad is not None for weight in network.parameters())
+    with pytest.raises(RuntimeError):
+        loss.item()
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
