@@ -51,11 +51,13 @@ class Bank:
     epoch the stock moves on to the next ``capacity`` of them, so that all take part however small it is.
     """
 
+    LEAST = 8  # so many speech files may be in a babble
+
     def __init__(self, name, pieces, read, capacity, seed, threads):
         self.name = name
         self.pieces = [pieces[i] for i in random_stream(seed, name).permutation(len(pieces))]
         self.read = read
-        self.capacity = max(1, min(capacity, len(pieces)))
+        self.capacity = min(len(pieces), max(self.LEAST, capacity))
         self.threads = threads
         self.bad = set()
 

@@ -145,8 +145,8 @@ class CropLoader:
 
     One pass over the list, in a new order, is an epoch; its last batch is filled up from the front of the same order,
     so that every batch has ``batch_size`` crops; ``rows`` are those of each batch that are read here, all by default.
-    libsndfile works outside Python's lock, so threads read side by side
-    and hand over nothing; so does numpy as it copies from a pack.
+    libsndfile works outside Python's lock, so threads read side by side and hand over nothing; so does numpy as it
+    copies from a pack.
 
     ``bad`` holds the list positions of files that could not be read. Each is reported once and replaced by the next
     line of the list; RunError when there are more than 1 % of them (and more than one).

@@ -7,6 +7,7 @@ function does nothing special where there is one process only, so the script rea
 import contextlib
 import datetime
 import os
+import time
 
 import torch
 import torch.distributed as dist
@@ -31,9 +32,13 @@ def in_words():
 
 
 def own_device(name):
-    """The --device of this process: "cuda" or "auto" becomes its own GPU where several processes share a machine."""
-    if size() == 1 or name not in ("auto", "cuda") or not torch.cuda.is_available():
+    """The --device of this process: of several, each takes its own GPU ("auto", "cuda"), or all share the CPU."""
+    if size() == 1 or name == "cpu":
         return name
+    if name not in ("auto", "cuda"):
+        raise InputError(f"--device {name} is one device for {size()} processes: leave it out, each takes its own GPU")
+    if not torch.cuda.is_available():
+        return "cpu" if name == "auto" else name
     local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if local >= gpus:
         raise InputError(f"--nproc_per_node is more than the {gpus} GPUs of this machine")
@@ -52,17 +57,27 @@ def connected():
         return
     # What only the CPU needs to know goes over gloo, past the GPU's queue.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
+    try:
+        dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
+    except ValueError as error:  # the environment says how many, and not where
+        raise InputError(f"WORLD_SIZE is {size()}: start with torchrun, or unset it ({error})") from error
     try:
         with contextlib.redirect_stdout(open(os.devnull, "w")) if rank() else contextlib.nullcontext():
             yield
+        dist.destroy_process_group()  # not after an error: it would wait for the others
     except RuntimeError as error:
         # NCCL has a class for it; what gloo says begins with the place in its source.
         if isinstance(error, RunError) or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        raise RunError(f"process {rank()}: another process of this run has ended") from error
-    finally:
-        dist.destroy_process_group()
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"process {rank()} lost the others; most likely one of them has ended ({reason})") from error
+
+
+@contextlib.contextmanager
+def first_complains():
+    """What the other processes write to the standard error in here is dropped: it would be the same."""
+    with contextlib.redirect_stderr(open(os.devnull, "w")) if rank() else contextlib.nullcontext():
+        yield
 
 
 def gather(thing):
@@ -84,8 +99,8 @@ def together(function, *args):
     errors = gather(error)
     failed = [which for which, each in enumerate(errors) if each is not None]
     if failed:
-        # The others know already, so torchrun has no time to end the one that speaks.
         if rank() != failed[0]:
+            time.sleep(1)  # torchrun ends all when the first one goes: let that be the one that speaks
             raise SystemExit(2 if isinstance(errors[failed[0]], InputError) else 1)
         raise error
     return result
@@ -102,6 +117,12 @@ def share(function, things, *args):
         return function(things, *args)
     found = gather(together(function, list(dict.fromkeys(things))[rank() :: size()], *args))
     return {key: value for part in found for key, value in part.items()}
+
+
+def check_same(thing, mend):
+    """InputError unless all processes have the same."""
+    if any(each != thing for each in gather(thing)):
+        raise InputError(f"the processes of this run disagree: {mend}")
 
 
 def anyone(flag):
@@ -150,23 +171,23 @@ def parallel(network, device):
 def mean_statistics(network):
     """Average the running statistics of batch norm over the processes, each of which saw other rows."""
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm1d):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_mean.copy_(mean(module.running_mean))
             module.running_var.copy_(mean(module.running_var))
 
 
+def synchronise_batch_norm(network, device):
+    """Let the statistics of batch norm be those of the whole batch, over all processes; weights and keys stay."""
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return
+    for module in network.modules():
+        if type(module) is nn.BatchNorm1d:
+            module.__class__ = SyncedBatchNorm
+
+
 class SyncedBatchNorm(nn.BatchNorm1d):
-    """Batch norm whose statistics are those of the whole batch, over all processes (equal parts each).
-
-    PyTorch's own SyncBatchNorm does the same on GPUs only; this one runs, and is tested, on CPUs too.
-    """
-
-    @classmethod
-    def convert(cls, network):
-        """Make all nn.BatchNorm1d of a network such; weights and keys stay."""
-        for module in network.modules():
-            if type(module) is nn.BatchNorm1d:
-                module.__class__ = cls
+    """What nn.SyncBatchNorm, which is for GPUs only, does elsewhere: equal parts of a batch normalised as one."""
 
     def forward(self, x):
         """(B, C) or (B, C, T) -> the same."""
@@ -177,8 +198,8 @@ class SyncedBatchNorm(nn.BatchNorm1d):
             wide = x.float()
             var, mean = torch.var_mean(wide, axes, unbiased=False)
             # Each process fills its own place: one sum over all of them hands round every pair.
-            pairs = x.new_zeros(size(), 2, len(mean), dtype=torch.float32)
-            pairs = pairs.index_copy(0, torch.tensor([rank()], device=x.device), torch.stack([mean, var])[None])
+            own, others = torch.stack([mean, var]), torch.zeros(2, len(mean), device=x.device)
+            pairs = torch.stack([own if each == rank() else others for each in range(size())])
             means, variances = all_reduce(pairs).unbind(1)
             mean = means.mean(0)
             var = (variances + (means - mean).square()).mean(0)

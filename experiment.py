@@ -35,9 +35,9 @@ from tools import (
 
 DATA_FLAGS = {"train_list", "train_path", "eval_list", "eval_path", "musan_path", "rir_path"}
 
-# What a continued run may do otherwise than it began: where things lie, how often it looks, how long it goes on.
+# What a continued run may do otherwise than it began: where things lie, how often it looks, how long it goes on, how it
+# is computed (parts and processes differ in what batch norm sees, as far as --sync_bn does not hold them together).
 FREE_TO_CHANGE = DATA_FLAGS | {"save_path", "max_epoch", "test_step", "n_cpu", "device", "compile", "accumulate"}
-
 
 
 class SpeakerNet(torch.nn.Module):
@@ -94,15 +94,17 @@ class Run:
         )  # fmt: skip
         self.network = SpeakerNet(encoder, classifier).to(device)
         if args.sync_bn:
-            distributed.SyncedBatchNorm.convert(self.network)
+            distributed.synchronise_batch_norm(self.network, device)
         # Fused: one pass over all weights instead of a dozen for each tensor.
+        fused = device.type != "mps"
         self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=device.type != "mps"
+            self.network.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=fused
         )
         self.history = read_history(self.folder / "metrics.jsonl")
         if state:
             self.network.load_state_dict(state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.optimizer.param_groups[0]["fused"] = fused  # the state may be from another device
             self.epoch, self.step, self.sums = state["epoch"], state["step"], state["sums"]
             print(f"{self.folder}: going on after step {self.step} of epoch {self.epoch}")
         elif self.history:
@@ -115,6 +117,8 @@ class Run:
 
     def begin(self):
         """Write down what is being done; a new run also its state, so that it is known by its settings."""
+        position = self.epoch, self.step, sorted(self.recorded()), self.speakers, sorted(self.lists.values())
+        distributed.check_same(position, "--save_path and the lists must lie on a disk that all machines share")
         settings = {"settings": self._settings(), "sha256": self.lists, "versions": versions(), "command": sys.argv}
         if distributed.rank() == 0:
             write_text(self.folder / "settings.json", json.dumps(settings, indent=2) + "\n")
@@ -313,8 +317,8 @@ class Meter:
 
     def summary(self):
         """The record of this epoch up to now, but for its evaluation."""
-        bad = sum(distributed.gather(len(self.loader.bad)))
-        return {**self._summary(self.sums()), "unreadable_files": bad}
+        bad = set().union(*distributed.gather(self.loader.bad))
+        return {**self._summary(self.sums()), "unreadable_files": len(bad)}
 
 
 class StopSignal:
@@ -322,16 +326,21 @@ class StopSignal:
 
     def __init__(self):
         self.requested = None
+        self.came = -math.inf
         self.waits = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
     def _handle(self, number, frame):
+        before, self.came = self.came, time.monotonic()
+        if self.waits and self.came < before + 2:  # the same one again: torchrun hands on what all have got
+            return
         patience = self.waits and not self.requested  # a second signal does not wait
         self.requested = number
         if not patience:
             raise KeyboardInterrupt(number)
-        tqdm.write("stopping after this step; once more stops at once", file=sys.stderr)
+        if distributed.rank() == 0:
+            tqdm.write("stopping after this step; once more stops at once", file=sys.stderr)
 
     @contextlib.contextmanager
     def deferred(self):

@@ -47,9 +47,10 @@ def pack(arguments):
     written, already = write_pack(arguments.pack, kind, source, files, speakers, list_sha256, arguments.n_cpu)
     content = written.content
     size, hours = written.samples.nbytes / 1e9, content["samples"] / content["sample_rate"] / 3600
+    lost = "; to try those again, delete the pack" if already and content["unreadable"] else ""
     print(
         f"{arguments.pack}{' is already packed' if already else ''}: {content['entries']} files, {hours:.2f} hours, "
-        f"{size:.2f} GB, {content['unreadable']} unreadable; train with {flag} {arguments.pack}"
+        f"{size:.2f} GB, {content['unreadable']} unreadable{lost}; train with {flag} {arguments.pack}"
     )
 
 

@@ -28,6 +28,7 @@ from pack import open_source
 from pretrained import SYSTEMS
 from tools import (
     InputError,
+    RunError,
     check_writable,
     draw_det,
     equal_error_rate,
@@ -70,7 +71,8 @@ def build_parser():
     add("--musan_path",    "/data/musan",                       "MUSAN, whole or split into pieces, or a pack; '' for "
                                                                 "none")
     add("--rir_path",      "/data/RIRS_NOISES/simulated_rirs",  "room responses, or a pack of them; '' for none")
-    add("--bank_mb",       512.0,   "memory for noises and responses, MB; moves on every epoch, so all take part")
+    add("--bank_mb",       512.0,   "memory of each process for noises and responses, MB; moves on every epoch, so "
+                                    "that all take part")
 
     group = parser.add_argument_group("what to do")
     add("--save_path",     "exps/exp1", "folder for everything that is written; with --eval: exps/eval")
@@ -161,7 +163,7 @@ def learning_rate(args, step, steps_per_epoch):
 
 
 def train(args):
-    device = choose_device(distributed.own_device(args.device))
+    device = distributed.together(pick_device, args)
     if args.amp == "auto":
         args.amp = "bf16" if multiplies_bf16(device) else "off"
     listing, trial_lists, loader, augmentation, run = distributed.together(open_all, args, device)
@@ -174,7 +176,7 @@ def train(args):
     print(
         f"{run.folder}: {describe(run.network.speaker_encoder)}, {device}{distributed.in_words()}, amp {args.amp}; "
         f"{len(listing)} utterances of {len(listing.speakers)} speakers, {loader.steps} steps of {args.batch_size} an "
-        f"epoch; each utterance {', '.join(augmentation.kinds[:-1])} or {augmentation.kinds[-1]}"
+        f"epoch; each utterance {' or '.join(augmentation.kinds)}"
     )
     if run.is_untrained() and trial_lists:  # a baseline, and proof that evaluation will work when an epoch is over
         run.record({"epoch": 0}, evaluate(run.speaker_encoder(), trial_lists, args))
@@ -247,7 +249,7 @@ def evaluate(encoder, trial_lists, args):
 
 
 def evaluate_only(args):
-    device = choose_device(distributed.own_device(args.device))
+    device = distributed.together(pick_device, args)
     encoder, trial_lists = distributed.together(open_evaluation, args, device)
     print(f"{args.initial_model}: {describe(encoder.network)}, of {encoder.system.title}, on {device}")
     results = evaluate(encoder, trial_lists, args)
@@ -258,6 +260,10 @@ def evaluate_only(args):
 
 
 # ---- odds and ends ---------------------------------------------------------------------------------------------------
+
+
+def pick_device(args):
+    return choose_device(distributed.own_device(args.device))
 
 
 def open_all(args, device):
@@ -295,6 +301,8 @@ def open_trial_lists(args):
             raise InputError(f"--eval_list has two lists called {name}: their scores would go to one file; rename one")
         trial_lists[name] = TrialList(path)
         check_folder(args.eval_path, "--eval_path")
+        if (Path(args.eval_path) / "pack.json").exists():
+            raise InputError(f"--eval_path {args.eval_path} is a pack: utterances of trials are read from files")
         check_files(trial_lists[name], Folder(args.eval_path), "--eval_path")
     return trial_lists
 
@@ -328,14 +336,18 @@ def use_demo_corpus(args):
 def main():
     keep_memory()
     with distributed.connected():
-        args = distributed.together(read_settings, sys.argv[1:])
+        with distributed.first_complains():
+            args = distributed.together(read_settings, sys.argv[1:])
         distributed.first(check_writable, args.save_path, "--save_path")
         try:
             if args.demo:
                 use_demo_corpus(args)
             evaluate_only(args) if args.eval else train(args)
+        except torch.OutOfMemoryError as error:
+            mend = "--accumulate 2 (or 4, ...) keeps the recipe with less; so does --amp bf16"
+            raise RunError(f"out of memory with --batch_size {args.batch_size}: {mend}") from error
         except KeyboardInterrupt as interrupt:
-            again = shlex.join(["python", *sys.argv])
+            again = shlex.join(["python", *sys.argv]) if distributed.size() == 1 else "the same torchrun command"
             kept = "" if args.eval else f"; {args.save_path}/state.pt has everything up to when it was last saved"
             if distributed.rank() == 0:
                 print(f"\nstopped{kept}. To go on: {again}", file=sys.stderr)
