@@ -148,7 +148,8 @@ def assert_same_augmentation(noises, folder, samples):
             other.redraw(epoch)
             for name in ("noise", "music", "speech", "responses"):
                 assert one.banks[name].pieces == other.banks[name].pieces
-                assert torch.equal(getattr(one, name), getattr(other, name)) and getattr(one, name).any()
+            for held in ("noises", "energy", "spectra"):
+                assert torch.equal(getattr(one, held), getattr(other, held)) and getattr(one, held).any()
             assert torch.equal(one(speech, epoch, 0), other(speech, epoch, 0))
 
 
