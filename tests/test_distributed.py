@@ -191,6 +191,25 @@ def test_a_batch_that_cannot_be_cut(batch_size, accumulate):
         share_of_batch(batch_size, accumulate)
 
 
+def test_each_process_has_its_own_device(monkeypatch):
+    assert distributed.own_device("cuda:1") == "cuda:1"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for available, gpus, name, expected in ((False, 0, "auto", "cpu"), (True, 2, "auto", "cuda:1"),
+                                            (True, 2, "cuda", "cuda:1"), (True, 2, "cpu", "cpu")):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        assert distributed.own_device(name) == expected
+    assert chosen == [1, 1]
+    with pytest.raises(InputError, match="--device cuda:0 is one device for 2 processes"):
+        distributed.own_device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match="--nproc_per_node is more than the 1 GPUs"):
+        distributed.own_device("auto")
+
+
 # ---- batch norm ------------------------------------------------------------------------------------------------------
 
 
@@ -220,7 +239,14 @@ def one_of_three(rank, folder):
 
     with distributed.connected():
         rows = slice(4 * rank, 4 * rank + 4)
-        torch.save([normalised(shape, rows, convert) for shape in SHAPES], f"{folder}/{rank}")
+        found = [normalised(shape, rows, convert) for shape in SHAPES]
+        assert [distributed.anyone(rank == 1), distributed.anyone(False)] == [True, False]
+        shared = distributed.share(lambda things: {thing: rank for thing in things}, "abcda")
+        assert shared == {"a": 0, "b": 1, "c": 2, "d": 0}
+        distributed.check_same("yes", "mend")
+        with pytest.raises(InputError, match="the processes of this run disagree: mend"):
+            distributed.check_same(rank, "mend")
+        torch.save(found, f"{folder}/{rank}")
 
 
 def test_synced_batch_norm_is_batch_norm_of_the_whole(tmp_path):

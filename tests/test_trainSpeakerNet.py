@@ -23,7 +23,7 @@ from sklearn.metrics import roc_curve
 import demoCorpus
 import trainSpeakerNet
 from augmentation import Augmentation
-from experiment import SpeakerNet
+from experiment import SpeakerNet, StopSignal
 from loss import AAMsoftmax
 from model import ECAPA_TDNN
 from pretrained import load_pretrained
@@ -264,6 +264,26 @@ def test_a_stop_during_evaluation(command, long, tmp_path, undisturbed, monkeypa
     assert_same_run(tmp_path / "e", undisturbed)
 
 
+def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch):
+    """As where a cluster tells every process, and torchrun hands on what it was told. Later, it is impatience."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    stop, now, reached, number = StopSignal(), [100.0], [], signal.SIGTERM
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with pytest.raises(KeyboardInterrupt), stop.deferred():
+        stop._handle(number, None)
+        now[0] += 1
+        stop._handle(number, None)
+        reached.append("the end of the step")
+    assert reached and stop.requested == signal.SIGTERM
+    stop = StopSignal()
+    with pytest.raises(KeyboardInterrupt), stop.deferred():
+        stop._handle(number, None)
+        now[0] += 3
+        stop._handle(number, None)
+        reached.append("too late")
+    assert len(reached) == 1
+
+
 def test_more_epochs_go_on_from_a_finished_run(command, corpus, tmp_path, trained):
     short, long = tmp_path / "short", tmp_path / "long"
     shutil.copytree(trained, short)
@@ -462,6 +482,7 @@ def test_the_learning_rate_is_a_function_of_the_step():
 
 
 @pytest.mark.parametrize(("flags", "complaint"), [
+    (["--eval_path", "{tmp}/packed"], "--eval_path {tmp}/packed is a pack: utterances of trials are read from files"),
     (["--train_list", "{tmp}/none.txt"], "--train_list {tmp}/none.txt does not exist"),
     (["--train_path", "{tmp}/none"], "--train_path {tmp}/none is not a folder"),
     (["--train_path", "{tmp}"], "train_list.txt line 1: {tmp}/id00000/session0/00000.wav does not exist (24 of 24"),
@@ -496,6 +517,8 @@ def test_the_learning_rate_is_a_function_of_the_step():
 ])  # fmt: skip
 def test_misuse_gets_one_line(command, corpus, tmp_path, trained, flags, complaint):
     (tmp_path / "trials.txt").write_text("1 a b\n0 a c\n")
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "pack.json").write_text("{}")
     (tmp_path / "one.txt").write_text("id00000 id00000/session0/00000.wav\n")
     names = {"tmp": tmp_path, "corpus": corpus, "model": trained / "model" / "model_0001.model"}
     flags = [str(flag).format(**names) for flag in flags]
@@ -530,6 +553,16 @@ def test_a_loss_that_explodes_ends_the_run_and_keeps_the_weights_before(command,
     assert status == 1 and "Traceback" not in error
     assert re.search(r"trainSpeakerNet\.py: the loss became nan in epoch \d, at step \d", error)
     assert all(value.isfinite().all() for value in state(tmp_path / "e")["weights"].values())
+
+
+def test_out_of_memory_is_said_in_a_line(command, corpus, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(AAMsoftmax, "forward", full)
+    status, _, error = command(trainSpeakerNet, *data_flags(corpus), *SMALL, "--save_path", tmp_path / "e")
+    assert status == 1 and "Traceback" not in error
+    assert "out of memory with --batch_size 8: --accumulate 2" in error
 
 
 def test_weights_that_explode_are_not_saved(command, corpus, tmp_path, monkeypatch):
