@@ -320,6 +320,7 @@ def draw_training(path, history):
     if tested:
         lower.legend()
     lower.set(xlabel="epoch", ylabel="EER (%)")
+    lower.xaxis.get_major_locator().set_params(integer=True)
     lower.set_ylim(bottom=0)
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
