@@ -161,8 +161,8 @@ def parallel(network, device):
     """The network as one of several: its gradients are averaged over the processes."""
     if size() == 1:
         return network
-    # Its own gradients it has averaged; running statistics are linear in the batches, so averaging them once, when
-    # they are needed, is enough (mean_statistics).
+    # No broadcasting: running statistics are linear in the batches, so it is enough to average them once, when they are
+    # needed (mean_statistics).
     return nn.parallel.DistributedDataParallel(
         network, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
     )
