@@ -28,6 +28,7 @@ def size():
 
 
 def in_words():
+    """How many processes there are, to be put behind a device's name; nothing if there is one."""
     return f" x {size()} processes" if size() > 1 else ""
 
 

@@ -103,8 +103,8 @@ class Run:
         self.history = read_history(self.folder / "metrics.jsonl")
         if state:
             self.network.load_state_dict(state["weights"])
+            state["optimizer"]["param_groups"][0]["fused"] = fused  # it may have been written on another device
             self.optimizer.load_state_dict(state["optimizer"])
-            self.optimizer.param_groups[0]["fused"] = fused  # the state may be from another device
             self.epoch, self.step, self.sums = state["epoch"], state["step"], state["sums"]
             print(f"{self.folder}: going on after step {self.step} of epoch {self.epoch}")
         elif self.history:

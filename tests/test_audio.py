@@ -1,3 +1,4 @@
+"""Audio files: every format and rate as 16 kHz mono, any part as it is in the whole, broken ones named."""
 
 import numpy as np
 import pytest

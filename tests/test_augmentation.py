@@ -1,3 +1,5 @@
+"""The augmentation against float64 arithmetic one utterance at a time; the bank that it draws from."""
+
 import math
 
 import numpy as np
@@ -9,11 +11,7 @@ from conftest import voice
 
 from audio import Folder, UnreadableAudio
 from augmentation import Augmentation, Bank
-from dataLoader import (
-    CropLoader,
-    TrainingList,
-    row_numbers,
-)
+from dataLoader import CropLoader, TrainingList, row_numbers
 from tools import InputError, RunError
 
 SAMPLES = 16240  # 100 frames

@@ -1,3 +1,5 @@
+"""Lists, random streams by position, and batches of crops."""
+
 import shutil
 
 import numpy as np
@@ -5,14 +7,7 @@ import pytest
 import torch
 
 from audio import Folder, read_audio
-from dataLoader import (
-    CropLoader,
-    TrainingList,
-    TrialList,
-    check_files,
-    random_stream,
-    row_numbers,
-)
+from dataLoader import CropLoader, TrainingList, TrialList, check_files, random_stream, row_numbers
 from tools import InputError, RunError
 
 SAMPLES = 16240  # 100 frames

@@ -295,6 +295,18 @@ def test_more_epochs_go_on_from_a_finished_run(command, corpus, tmp_path, traine
     assert_same_run(short, long)
 
 
+def test_a_state_of_another_device_goes_on(command, corpus, tmp_path, trained):
+    """As MPS writes it, where Adam is not fused and counts its steps on the CPU."""
+    folder = tmp_path / "e"
+    shutil.copytree(trained, folder)
+    written = state(folder)
+    written["optimizer"]["param_groups"][0]["fused"] = False
+    torch.save(written, folder / "state.pt")
+    status, _, error = command(trainSpeakerNet, *data_flags(corpus), *SMALL, "--max_epoch", 3, "--save_path", folder)
+    assert status == 0, error
+    assert state(folder)["optimizer"]["param_groups"][0]["fused"] is True and state(folder)["epoch"] == 3
+
+
 def test_a_run_does_not_go_on_as_another(command, corpus, tmp_path, trained):
     folder = tmp_path / "e"
     shutil.copytree(trained, folder)
