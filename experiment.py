@@ -20,11 +20,11 @@ import distributed
 from encoder import SpeakerEncoder
 from loss import AAMsoftmax
 from model import ECAPA_TDNN
+from plots import draw_training
 from pretrained import SYSTEMS, Pretrained, build_network, load_pretrained
 from tools import (
     InputError,
     RunError,
-    draw_training,
     load_checkpoint,
     progress_bar,
     read_history,

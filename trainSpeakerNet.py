@@ -25,12 +25,12 @@ from demoCorpus import make_demo
 from encoder import SpeakerEncoder, choose_device, score_trials
 from experiment import DATA_FLAGS, Meter, Run, StopSignal, describe, log_line, take_width
 from pack import open_source
+from plots import draw_det
 from pretrained import SYSTEMS
 from tools import (
     InputError,
     RunError,
     check_writable,
-    draw_det,
     equal_error_rate,
     keep_memory,
     min_dcf,

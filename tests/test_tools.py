@@ -3,7 +3,6 @@ import json
 import os
 import pickle
 
-import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -164,25 +163,6 @@ def test_history_survives_a_cut_line(tmp_path):
     assert tools.read_history(path) == []
     path.write_text(json.dumps({"epoch": 1}) + "\n" + json.dumps({"epoch": 2}) + '\n{"epo')
     assert tools.read_history(path) == [{"epoch": 1}, {"epoch": 2}]
-
-
-def ink(path):
-    """The share of a picture that is not white."""
-    return np.mean(matplotlib.image.imread(path)[..., :3].min(axis=2) < 0.9)
-
-
-def test_plots_are_drawn(tmp_path):
-    scores, labels = random_trials(1, ties=False)
-    perfect = np.array([0.0, 1.0]), np.array([0, 1])
-    tools.draw_det(tmp_path / "one.png", {"a": (scores, labels)})
-    tools.draw_det(tmp_path / "two.png", {"a": (scores, labels), "b": (-scores, labels), "perfect": perfect})
-    assert 0.01 < ink(tmp_path / "one.png") < ink(tmp_path / "two.png") < 0.5
-    untrained = {"epoch": 0, "lists": {"O": {"eer": 40.0}}}
-    tools.draw_training(tmp_path / "start.png", [untrained])
-    trained = [{"epoch": e, "loss": 9 - e, "accuracy": 20.0 * e, "lists": {}} for e in (1, 2, 3)]
-    trained[-1]["lists"] = {"O": {"eer": 4.0}, "H": {"eer": 9.0}}
-    tools.draw_training(tmp_path / "later.png", [untrained, *trained])
-    assert 0.01 < ink(tmp_path / "start.png") < ink(tmp_path / "later.png") < 0.5
 
 
 def test_threshold_at_a_rate_of_false_alarms():
