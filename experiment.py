@@ -1,43 +1,33 @@
-"""A training run: its weights and records, its progress, its interruption.
+"""A training run: its weights, their averages, its records; going on where it stopped, leaving results."""
 
-Everything about a run that is not the recipe itself: going on where it stopped, saying how it goes, leaving results.
-"""
-
-import contextlib
+import copy
 import json
 import math
 import platform
-import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import distributed
+from averaging import MovingAverage, mean_of_models
 from encoder import SpeakerEncoder
+from evaluation import VALID, evaluate
 from loss import AAMsoftmax
 from model import ECAPA_TDNN
 from plots import draw_training
 from pretrained import SYSTEMS, Pretrained, build_network, load_pretrained
-from tools import (
-    InputError,
-    RunError,
-    load_checkpoint,
-    progress_bar,
-    read_history,
-    save_checkpoint,
-    sha256,
-    write_text,
-)
+from recipe import make_optimizer
+from speed import SpeedPerturbation
+from tools import InputError, RunError, load_checkpoint, read_history, save_checkpoint, sha256, write_text, write_trials
 
 DATA_FLAGS = {"train_list", "train_path", "eval_list", "eval_path", "musan_path", "rir_path"}
 
 # What a continued run may do otherwise than it began: where things lie, how often it looks, how long it goes on, how it
 # is computed (parts and processes differ in what batch norm sees, as far as --sync_bn does not hold them together).
-FREE_TO_CHANGE = DATA_FLAGS | {"save_path", "max_epoch", "test_step", "n_cpu", "device", "compile", "accumulate"}
+FREE_TO_CHANGE = DATA_FLAGS | {"save_path", "max_epoch", "test_step", "n_cpu", "device", "compile", "accumulate",
+                               "tensorboard"}
 
 
 class SpeakerNet(torch.nn.Module):
@@ -48,9 +38,9 @@ class SpeakerNet(torch.nn.Module):
         self.speaker_encoder = encoder
         self.speaker_loss = classifier
 
-    def forward(self, waveform, label, place):
-        """(B, samples), (B,) int64, (B, 4) numbers that place SpecAugment's masks -> (loss, accuracy in %)."""
-        return self.speaker_loss(self.speaker_encoder(waveform, aug=True, place=place), label)
+    def forward(self, waveform, label, place, margin):
+        """(B, samples), (B,) int64, (B, 4) numbers that place SpecAugment's masks, 0-d -> (loss, accuracy in %)."""
+        return self.speaker_loss(self.speaker_encoder(waveform, aug=True, place=place), label, margin)
 
 
 class Run:
@@ -61,11 +51,12 @@ class Run:
     its own Run, and the first writes.
     """
 
-    def __init__(self, args, listing, device):
+    def __init__(self, args, listing, device, held_out=()):
         self.args = args
         self.folder = Path(args.save_path)
         self.state_file = self.folder / "state.pt"
-        self.speakers = listing.speakers
+        self.speakers, self.held_out = listing.speakers, list(held_out)
+        self.device = device
         self.lists = {path: sha256(path) for path in [args.train_list, *args.eval_list]}
         self.epoch, self.step, self.sums = 1, 0, None
         if len(self.speakers) < 2:
@@ -88,22 +79,23 @@ class Run:
         else:
             encoder, args.system = ECAPA_TDNN(C=args.C), "ours"
         take_width(args, encoder)
+        if initial:
+            self._check_held_out(initial)
+            self._take_sub_centres(initial)
         classifier = AAMsoftmax(
-            args.n_class, m=args.m, s=args.s, embedding_size=encoder.embedding_size,
-            continuous=SYSTEMS[args.system].continuous_margin,
+            args.n_class * (len(SpeedPerturbation.FACTORS) if args.speed_perturb else 1), m=args.m, s=args.s,
+            embedding_size=encoder.embedding_size, continuous=SYSTEMS[args.system].continuous_margin,
+            sub_centres=args.sub_centres, top_k=args.top_k,
         )  # fmt: skip
         self.network = SpeakerNet(encoder, classifier).to(device)
         if args.sync_bn:
             distributed.synchronise_batch_norm(self.network, device)
-        # Fused: one pass over all weights instead of a dozen for each tensor.
-        fused = device.type != "mps"
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=fused
-        )
+        self.optimizer = make_optimizer(args, self.network.parameters(), device)
         self.history = read_history(self.folder / "metrics.jsonl")
         if state:
             self.network.load_state_dict(state["weights"])
-            state["optimizer"]["param_groups"][0]["fused"] = fused  # it may have been written on another device
+            # It may have been written on another device.
+            state["optimizer"]["param_groups"][0]["fused"] = self.optimizer.param_groups[0]["fused"]
             self.optimizer.load_state_dict(state["optimizer"])
             self.epoch, self.step, self.sums = state["epoch"], state["step"], state["sums"]
             print(f"{self.folder}: going on after step {self.step} of epoch {self.epoch}")
@@ -113,15 +105,20 @@ class Run:
             )
         elif initial:
             self._take_classifier(initial)
+        self.moving_average = MovingAverage(self.network, args.ema) if args.ema else None
+        if state and self.moving_average:
+            self.moving_average.network.load_state_dict(state["moving_average"])
         self.is_new = state is None
 
-    def begin(self):
+    def begin(self, tests):
         """Write down what is being done; a new run also its state, so that it is known by its settings."""
         position = self.epoch, self.step, sorted(self.recorded()), self.speakers, sorted(self.lists.values())
         distributed.check_same(position, "--save_path and the lists must lie on a disk that all machines share")
         settings = {"settings": self._settings(), "sha256": self.lists, "versions": versions(), "command": sys.argv}
         if distributed.rank() == 0:
             write_text(self.folder / "settings.json", json.dumps(settings, indent=2) + "\n")
+            if VALID in tests:
+                write_trials(tests[VALID].trials)
         if self.is_new:
             self.save_state(None)
 
@@ -131,8 +128,9 @@ class Run:
         args.system = args.system or before.get("system", "ours")
         if "initial_model" not in args.given:  # it has served
             args.initial_model = before["initial_model"]
-        if args.initial_model and "C" not in args.given:
-            args.C = before["C"]
+        for name in ("C", "sub_centres"):  # the model decided
+            if args.initial_model and name not in args.given and name in before:
+                setattr(args, name, before[name])
         self._refuse_other_settings(state)
         prefix = "speaker_encoder."
         weights = {key.removeprefix(prefix): value for key, value in state["weights"].items() if prefix in key}
@@ -143,28 +141,47 @@ class Run:
 
     def _refuse_other_settings(self, state):
         mend = "to continue it give the same, for another run choose another --save_path"
+        free = FREE_TO_CHANGE - ({"max_epoch"} if self.args.schedule != "step" else set())  # it shapes the schedule
         for name, before in state["settings"].items():
             now = getattr(self.args, name, None)
             came_or_went = name in ("musan_path", "rir_path") and bool(now) != bool(before)
-            if came_or_went or (name not in FREE_TO_CHANGE and now != before):
+            if came_or_went or (name not in free and now != before):
                 raise InputError(f"{self.folder} was begun with --{name} {before}, not {now}: {mend}")
         if state["speakers"] != self.speakers or state["train_list_sha256"] != self.lists[self.args.train_list]:
             raise InputError(f"{self.folder} was begun with a --train_list of other content: {mend}")
+
+    def _check_held_out(self, initial):
+        """InputError if the model was trained on speakers that are held out here: it knows them."""
+        known = set(initial.speakers or ()) & set(self.held_out)
+        if known:
+            raise InputError(
+                f"--valid_speakers {self.args.valid_speakers} holds out {len(known)} speakers, such as {min(known)}, "
+                f"that {self.args.initial_model} was trained on: give what that run had"
+            )
+
+    def _take_sub_centres(self, initial):
+        """Unless told otherwise, go on with as many as the model has."""
+        classifier = initial.classifier
+        if classifier is not None and initial.speakers == self.speakers and "sub_centres" not in self.args.given:
+            self.args.sub_centres = classifier.shape[1] if classifier.dim() == 3 else 1
 
     def _take_classifier(self, initial):
         """The encoder came with the model; its classifier is taken if it tells the same speakers apart. Says so."""
         theirs, ours = initial.classifier, self.network.speaker_loss.weight
         encoder = self.network.speaker_encoder
+        left, whole = "and its classifier", theirs
+        if theirs is not None and len(theirs) == len(SpeedPerturbation.FACTORS) * len(ours):
+            theirs = theirs[: len(ours)]  # the first are the speakers at their own speed
+            left += f", of which {len(theirs)} of {len(whole)} classes: those of speech at another speed are dropped"
         same = theirs is not None and initial.speakers == self.speakers and theirs.shape == ours.shape
         if same:
             ours.data.copy_(theirs)
-            left = "and its classifier"
         elif theirs is None:
             left = f"; it came without a classifier, a new one begins, for {self.args.n_class} speakers"
         else:
             whose = "who are not named" if initial.speakers is None else "who are others"
             left = (
-                f"; not its classifier of {len(theirs)} speakers, {whose}: a new one begins, for "
+                f"; not its classifier of {len(whole)} speakers, {whose}: a new one begins, for "
                 f"{self.args.n_class}"
             )
         print(
@@ -172,17 +189,44 @@ class Run:
             f"{len(encoder.state_dict())} tensors{' ' if same else ''}{left}"
         )
 
-    def speaker_encoder(self):
-        """The encoder as it is now, ready to embed files."""
+    def after_step(self, step, steps_per_epoch):
+        """Step ``step`` of this epoch is done."""
+        if self.moving_average:
+            self.moving_average.follow(self.network, (self.epoch - 1) * steps_per_epoch + step)
+        self.step = step + 1
+
+    def evaluated(self, tests):
+        """{kind: (SpeakerNet, results)} of "model" and, once trained, its averages: "ema" and, at the end, "average"."""
+        evaluated = {}
+        for kind, network in self._networks().items():
+            encoder = network.speaker_encoder
+            encoder = SpeakerEncoder(encoder, self.device, Pretrained(self.args.system, encoder))
+            evaluated[kind] = network, evaluate(encoder, tests, self.args, kind="" if kind == "model" else kind)
+        return evaluated
+
+    def _networks(self):
+        """{kind: SpeakerNet} of what there is to be judged now."""
         distributed.mean_statistics(self.network)
-        encoder = self.network.speaker_encoder
-        return SpeakerEncoder(encoder, self.network.speaker_loss.weight.device, Pretrained(self.args.system, encoder))
+        networks = {"model": self.network}
+        if self.epoch > 1 or self.step > 0:
+            if self.moving_average:
+                distributed.mean_statistics(self.moving_average.network)
+                networks["ema"] = self.moving_average.network
+            if self.args.average > 1 and self.epoch == self.args.max_epoch:
+                networks["average"] = copy.deepcopy(self.network)
+                before = range(self.epoch - self.args.average + 1, self.epoch)
+                files = [self._model_file("model", epoch) for epoch in before]
+                networks["average"].load_state_dict(mean_of_models(files, self.network.state_dict()))
+        return networks
+
+    def _model_file(self, kind, epoch):
+        return self.folder / "model" / f"{kind}_{epoch:04d}.model"
 
     def _contents(self, kind):
         return {
             "kind": kind, "settings": self._settings(), "versions": versions(), "epoch": self.epoch,
             "train_list_sha256": self.lists[self.args.train_list], "speakers": self.speakers,
-            "weights": self.network.state_dict(),
+            "valid_speakers": self.held_out, "weights": self.network.state_dict(),
         }  # fmt: skip
 
     def save_state(self, sums):
@@ -193,6 +237,9 @@ class Run:
         if not finite:
             raise RunError(f"the weights exploded in epoch {self.epoch}: try a smaller --lr; not saved")
         rest = {"step": self.step, "sums": sums, "optimizer": self.optimizer.state_dict()}
+        if self.moving_average:
+            distributed.mean_statistics(self.moving_average.network)
+            rest["moving_average"] = self.moving_average.network.state_dict()
         if distributed.rank() == 0:
             save_checkpoint(self.state_file, {**self._contents("training state"), **rest})
         distributed.anyone(False)  # none goes on, or ends, before it is written
@@ -214,143 +261,46 @@ class Run:
         untrained = eers.pop(0, None)
         if not eers:
             return ""
-        last, best = max(eers), min(eers, key=eers.get)
         before = "" if untrained is None else f"{untrained:.2f}% before training, "
-        return f". EER: {before}{eers[last]:.2f}% after epoch {last}, lowest {eers[best]:.2f}% after epoch {best}"
+        chosen, lowest = "", math.inf
+        for record, kind, results in judged(self.history):
+            if VALID in results and name in results and results[VALID]["eer"] < lowest:
+                lowest = results[VALID]["eer"]
+                chosen = f"; chosen on held-out speakers: epoch {record['epoch']}"
+                chosen += f" ({kind})" * (kind != "model") + f", {results[name]['eer']:.2f}%"
+        return f". EER on {name}: {before}{eers[max(eers)]:.2f}% after epoch {max(eers)}{chosen}"
 
-    def record(self, summary, results):
-        """Put an epoch on record: its model if it was evaluated (results not None), metrics.jsonl, score.txt, the plot.
+    def record(self, summary, evaluated):
+        """Put an epoch on record: its models if they were evaluated, metrics.jsonl, score.txt, the plot.
 
-        metrics.jsonl is what counts: once the epoch is in there, a continued run will not evaluate it again.
+        evaluated: what the method of that name gives, or {}. best.model has the lowest EER on the held-out speakers
+        (--valid_speakers), and is not written without. metrics.jsonl is what counts: once the epoch is in there, a
+        continued run will not evaluate it again.
         """
-        record = {**summary, "lists": results or {}}
+        results = {kind: results for kind, (_, results) in evaluated.items()}
+        record = {**summary, "lists": results.pop("model", {})}
+        if results:
+            record["averages"] = results
         before, self.history = self.history, [*self.history, record]
         if distributed.rank():
             return
-        if results is not None and record["epoch"] > 0:
-            model = {**self._contents("model"), "scores": results}
-            save_checkpoint(self.folder / "model" / f"model_{self.epoch:04d}.model", model)
-            if results and main_eer(record) < lowest_eer(before, record):
-                save_checkpoint(self.folder / "model" / "best.model", model)
+        if record["epoch"] > 0:
+            if not evaluated and self.epoch > self.args.max_epoch - self.args.average:
+                evaluated = {"model": (self.network, {})}  # kept to be averaged at the end
+            self._save_models(evaluated, lowest_valid_eer(before))
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in self.history))
         write_text(self.folder / "score.txt", "".join(score_lines(self.history)))
         draw_training(self.folder / "training.png", self.history)
+        if self.args.tensorboard:
+            write_tensorboard(self.folder / "tensorboard", record)
 
-
-class Meter:
-    """Loss, accuracy, throughput and time of an epoch: a progress bar while it runs, a summary when it is over.
-
-    Loss and accuracy are summed on the device and looked at once a second, so that the device is not waited for every
-    step. A loss that is not finite raises RunError then, or at the end of the epoch. The bar shows what this process
-    sees; the sums are means over all processes.
-    """
-
-    def __init__(self, args, run, loader):
-        self.args, self.run, self.loader = args, run, loader
-        before = run.sums or {"loss": 0.0, "accuracy": 0.0, "seconds": 0.0, "waiting": 0.0, "learning_rate": None}
-        device = run.network.speaker_loss.weight.device
-        self.total = torch.tensor([before["loss"], before["accuracy"]], device=device)
-        self.seconds_before, self.waiting = before["seconds"], before["waiting"]
-        self.began = self.looked = time.perf_counter()
-        self.learning_rate = before["learning_rate"]
-
-    def watch(self, batches):
-        """Pass batches on, noting how long each was waited for."""
-        label = f"epoch {self.run.epoch}/{self.args.max_epoch}"
-        with progress_bar(total=self.loader.steps, initial=self.run.step, desc=label, unit="step") as self.bar:
-            while True:
-                asked = time.perf_counter()
-                batch = next(batches, None)
-                self.waiting += time.perf_counter() - asked
-                if batch is None:
-                    return
-                yield batch
-                self.bar.update()
-                if time.perf_counter() - self.looked > 1.0:
-                    self._show()
-
-    def add(self, loss, accuracy):
-        """Count a part of a step: loss and accuracy, 0-d tensors on the device."""
-        self.total += torch.stack([loss.detach(), accuracy]) / self.args.accumulate
-
-    def _show(self):
-        self.looked = time.perf_counter()
-        now = self._summary(self._sums(self.total))
-        self.bar.set_postfix_str(
-            f"loss {now['loss']:.3f}, acc {now['accuracy']:.1f}%, {now['utterances_per_second']:.0f} utt/s, "
-            f"waiting {now['waiting_percent']:.0f}%, {clock(now['seconds_left'])} left"
-        )
-
-    def _sums(self, total):
-        loss, accuracy = total.tolist()  # waits for the device
-        if not math.isfinite(loss):
-            raise RunError(
-                f"the loss became {loss} in epoch {self.run.epoch}, at step {self.run.step} or shortly before: try a "
-                f"smaller --lr or --amp off; {self.run.state_file} has the weights that were last saved"
-            )
-        seconds = self.seconds_before + time.perf_counter() - self.began
-        return {
-            "loss": loss, "accuracy": accuracy, "seconds": seconds, "waiting": self.waiting,
-            "learning_rate": self.learning_rate,
-        }  # fmt: skip
-
-    def sums(self):
-        """What a state file needs to go on measuring this epoch."""
-        return self._sums(distributed.mean(self.total))
-
-    def _summary(self, sums):
-        run = self.run
-        steps_left = (self.args.max_epoch - run.epoch + 1) * self.loader.steps - run.step
-        return {
-            "epoch": run.epoch,
-            "step": (run.epoch - 1) * self.loader.steps + run.step,
-            "loss": sums["loss"] / run.step,
-            "accuracy": sums["accuracy"] / run.step,
-            "learning_rate": self.learning_rate,
-            "margin": self.args.m,
-            "utterances_per_second": run.step * self.args.batch_size / sums["seconds"],
-            "waiting_percent": 100 * sums["waiting"] / sums["seconds"],
-            "seconds": sums["seconds"],
-            "seconds_left": steps_left * sums["seconds"] / run.step,
-            "unreadable_files": len(self.loader.bad),
-        }
-
-    def summary(self):
-        """The record of this epoch up to now, but for its evaluation."""
-        bad = set().union(*distributed.gather(self.loader.bad))
-        return {**self._summary(self.sums()), "unreadable_files": len(bad)}
-
-
-class StopSignal:
-    """Ctrl-C and SIGTERM as KeyboardInterrupt; inside ``deferred()`` only once the block has come to its end."""
-
-    def __init__(self):
-        self.requested = None
-        self.came = -math.inf
-        self.waits = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
-
-    def _handle(self, number, frame):
-        before, self.came = self.came, time.monotonic()
-        if self.waits and self.came < before + 2:  # the same one again: torchrun hands on what all have got
-            return
-        patience = self.waits and not self.requested  # a second signal does not wait
-        self.requested = number
-        if not patience:
-            raise KeyboardInterrupt(number)
-        if distributed.rank() == 0:
-            tqdm.write("stopping after this step; once more stops at once", file=sys.stderr)
-
-    @contextlib.contextmanager
-    def deferred(self):
-        self.waits = True
-        try:
-            yield
-        finally:
-            self.waits = False
-        if self.requested:
-            raise KeyboardInterrupt(self.requested)
+    def _save_models(self, evaluated, lowest):
+        for kind, (network, results) in evaluated.items():
+            model = {**self._contents("model"), "weights": network.state_dict(), "scores": results}
+            save_checkpoint(self._model_file(kind, self.epoch), model)
+            if VALID in results and results[VALID]["eer"] < lowest:
+                lowest = results[VALID]["eer"]
+                save_checkpoint(self.folder / "model" / "best.model", model)
 
 
 # ---- what is written and shown ------------------------------------------------------------------------------------
@@ -377,38 +327,43 @@ def versions():
     }  # fmt: skip
 
 
-def main_eer(record):
-    """The EER that "best" goes by: that of the first list."""
-    return next(iter(record["lists"].values()))["eer"]
+def judged(history):
+    """Yield (record, kind, results) of every model that was evaluated after training began, the averages included."""
+    for record in history:
+        if record["epoch"] > 0:
+            for kind, results in {"model": record["lists"], **record.get("averages", {})}.items():
+                yield record, kind, results
 
 
-def lowest_eer(history, record):
-    """The lowest EER on the first list of ``record`` that a trained epoch of the history has; infinity if none has."""
-    name = next(iter(record["lists"]))
-    return min((r["lists"][name]["eer"] for r in history if r["epoch"] > 0 and name in r["lists"]), default=math.inf)
+def lowest_valid_eer(history):
+    """The lowest EER on the held-out speakers so far; infinity if there is none."""
+    return min((results[VALID]["eer"] for *_, results in judged(history) if VALID in results), default=math.inf)
 
 
-def clock(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+def write_tensorboard(folder, record):
+    """Every number of a record as TensorBoard's scalars; the package is only needed by those who ask for it."""
+    from torch.utils.tensorboard import SummaryWriter
 
-
-def log_line(summary, args):
-    return (
-        f"epoch {summary['epoch']}/{args.max_epoch} | step {summary['step']} | loss {summary['loss']:.3f} | accuracy "
-        f"{summary['accuracy']:.2f}% | lr {summary['learning_rate']:.6f} | margin {summary['margin']:.2f} | "
-        f"{summary['utterances_per_second']:.0f} utt/s | waiting {summary['waiting_percent']:.0f}% | unreadable "
-        f"{summary['unreadable_files']} | {clock(summary['seconds_left'])} left"
-    )
+    with SummaryWriter(folder) as writer:
+        for name, value in record.items():
+            if isinstance(value, float):
+                writer.add_scalar(f"training/{name}", value, record["epoch"])
+        for kind, results in {"model": record["lists"], **record.get("averages", {})}.items():
+            for name, result in results.items():
+                for metric in ("eer", "min_dcf_0.05", "min_dcf_0.01"):
+                    writer.add_scalar(f"{name}/{metric}/{kind}", result[metric], record["epoch"])
 
 
 def score_lines(history):
-    """The lines of score.txt, one per evaluation; the EER is that of the first list."""
+    """The lines of score.txt, one per evaluation; the EER is that of the first list, with its 95 % interval."""
+    lowest = math.inf
     for record in (record for record in history if record["lists"] and record["epoch"] > 0):
         result = next(iter(record["lists"].values()))
-        best = lowest_eer([each for each in history if each["epoch"] <= record["epoch"]], record)
+        lowest = min(lowest, result["eer"])
+        low, high = result["interval"]["eer"]
         yield (
             f"{record['epoch']} epoch, LR {record['learning_rate']:.6f}, LOSS {record['loss']:.3f}, "
-            f"ACC {record['accuracy']:.2f}%, EER {result['eer']:.2f}%, bestEER {best:.2f}%, "
-            f"minDCF(0.05) {result['min_dcf_0.05']:.4f}, minDCF(0.01) {result['min_dcf_0.01']:.4f}\n"
+            f"ACC {record['accuracy']:.2f}%, EER {result['eer']:.2f}%, bestEER {lowest:.2f}%, "
+            f"minDCF(0.05) {result['min_dcf_0.05']:.4f}, minDCF(0.01) {result['min_dcf_0.01']:.4f}, "
+            f"EER95 {low:.2f}-{high:.2f}%, TRIALS {result['trials']}, LIST {result['list_sha256'][:8]}\n"
         )

@@ -120,12 +120,13 @@ class Pretrained(NamedTuple):
 
     system: str  # a key of SYSTEMS
     network: nn.Module
-    classifier: torch.Tensor | None = None  # (speakers, D), a row for each training speaker
-    speakers: list | None = None  # their names
+    classifier: torch.Tensor | None = None  # (speakers, D), or (speakers, K, D) with K sub-centres
+    speakers: list | None = None  # names of the training speakers, in the order of the first rows
     threshold: float | None = None
     origin: str = ""  # where the threshold comes from, in words
     thresholds: dict = {}  # our own: {"EER": ..., "1%": at 1 % false alarms, ...}
     listing: str = ""  # on which trial list
+    held_out: list | None = None  # our own: names of speakers in its training list that it was not trained on
     mean: torch.Tensor | None = None  # (D,) SpeechBrain's mean embedding, which verification does not use
 
 
@@ -205,6 +206,7 @@ def _load_ours(path, content, system):
         settings, scores, weights = checkpoint["settings"], checkpoint.get("scores") or {}, checkpoint["weights"]
         state = {key: value for key, value in weights.items() if key != "speaker_loss.weight"}
         classifier, speakers = weights.get("speaker_loss.weight"), checkpoint.get("speakers")
+        held_out = [str(name) for name in checkpoint.get("valid_speakers") or ()]
         system = str(settings.get("system", "ours"))
         listing, result = next(iter(scores.items()), ("", {}))
         thresholds = dict(result.get("thresholds") or {})
@@ -215,12 +217,15 @@ def _load_ours(path, content, system):
     if system not in SYSTEMS:
         raise InputError(f"{path} is based on a system that is not known here: {system!r}")
     network, threshold = _network(path, state, system, {}, PREFIX), thresholds.get("EER")
-    if classifier is not None and list(getattr(classifier, "shape", ()))[1:] != [network.embedding_size]:
+    shape = tuple(getattr(classifier, "shape", ()))
+    if classifier is not None and not (len(shape) in (2, 3) and shape[-1] == network.embedding_size):
         raise InputError(f"{path}: the tensor speaker_loss.weight has an odd shape")
     if threshold is not None:
         threshold = min(1.0, max(-1.0, threshold))
     origin = f"where misses and false alarms were equal on {listing}" if threshold is not None else ""
-    return Pretrained(system, network, classifier, speakers, threshold, origin, thresholds, str(listing))
+    return Pretrained(
+        system, network, classifier, speakers, threshold, origin, thresholds, str(listing), held_out=held_out
+    )
 
 
 def _load_taoruijie(path, content, system):

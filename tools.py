@@ -258,3 +258,29 @@ def write_scores(path, scores, trials):
     with whole_file(path, "w") as file:
         rows = zip(scores, trials.enrol, trials.test)
         file.writelines(f"{score:.8f} {enrol} {test}\n" for score, enrol, test in rows)
+
+
+def read_scores(path, trials):
+    """What ``write_scores`` wrote for a TrialList: (N,) float64. InputError unless it fits, line by line."""
+    try:
+        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as a score file: {error}") from error
+    scores = np.empty(len(trials))
+    for number, (line, enrol, test) in enumerate(zip(lines, trials.enrol, trials.test), 1):
+        score, *files = line.split() or [""]
+        try:
+            scores[number - 1] = float(score)
+        except ValueError:
+            files = None
+        if files != [enrol, test] or not np.isfinite(scores[number - 1]):
+            raise InputError(f"{path} line {number} is not '<score> {enrol} {test}': is it of {trials.path}?")
+    if len(lines) != len(trials):
+        raise InputError(f"{path} has {len(lines)} scores, but {trials.path} has {len(trials)} trials")
+    return scores
+
+
+def write_trials(trials):
+    """A trial list that was made and not read: as a file, where its path says."""
+    rows = zip(trials.label, trials.enrol, trials.test)
+    write_text(trials.path, "".join(f"{label} {enrol} {test}\n" for label, enrol, test in rows))

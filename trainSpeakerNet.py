@@ -2,44 +2,36 @@
 
     python trainSpeakerNet.py --demo                                         train on generated speech, on any machine
     python trainSpeakerNet.py --save_path exps/exp1                          train on VoxCeleb2; again: continue
-    python trainSpeakerNet.py --eval --initial_model FILE --eval_list A B    evaluate
+    python trainSpeakerNet.py --eval --initial_model FILE --eval_list A B    evaluate; with AS-norm: --as_norm
+    python trainSpeakerNet.py --compare A.txt B.txt --eval_list LIST         is one system's scores better than another's?
+    python trainSpeakerNet.py --report --save_path exps/exp1                 write exps/exp1/report.html
 """
 
 import argparse
 import json
-import math
 import shlex
 import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import distributed
-from audio import Folder, check_folder
 from augmentation import Augmentation
-from dataLoader import CropLoader, TrainingList, TrialList, check_files, row_numbers, to_device
+from dataLoader import CropLoader, TrainingList, check_files, row_numbers, to_device
 from demoCorpus import make_demo
-from encoder import SpeakerEncoder, choose_device, score_trials
-from experiment import DATA_FLAGS, Meter, Run, StopSignal, describe, log_line, take_width
+from encoder import SpeakerEncoder, choose_device
+from evaluation import VALID, Test, compare_files, evaluate, open_back_end, open_tests
+from experiment import DATA_FLAGS, Run, describe, take_width
 from pack import open_source
-from plots import draw_det
 from pretrained import SYSTEMS
-from tools import (
-    InputError,
-    RunError,
-    check_writable,
-    equal_error_rate,
-    keep_memory,
-    min_dcf,
-    run_command,
-    sha256,
-    threshold_at,
-    write_scores,
-    write_text,
-)
+from progress import Meter, StopSignal, log_line
+from recipe import OPTIMIZERS, RECIPES, bundle, check_settings, describe_bundles, learning_rate, margin
+from report import write_report
+from speed import SpeedPerturbation
+from tools import InputError, RunError, check_writable, keep_memory, run_command, write_text
+from trials import hold_out, make_trials
 
 # ---- settings: edit the paths here, or pass them as flags ------------------------------------------------------------
 
@@ -47,7 +39,7 @@ from tools import (
 def build_parser():
     """The command line is the configuration: a flag a line with its default, its unit and its meaning."""
     parser = argparse.ArgumentParser(
-        description=__doc__, usage="%(prog)s [flags]", allow_abbrev=False,
+        description=__doc__, epilog=describe_bundles(), usage="%(prog)s [flags]", allow_abbrev=False,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=120),
     )  # fmt: skip
 
@@ -81,22 +73,52 @@ def build_parser():
     add("--system",        None,    "whose model that is, where it cannot be seen from the file", choices=list(SYSTEMS),
                                     type=str)
     add("--eval",          False,   "evaluate only; needs no training data")
+    add("--compare",       None,    "two score files of one trial list, the --eval_list: tell their difference, and "
+                                    "whether it is more than chance", nargs=2, type=str)
+    add("--report",        False,   "gather what is in --save_path into its report.html")
     add("--demo",          False,   "generate a small corpus of speech and train on it, in minutes on a CPU")
 
     group = parser.add_argument_group("training")
+    add("--recipe",        "customary", "a bundle of settings, see below", choices=list(RECIPES))
+    add("--finetune_margin", False, "large-margin fine-tuning of --initial_model, a bundle too, see below")
     add("--num_frames",    200,     "length of a crop in frames of 10 ms: num_frames*160+240 samples")
     add("--max_epoch",     80,      "passes over the training list")
     add("--batch_size",    400,     "crops per step, of all processes together")
-    add("--lr",            0.001,   "learning rate of Adam in the first epoch")
+    add("--optimizer",     "adam",  "adam with L2 penalty, adamw, or sgd with Nesterov's momentum 0.9",
+                                    choices=list(OPTIMIZERS))
+    add("--lr",            0.001,   "learning rate of the first epoch, or where --warmup leads to")
+    add("--warmup",        0.0,     "epochs in which the learning rate rises from 0")
+    add("--schedule",      "step",  "the learning rate falls by --lr_decay an epoch, or to --lr_final at the end: "
+                                    "exponential, cosine", choices=["step", "exponential", "cosine"])
     add("--lr_decay",      0.97,    "factor on the learning rate from one epoch to the next")
+    add("--lr_final",      1e-5,    "learning rate at the end, of --schedule exponential and cosine")
     add("--weight_decay",  2e-5,    "L2 penalty on all weights")
+    add("--clip",          0.0,     "largest norm of a step's gradient; 0: any")
+    add("--speed_perturb", False,   "speech 0.9 and 1.1 times as fast as two more speakers each")
+    add("--ema",           0.0,     "evaluate also the weights' moving average, which keeps this share of itself in each "
+                                    "step, say 0.999; 0: none")
+    add("--average",       0,       "at the end evaluate also the mean of the models of the last so many epochs")
     add("--test_step",     1,       "evaluate, and keep a model, every so many epochs")
+    add("--valid_speakers", 0,      "hold out so many training speakers: model/best.model is chosen on trials of theirs")
     add("--seed",          0,       "of weights, order, crops and augmentation")
+    add("--tensorboard",   False,   "write what metrics.jsonl has for TensorBoard, too (pip install tensorboard)")
+
+    group = parser.add_argument_group("evaluation (with --eval)")
+    add("--as_norm",       False,   "judge also with the training mean subtracted, and with adaptive s-norm against a "
+                                    "cohort of the training speakers (--train_list)")
+    add("--calibrate",     False,   "--as_norm, and log-likelihood ratios, trained with quality measures on trials of the "
+                                    "speakers that were held out of training")
+    add("--cohort",        "",      "an .npz of embeddings to be the cohort instead (verify.py --embed)")
+    add("--top_n",         300,     "of the cohort, the nearest so many count")
 
     group = parser.add_argument_group("model and loss")
     add("--C",             1024,    "channels of the network; published: 512 and 1024")
     add("--m",             0.2,     "margin of the AAM-softmax, radians")
+    add("--margin_rise",   [0.0, 0.0], "epochs between which the margin rises from 0 to --m; 0 0: it is there from the "
+                                    "beginning", nargs=2, type=float)
     add("--s",             30.0,    "scale of the AAM-softmax")
+    add("--sub_centres",   1,       "class vectors of each speaker, of which the nearest counts")
+    add("--top_k",         0,       "for each crop, so many of the other speakers' nearest come nearer by 0.06 rad")
     add("--n_class",       None,    "number of speakers; None: as many as the training list has", type=int)
 
     group = parser.add_argument_group("machine")
@@ -123,40 +145,12 @@ def read_settings(arguments):
         parser.set_defaults(**DEMO)
     args = parser.parse_args(arguments)
     args.given = {argument[2:].split("=")[0] for argument in arguments if argument.startswith("--")}
-    if args.eval and args.demo:
-        raise InputError("--eval evaluates a model and --demo trains one: choose")
-    if args.eval and not args.initial_model:
-        raise InputError("--eval needs --initial_model FILE, the model to evaluate")
-    if args.eval and not args.eval_list:
-        raise InputError("--eval needs --eval_list with at least one trial list")
-    begun = not args.eval and (Path(args.save_path) / "state.pt").exists()  # its weights are in there
-    if args.initial_model and not begun and not Path(args.initial_model).exists():
-        raise InputError(f"--initial_model {args.initial_model} does not exist")
-    if args.eval and "save_path" not in args.given:
+    for name, value in bundle(args).items():
+        setattr(args, name, value)
+    check_settings(args)
+    if "save_path" not in args.given and (args.eval or args.compare):
         args.save_path = "exps/eval"  # never over an experiment's own scores
-    # A batch of 1 has no statistics for batch norm.
-    least = {"num_frames": 2, "max_epoch": 1, "batch_size": 2, "accumulate": 1, "test_step": 1, "n_cpu": 1,
-             "n_class": 1, "seed": 0, "lr_decay": 0, "weight_decay": 0, "m": 0, "bank_mb": 1}
-    for name, minimum in least.items():
-        value = getattr(args, name)
-        if value is not None and not minimum <= value < math.inf:
-            raise InputError(f"--{name} must be at least {minimum}, not {value}")
-    for name in ("lr", "s"):
-        if not 0 < getattr(args, name) < math.inf:
-            raise InputError(f"--{name} must be more than 0, not {getattr(args, name)}")
-    if args.seed >= 2**63:
-        raise InputError(f"--seed must be less than 2**63, not {args.seed}")
-    if args.C < 8 or args.C % 8:
-        raise InputError(f"--C must be a multiple of 8, not {args.C}")
     return args
-
-
-# ---- schedule --------------------------------------------------------------------------------------------------------
-
-
-def learning_rate(args, step, steps_per_epoch):
-    """A pure function of the step (0, 1, ...), counted over the whole run."""
-    return args.lr * args.lr_decay ** (step // steps_per_epoch)
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -166,20 +160,20 @@ def train(args):
     device = distributed.together(pick_device, args)
     if args.amp == "auto":
         args.amp = "bf16" if multiplies_bf16(device) else "off"
-    listing, trial_lists, loader, augmentation, run = distributed.together(open_all, args, device)
+    listing, tests, loader, perturb, augmentation, run = distributed.together(open_all, args, device)
     parts, rows = distributed.share_of_batch(args.batch_size, args.accumulate)
     network, optimizer, stop = distributed.parallel(run.network, device), run.optimizer, StopSignal()
     if args.compile:
         network = torch.compile(network)
     torch.backends.cudnn.benchmark = True  # all batches have one shape: worth a search for the fastest kernels
-    run.begin()
+    run.begin(tests)
     print(
         f"{run.folder}: {describe(run.network.speaker_encoder)}, {device}{distributed.in_words()}, amp {args.amp}; "
         f"{len(listing)} utterances of {len(listing.speakers)} speakers, {loader.steps} steps of {args.batch_size} an "
-        f"epoch; each utterance {' or '.join(augmentation.kinds)}"
+        f"epoch; each utterance {' or '.join(augmentation.kinds)}{perturb.in_words() if perturb else ''}"
     )
-    if run.is_untrained() and trial_lists:  # a baseline, and proof that evaluation will work when an epoch is over
-        run.record({"epoch": 0}, evaluate(run.speaker_encoder(), trial_lists, args))
+    if run.is_untrained() and tests:  # a baseline, and proof that evaluation will work when an epoch is over
+        run.record({"epoch": 0}, run.evaluated(tests))
 
     while run.epoch <= args.max_epoch:
         network.train()
@@ -187,19 +181,26 @@ def train(args):
         meter = Meter(args, run, loader)
         with stop.deferred():
             for step, waveform, label in meter.watch(loader.epoch(run.epoch, first_step=run.step)):
-                rate = learning_rate(args, (run.epoch - 1) * loader.steps + step, loader.steps)
-                optimizer.param_groups[0]["lr"] = meter.learning_rate = rate
+                meter.learning_rate = learning_rate(args, (run.epoch - 1) * loader.steps + step, loader.steps)
+                meter.margin = margin(args, (run.epoch - 1) * loader.steps + step, loader.steps)
+                optimizer.param_groups[0]["lr"] = meter.learning_rate
+                now = to_device(torch.tensor(meter.margin), device)
                 for first, crops, speakers in zip(parts, waveform.split(rows), label.split(rows)):
-                    crops = augmentation(to_device(crops, device), run.epoch, step, first)
+                    crops, speakers = to_device(crops, device), to_device(speakers, device)
+                    if perturb:
+                        crops, speakers = perturb(crops, speakers, run.epoch, step, first)
+                    crops = augmentation(crops, run.epoch, step, first)
                     place = row_numbers(args.seed, "specaugment", run.epoch, step, first=first, count=rows, columns=4)
                     place = to_device(torch.from_numpy(place).float(), device)
                     with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
-                        loss, accuracy = network(crops, to_device(speakers, device), place)
+                        loss, accuracy = network(crops, speakers, place, now)
                     (loss / args.accumulate).backward()
                     meter.add(loss, accuracy)
+                if args.clip:
+                    torch.nn.utils.clip_grad_norm_(network.parameters(), args.clip)
                 optimizer.step()
                 optimizer.zero_grad()
-                run.step = step + 1
+                run.after_step(step, loader.steps)
                 if distributed.anyone(stop.requested):
                     stop.requested = stop.requested or signal.SIGTERM
                     break
@@ -208,55 +209,9 @@ def train(args):
             summary = meter.summary()
             print(log_line(summary, args))
             due = run.epoch % args.test_step == 0 or run.epoch == args.max_epoch
-            run.record(summary, evaluate(run.speaker_encoder(), trial_lists, args) if due else None)
+            run.record(summary, run.evaluated(tests) if due else {})
         run.next_epoch()
     print(f"{run.folder}: {args.max_epoch} epochs done; a larger --max_epoch goes on from here{run.error_rates()}")
-
-
-# ---- evaluation ------------------------------------------------------------------------------------------------------
-
-
-def evaluate(encoder, trial_lists, args):
-    """Score every trial of the lists {name: TrialList}, each utterance embedded once for all of them.
-
-    Prints and returns {name: {"eer", "min_dcf_0.05", ...}}; writes <save_path>/scores/<name>.txt and det.png.
-    """
-    began = time.perf_counter()
-    files = [file for trials in trial_lists.values() for column in (trials.enrol, trials.test) for file in column]
-    vectors = distributed.share(encoder.embed_for_scoring, files, args.eval_path, args.n_cpu)
-    results, curves = {}, {}
-    for name, trials in trial_lists.items():
-        scores = score_trials(trials, vectors)
-        eer, threshold = equal_error_rate(scores, trials.label)
-        results[name] = {
-            "eer": eer,
-            "thresholds": {"EER": threshold, "1%": threshold_at(scores, trials.label, 0.01),
-                           "0.1%": threshold_at(scores, trials.label, 0.001)},
-            "min_dcf_0.05": min_dcf(scores, trials.label, p_target=0.05)[0],
-            "min_dcf_0.01": min_dcf(scores, trials.label, p_target=0.01)[0],
-            "trials": len(trials),
-            "utterances": len({*trials.enrol, *trials.test}),
-            "list_sha256": sha256(trials.path),
-            "seconds": time.perf_counter() - began,
-        }
-        curves[name] = scores, trials.label
-        if distributed.rank() == 0:
-            write_scores(Path(args.save_path) / "scores" / f"{name}.txt", scores, trials)
-        print("  " + result_line(name, results[name]))
-    if curves and distributed.rank() == 0:
-        draw_det(Path(args.save_path) / "det.png", curves)
-    return results
-
-
-def evaluate_only(args):
-    device = distributed.together(pick_device, args)
-    encoder, trial_lists = distributed.together(open_evaluation, args, device)
-    print(f"{args.initial_model}: {describe(encoder.network)}, of {encoder.system.title}, on {device}")
-    results = evaluate(encoder, trial_lists, args)
-    content = {"settings": {k: v for k, v in vars(args).items() if k != "given"}, "results": results}
-    if distributed.rank() == 0:
-        write_text(Path(args.save_path) / "results.json", json.dumps(content, indent=2) + "\n")
-    print(f"the score of every trial: {args.save_path}/scores/; curves: {args.save_path}/det.png")
 
 
 # ---- odds and ends ---------------------------------------------------------------------------------------------------
@@ -267,22 +222,22 @@ def pick_device(args):
 
 
 def open_all(args, device):
-    """All that training needs, checked before any long work: (listing, trial lists, loader, augmentation, run)."""
-    (listing, source), trial_lists = open_training_list(args), open_trial_lists(args)
+    """All that training needs, checked before any long work: (list, tests, loader, perturbation, augmentation, run)."""
+    listing, source, tests, held_out = *open_training_list(args), open_tests(args), []
+    if args.valid_speakers:
+        listing, held = hold_out(listing, args.valid_speakers)
+        trials = make_trials(held, Path(args.save_path) / "scores" / f"{VALID}_trials.txt")
+        tests[VALID], held_out = Test(trials, source), held.speakers
     parts, count = distributed.share_of_batch(args.batch_size, args.accumulate)
     rows = np.concatenate([np.arange(first, first + count) for first in parts])
     samples = args.num_frames * 160 + 240
+    run = Run(args, listing, device, held_out)
+    perturb = SpeedPerturbation(samples, args.n_class, args.seed).to(device) if args.speed_perturb else None
     pin = device.type == "cuda"  # memory from which the copy to the GPU runs beside the computation
-    loader = CropLoader(listing, source, samples, args.batch_size, args.seed, args.n_cpu, pin, rows)
+    reads = perturb.reads if perturb else samples
+    loader = CropLoader(listing, source, reads, args.batch_size, args.seed, args.n_cpu, pin, rows)
     augmentation = Augmentation(args.musan_path, args.rir_path, samples, args.bank_mb, args.seed, args.n_cpu).to(device)
-    return listing, trial_lists, loader, augmentation, Run(args, listing, device)
-
-
-def open_evaluation(args, device):
-    """(SpeakerEncoder, trial lists) for --eval."""
-    encoder = SpeakerEncoder.from_checkpoint(args.initial_model, device, args.system)
-    take_width(args, encoder.network)
-    return encoder, open_trial_lists(args)
+    return listing, tests, loader, perturb, augmentation, run
 
 
 def open_training_list(args):
@@ -292,19 +247,23 @@ def open_training_list(args):
     return listing, source
 
 
-def open_trial_lists(args):
-    """{name: TrialList}, each checked against the disk; the name is the file's, without its suffix."""
-    trial_lists = {}
-    for path in args.eval_list:
-        name = Path(path).stem
-        if name in trial_lists:
-            raise InputError(f"--eval_list has two lists called {name}: their scores would go to one file; rename one")
-        trial_lists[name] = TrialList(path)
-        check_folder(args.eval_path, "--eval_path")
-        if (Path(args.eval_path) / "pack.json").exists():
-            raise InputError(f"--eval_path {args.eval_path} is a pack: utterances of trials are read from files")
-        check_files(trial_lists[name], Folder(args.eval_path), "--eval_path")
-    return trial_lists
+def evaluate_only(args):
+    device = distributed.together(pick_device, args)
+    encoder, tests, back_end = distributed.together(open_evaluation, args, device)
+    print(f"{args.initial_model}: {describe(encoder.network)}, of {encoder.system.title}, on {device}")
+    results = evaluate(encoder, tests, args, back_end)
+    content = {"settings": {k: v for k, v in vars(args).items() if k != "given"}, "results": results}
+    if distributed.rank() == 0:
+        write_text(Path(args.save_path) / "results.json", json.dumps(content, indent=2) + "\n")
+    print(f"the score of every trial: {args.save_path}/scores/; curves: {args.save_path}/det.png")
+
+
+def open_evaluation(args, device):
+    """(SpeakerEncoder, tests, BackEnd or None) for --eval."""
+    encoder = SpeakerEncoder.from_checkpoint(args.initial_model, device, args.system)
+    take_width(args, encoder.network)
+    tests = open_tests(args)
+    return encoder, tests, open_back_end(encoder, args) if args.as_norm or args.calibrate else None
 
 
 def multiplies_bf16(device):
@@ -312,14 +271,6 @@ def multiplies_bf16(device):
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False)
-
-
-def result_line(name, result):
-    return (
-        f"{name}: EER {result['eer']:.2f}% | minDCF(0.05) {result['min_dcf_0.05']:.4f} | minDCF(0.01) "
-        f"{result['min_dcf_0.01']:.4f} | {result['trials']} trials, {result['utterances']} utterances | "
-        f"{result['seconds']:.0f} s"
-    )
 
 
 def use_demo_corpus(args):
@@ -342,7 +293,14 @@ def main():
         try:
             if args.demo:
                 use_demo_corpus(args)
-            evaluate_only(args) if args.eval else train(args)
+            if args.report:
+                print(write_report(args.save_path))
+            elif args.compare:
+                compare_files(args)
+            elif args.eval:
+                evaluate_only(args)
+            else:
+                train(args)
         except torch.OutOfMemoryError as error:
             mend = "--accumulate 2 (or 4, ...) keeps the recipe with less; so does --amp bf16"
             raise RunError(f"out of memory with --batch_size {args.batch_size}: {mend}") from error

@@ -1,0 +1,132 @@
+"""Judging a model on trial lists: scores, error rates with their intervals, and the files that keep them."""
+
+import json
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import distributed
+from audio import Folder, check_folder
+from dataLoader import TrialList, check_files
+from encoder import score_trials
+from intervals import bootstrap_intervals, compare, speakers_of
+from pack import Pack
+from plots import draw_det
+from tools import InputError, equal_error_rate, min_dcf, sha256, threshold_at, write_scores, write_text
+
+
+VALID = "valid"  # what the trials of held-out training speakers are called
+
+
+class Test(NamedTuple):
+    """Trials, and where their utterances are."""
+
+    trials: TrialList
+    source: Folder | Pack
+
+
+def open_tests(args):
+    """{name: Test} of --eval_list, each checked against the disk; the name is the file's, without its suffix."""
+    tests = {}
+    for path in args.eval_list:
+        name = Path(path).stem
+        if name == VALID:
+            raise InputError(f"--eval_list {path}: {VALID} is what the trials of --valid_speakers are called; rename it")
+        if name in tests:
+            raise InputError(f"--eval_list has two lists called {name}: their scores would go to one file; rename one")
+        trials = TrialList(path)
+        check_folder(args.eval_path, "--eval_path")
+        if (Path(args.eval_path) / "pack.json").exists():
+            raise InputError(f"--eval_path {args.eval_path} is a pack: utterances of trials are read from files")
+        source = next((test.source for test in tests.values()), Folder(args.eval_path))  # one for all
+        check_files(trials, source, "--eval_path")
+        tests[name] = Test(trials, source)
+    return tests
+
+
+def evaluate(encoder, tests, args, back_end=None, kind=""):
+    """Score every trial of the tests {name: Test}, each utterance embedded once for all of them.
+
+    back_end: a BackEnd, whose scores are judged too, as <name>.<kind>. Prints and returns {name: {"eer",
+    "interval", ...}}; writes <save_path>/scores/<name>.txt and det.png, unless it is a ``kind`` of model
+    beside the main one, such as "ema".
+    """
+    began = time.perf_counter()
+    sources = dict.fromkeys(test.source for test in tests.values())
+    for source in sources:
+        lists = [test.trials for test in tests.values() if test.source is source]
+        files = [file for trials in lists for column in (trials.enrol, trials.test) for file in column]
+        sources[source] = distributed.share(encoder.embed_for_scoring, files, source, args.n_cpu)
+    results, curves = {}, {}
+    for test_name, (trials, source) in tests.items():
+        scored = {test_name: score_trials(trials, sources[source])}
+        if back_end:
+            more = back_end.scores(trials, sources[source])
+            scored.update((f"{test_name}.{kind}", scores) for kind, scores in more.items())
+        for name, scores in scored.items():
+            result = {**judge(scores, trials), "seconds": time.perf_counter() - began}
+            if back_end and name != test_name:
+                result |= back_end.about(name.removeprefix(f"{test_name}."), scores, trials)
+            results[name], curves[name] = result, (scores, trials.label)
+            if not kind and distributed.rank() == 0:
+                write_scores(Path(args.save_path) / "scores" / f"{name}.txt", scores, trials)
+            print(f"  {result_line(f'{name} ({kind})' if kind else name, result)}")
+    if curves and not kind and distributed.rank() == 0:
+        draw_det(Path(args.save_path) / "det.png", curves)
+    return results
+
+
+def judge(scores, trials):
+    """What the scores (N,) of a TrialList say about a model, as data for metrics.jsonl."""
+    eer, threshold = equal_error_rate(scores, trials.label)
+    enrol, test, speakers = speakers_of(trials)
+    intervals = bootstrap_intervals(scores, trials.label, enrol, test)
+    return {
+        "eer": eer,
+        "thresholds": {"EER": threshold, "1%": threshold_at(scores, trials.label, 0.01),
+                       "0.1%": threshold_at(scores, trials.label, 0.001)},
+        "min_dcf_0.05": min_dcf(scores, trials.label, p_target=0.05)[0],
+        "min_dcf_0.01": min_dcf(scores, trials.label, p_target=0.01)[0],
+        "interval": {metric: list(interval) for metric, interval in intervals.items()},
+        "trials": len(trials),
+        "utterances": len({*trials.enrol, *trials.test}),
+        "speakers": speakers,
+        "list_sha256": sha256(trials.path),
+    }  # fmt: skip
+
+
+def result_line(name, result):
+    """A result for the terminal; 95 % intervals in brackets."""
+    low, high = result["interval"]["eer"]
+    parts = [f"{name}: EER {result['eer']:.2f}% [{low:.2f}, {high:.2f}]"]
+    for prior in ("0.05", "0.01"):
+        low, high = result["interval"][f"min_dcf_{prior}"]
+        parts.append(f"minDCF({prior}) {result[f'min_dcf_{prior}']:.4f} [{low:.3f}, {high:.3f}]")
+    if "cllr" in result:
+        parts.append(f"Cllr {result['cllr']:.3f}, at best {result['min_cllr']:.3f}")
+        parts.append(f"actDCF {result['act_dcf_0.05']:.4f}, {result['act_dcf_0.01']:.4f}")
+    parts.append(f"{result['trials']} trials, {result['utterances']} utterances, {result['speakers']} speakers")
+    parts.append(f"list {result['list_sha256'][:8]}")
+    if "cohort" in result:
+        parts.append(f"cohort {result['cohort']}")
+    return " | ".join([*parts, f"{result['seconds']:.0f} s"])
+
+
+# ---- two systems -----------------------------------------------------------------------------------------------------
+
+
+def compare_files(args):
+    """Print how two score files of one trial list differ, and whether it is more than chance."""
+    trials = TrialList(args.eval_list[0])
+    first, second = (read_scores(path, trials) for path in args.compare)
+    enrol, test, speakers = speakers_of(trials)
+    print(f"A {args.compare[0]}\nB {args.compare[1]}\n{len(trials)} trials of {speakers} speakers, {trials.path}")
+    print(f"{'':14}{'A':>9}{'B':>9}{'B - A':>9}  {'95 % interval':20}p")
+    for metric, found in compare(first, second, trials.label, enrol, test).items():
+        digits = 2 if metric == "eer" else 4
+        name = "EER (%)" if metric == "eer" else f"minDCF({metric.removeprefix('min_dcf_')})"
+        numbers = "".join(f"{number:9.{digits}f}" for number in found[:3])
+        interval = f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
+        print(f"{name:14}{numbers}  {interval:20}{found.p:.3f}")
