@@ -223,10 +223,10 @@ def evaluate(encoder, trial_lists, args):
     """
     began = time.perf_counter()
     files = [file for trials in trial_lists.values() for column in (trials.enrol, trials.test) for file in column]
-    vectors = distributed.share(encoder.embed_for_scoring, files, args.eval_path, args.n_cpu)
+    utterances = distributed.share(encoder.embed_for_scoring, files, args.eval_path, args.n_cpu)
     results, curves = {}, {}
     for name, trials in trial_lists.items():
-        scores = score_trials(trials, vectors)
+        scores = score_trials(trials, utterances)
         eer, threshold = equal_error_rate(scores, trials.label)
         results[name] = {
             "eer": eer,
