@@ -32,7 +32,7 @@ from audio import SAMPLE_RATE
 from augmentation import Augmentation
 from customary import compare_with_customary
 from dataLoader import CropLoader, row_numbers, to_device
-from encoder import SpeakerEncoder, choose_device, score_trials
+from encoder import SpeakerEncoder, Utterance, choose_device, score_trials
 from experiment import SpeakerNet
 from loss import AAMsoftmax
 from model import ECAPA_TDNN
@@ -396,7 +396,8 @@ def measure_scoring(args, limits):
     found, host = [], torch.device("cpu")
     for name, (count, utterances) in TRIALS.items():
         random = np.random.default_rng(0)
-        vectors = dict(enumerate(random.standard_normal((utterances, VECTOR), dtype=np.float32)))
+        vectors = random.standard_normal((utterances, VECTOR), dtype=np.float32)
+        vectors = {file: Utterance(vector, vector, 0.0) for file, vector in enumerate(vectors)}
         enrol, test = random.integers(utterances, size=(2, count)).tolist()
         trials = SimpleNamespace(enrol=enrol, test=test, label=np.arange(count) % 2)
         scores = score_trials(trials, vectors)

@@ -7,6 +7,7 @@ drawn before, so that a resumed run goes on exactly, with any number of reading 
 
 import collections
 import concurrent.futures
+import copy
 import math
 import pathlib
 import sys
@@ -84,6 +85,15 @@ class TrainingList:
         self.speakers, self.label = np.unique([fields[0] for _, fields in lines], return_inverse=True)
         self.speakers = self.speakers.tolist()
 
+    def subset(self, rows):
+        """The lines at some positions (M,), in that order, as a list of their own: its speakers are numbered anew."""
+        part = copy.copy(self)
+        part.line_numbers = [self.line_numbers[row] for row in rows]
+        part.files = [self.files[row] for row in rows]
+        labels, part.label = np.unique(self.label[rows], return_inverse=True)
+        part.speakers = [self.speakers[label] for label in labels]
+        return part
+
     def __len__(self):
         return len(self.files)
 
@@ -92,17 +102,28 @@ class TrialList:
     """Lines ``<1|0> <enrolment path> <test path>``: ``label`` (N,) int64, ``enrol`` and ``test`` (N paths each)."""
 
     def __init__(self, path, flag="--eval_list"):
-        self.path = pathlib.Path(path)
         lines = read_lines(path, flag)
         for number, fields in lines:
             if len(fields) != 3 or fields[0] not in ("0", "1"):
                 hint = "; this looks like a training list" if len(fields) == 2 else ""
                 found = " ".join(fields)
                 raise InputError(f"{path} line {number}: expected '<1|0> <enrol> <test path>', got '{found}'{hint}")
-        self.line_numbers = [number for number, _ in lines]
-        self.label = np.array([int(fields[0]) for _, fields in lines])
-        self.enrol = [fields[1] for _, fields in lines]
-        self.test = [fields[2] for _, fields in lines]
+        label, enrol, test = zip(*(fields for _, fields in lines))
+        self._set(path, [int(each) for each in label], enrol, test, [number for number, _ in lines])
+
+    @classmethod
+    def of(cls, path, label, enrol, test):
+        """A list that was made, not read: its columns, and the path that it goes by in messages."""
+        trials = cls.__new__(cls)
+        trials._set(path, label, enrol, test, range(1, len(label) + 1))
+        return trials
+
+    def _set(self, path, label, enrol, test, line_numbers):
+        self.path = pathlib.Path(path)
+        self.label = np.array(label, dtype=np.int64)
+        self.enrol, self.test, self.line_numbers = list(enrol), list(test), list(line_numbers)
+        if not len(self.label) == len(self.enrol) == len(self.test):
+            raise ValueError(f"{len(self.label)} labels, {len(self.enrol)} and {len(self.test)} files")
         for kind, value in (("same-speaker (1)", 1), ("different-speaker (0)", 0)):
             if not (self.label == value).any():
                 raise InputError(f"{path} has no {kind} trials: an error rate needs both kinds")

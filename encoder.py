@@ -10,15 +10,15 @@ import contextlib
 import hashlib
 import math
 import warnings
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from audio import SAMPLE_RATE, AudioFile, UnreadableAudio
+from audio import SAMPLE_RATE, AudioFile, Folder, UnreadableAudio
 from frames import Ragged, embed_pieces, log_mel_pieces
+from pack import Pack
 from pretrained import SYSTEMS, Pretrained, load_pretrained
 from tools import InputError, progress_bar
 
@@ -28,6 +28,14 @@ CROP_SAMPLES = 300 * 160 + 240
 BATCH_SECONDS = {"cpu": 30, "mps": 120, "cuda": 300}
 LONG_SECONDS = 300  # beyond, an utterance is embedded in pieces of a minute: its activations would take gigabytes
 PIECE_SECONDS = 60
+
+
+class Utterance(NamedTuple):
+    """What one reading of a file gives: all that scoring, normalisation and calibration ask of it."""
+
+    vector: np.ndarray  # (V,) float32: dot products of these are the system's scores
+    embedding: np.ndarray  # (D,) float32: of the whole utterance, as the network gives it
+    seconds: float
 
 
 class Verification(NamedTuple):
@@ -146,7 +154,7 @@ class SpeakerEncoder:
         fit for it; UnreadableAudio for files that cannot be read, or whose embedding is not finite.
         """
         with self._open(path) as file:
-            return self._embed_part(file, 0, file.length)
+            return self._embed_part(file, path, 0, file.length)
 
     def embed_excerpt(self, path, start, end):
         """The embedding (D,) of what lies between two times in seconds. InputError if they are not in the file."""
@@ -156,7 +164,7 @@ class SpeakerEncoder:
             if round(end * SAMPLE_RATE) > file.length + 1:  # a sample of tolerance for times that were rounded
                 raise InputError(f"{path} ends at {file.length / SAMPLE_RATE:.2f} s, before {end} s")
             first = round(start * SAMPLE_RATE)
-            return self._embed_part(file, first, max(1, min(file.length, round(end * SAMPLE_RATE)) - first))
+            return self._embed_part(file, path, first, max(1, min(file.length, round(end * SAMPLE_RATE)) - first))
 
     def embed_windows(self, path, duration=3.0, step=1.0):
         """Embeddings of a sliding window: (N, D), and the (N, 2) start and end of each in seconds.
@@ -171,7 +179,7 @@ class SpeakerEncoder:
             count = 1 + math.floor((file.length - size) / (step * SAMPLE_RATE) + 1e-9)
             starts = [min(round(i * step * SAMPLE_RATE), file.length - size) for i in range(count)]
             if size > LONG_SECONDS * SAMPLE_RATE:
-                embeddings = np.stack([self._embed_part(file, start, size) for start in starts])
+                embeddings = np.stack([self._embed_part(file, path, start, size) for start in starts])
             else:
                 at_once = max(1, BATCH_SECONDS[self.device.type] * SAMPLE_RATE // size)
                 level, embeddings = Level(), []
@@ -186,15 +194,20 @@ class SpeakerEncoder:
     def embed_files(self, files, root=".", threads=4):
         """Embed many files, read ahead by threads, in batches of similar length.
 
+        root: the folder that their names start from, as a path or a Folder, or a Pack. Files are heard as the system
+        does it (channel, resampling); what is packed, as it was packed: for 16 kHz mono of 16 bits that is the same.
+
         Yields (file, (D,) embedding or UnreadableAudio, remark) in the order of the files; the remark is "" or says
         why the utterance is hardly fit for it.
         """
-        for group in self._read_ahead(files, root, threads):
+        source = self._source(root)
+        for group in self._read_ahead(files, source, threads):
             embeddings = iter(self.embed_many([each for _, each, _ in group if isinstance(each, torch.Tensor)]).numpy())
             for file, found, remark in group:
                 try:
                     if found is TOO_LONG:
-                        found = self.embed(Path(root) / file)
+                        with source.open(file) as audio:
+                            found = self._embed_part(audio, source.name(file), 0, audio.length)
                     elif isinstance(found, torch.Tensor):
                         found = self._finite(next(embeddings), file)
                 except UnreadableAudio as error:
@@ -204,41 +217,41 @@ class SpeakerEncoder:
     # ---- scores and decisions ----------------------------------------------------------------------------------------
 
     def embed_for_scoring(self, files, root=".", threads=4, unreadable=None):
-        """Vectors whose dot products are the system's scores: {file: (V,) float32 numpy}.
+        """Read and embed each file once: {file: Utterance}. files, root, threads: as for ``embed_files``.
 
-        For most systems that is the cosine of whole utterances. The customary score, of this recipe and TaoRuijie's,
-        is the mean of two numbers: that cosine, and the mean of the 5 x 5 cosines between five evenly spaced
-        three-second crops of each (shorter utterances are wrapped around). As the mean of all cosines between two sets
-        is the dot product of the sets' mean unit vectors, both together are one dot product: of the whole's unit
-        vector and the crops' mean, side by side, over sqrt(2).
+        The dot products of their vectors are the system's scores. For most systems that is the cosine of whole
+        utterances. The customary score, of this recipe and TaoRuijie's, is the mean of two numbers: that cosine, and
+        the mean of the 5 x 5 cosines between five evenly spaced three-second crops of each (shorter utterances are
+        wrapped around). As the mean of all cosines between two sets is the dot product of the sets' mean unit vectors,
+        both together are one dot product: of the whole's unit vector and the crops' mean, side by side, over sqrt(2).
 
-        Each file is read and embedded once. Raises UnreadableAudio, also for an embedding that is not finite, unless
-        ``unreadable`` is a list: then such files are left out and their errors appended to it.
+        Raises UnreadableAudio, also for an embedding that is not finite, unless ``unreadable`` is a list: then such
+        files are left out and their errors appended to it.
         """
         files = list(dict.fromkeys(files))
-        vectors, remarks = {}, []
+        source, utterances, remarks = self._source(root), {}, []
         with progress_bar(total=len(files), desc="embedding", unit="utt", delay=1) as bar:
-            for group in self._read_ahead(files, root, threads):
-                for (file, _, remark), vector in zip(group, self._scoring_vectors(group, root)):
+            for group in self._read_ahead(files, source, threads):
+                for (file, _, remark), found in zip(group, self._utterances(group, source)):
                     bar.update()
-                    if isinstance(vector, UnreadableAudio):
+                    if isinstance(found, UnreadableAudio):
                         if unreadable is None:
-                            raise vector
-                        unreadable.append(vector)
+                            raise found
+                        unreadable.append(found)
                         continue
-                    vectors[file] = vector
+                    utterances[file] = found
                     remarks += [remark] if remark else []
         if remarks:
             more = f" ({len(remarks)} of {len(files)} files are hardly fit)" if remarks[1:] else ""
             warnings.warn(remarks[0] + more, AudioWarning, stacklevel=2)
-        return vectors
+        return utterances
 
     def verify(self, first, second, threshold=None):
         """Are two files of the same speaker? -> Verification, by the system's own score.
 
         threshold: from -1 to 1; None: the one that the model came with, if it did.
         """
-        first, second = (self.embed_for_scoring([file])[file] for file in (first, second))
+        first, second = (self.embed_for_scoring([file])[file].vector for file in (first, second))
         return self.decide(first @ second, threshold)
 
     def decide(self, score, threshold=None):
@@ -288,11 +301,17 @@ class SpeakerEncoder:
         shortest, samples = self.system.shortest, waveforms.shape[1]
         return waveforms if samples >= shortest else waveforms.repeat(1, -(-shortest // samples))[:, :shortest]
 
-    def _open(self, path):
+    def _source(self, root):
+        """A Pack as it is; a path or a Folder as a folder of what the system hears."""
+        if isinstance(root, Pack):
+            return root
         channel = 0 if self.channel is None and self.system.first_channel else self.channel
-        return AudioFile(path, channel, self.system.resampling)
+        return Heard(root.root if isinstance(root, Folder) else root, channel, self.system.resampling)
 
-    def _read_ahead(self, files, root, threads):
+    def _open(self, path):
+        return self._source(".").open(path)
+
+    def _read_ahead(self, files, source, threads):
         """Groups of (file, (samples,) tensor or TOO_LONG or UnreadableAudio, remark), each for some batches' work."""
         most = 8 * BATCH_SECONDS[self.device.type] * SAMPLE_RATE
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -304,7 +323,7 @@ class SpeakerEncoder:
                     if file is None:
                         coming = None
                     else:
-                        ahead.append((file, pool.submit(self._read, Path(root) / file)))
+                        ahead.append((file, pool.submit(self._read, source, file)))
                 if ahead:
                     file, job = ahead.popleft()
                     group.append((file, *job.result()))
@@ -313,15 +332,15 @@ class SpeakerEncoder:
                     yield group
                     group, samples = [], 0
 
-    def _read(self, path):
+    def _read(self, source, file):
         """A reading thread's work: ((samples,) tensor or TOO_LONG or UnreadableAudio, remark)."""
         try:
-            with self._open(path) as file:
-                if file.length > LONG_SECONDS * SAMPLE_RATE:
+            with source.open(file) as audio:
+                if audio.length > LONG_SECONDS * SAMPLE_RATE:
                     return TOO_LONG, ""
                 level = Level()
-                waveform = level.see(file.read())
-                return torch.from_numpy(waveform), self._remark(path, file.length, level)
+                waveform = level.see(audio.read())
+                return torch.from_numpy(waveform), self._remark(source.name(file), audio.length, level)
         except UnreadableAudio as error:
             return error, ""
 
@@ -349,15 +368,15 @@ class SpeakerEncoder:
             raise UnreadableAudio(f"the embedding of {path} is not finite: {reason}")
         return embedding
 
-    def _embed_part(self, file, first, length):
+    def _embed_part(self, file, name, first, length):
         """(D,) numpy: ``length`` samples of an open file from ``first`` on, in pieces if they are many."""
         level = Level()
         if length > LONG_SECONDS * SAMPLE_RATE:
             embedding = self._embed_long(lambda start, end: level.see(file.read(first + start, end - start)), length)
         else:
             embedding = self.embed_batch(level.see(file.read(first, length))[None])[0].numpy()
-        self._warn(self._remark(file.path, length, level))
-        return self._finite(embedding, file.path)
+        self._warn(self._remark(name, length, level))
+        return self._finite(embedding, name)
 
     @torch.inference_mode()
     def _embed_long(self, read, length):
@@ -381,27 +400,31 @@ class SpeakerEncoder:
 
             return embed_pieces(self.network, frames, counted, size, self.network.halo)[0].float().cpu().numpy()
 
-    def _scoring_vectors(self, group, root):
-        """(V,) numpy or UnreadableAudio for each of a group as _read_ahead gives it."""
+    def _utterances(self, group, source):
+        """An Utterance or UnreadableAudio for each of a group as _read_ahead gives it."""
         short = [found for _, found, _ in group if isinstance(found, torch.Tensor)]
-        vectors = iter(self._scoring_batch(self.embed_many(short), (scoring_crops(each) for each in short)))
+        whole = self.embed_many(short)
+        vectors = self._scoring_batch(whole, (scoring_crops(each) for each in short))
+        read = map(Utterance, vectors, whole.numpy(), [len(each) / SAMPLE_RATE for each in short])
         found = []
         for file, each, _ in group:
             try:
                 if each is TOO_LONG:
-                    each = self._scoring_vector_of_long(Path(root) / file)
+                    each = self._long_utterance(source, file)
                 elif isinstance(each, torch.Tensor):
-                    each = next(vectors)
-                found.append(each if isinstance(each, UnreadableAudio) else self._finite(each, file))
+                    each = next(read)
+                    self._finite(each.vector, file)
+                found.append(each)
             except UnreadableAudio as error:
                 found.append(error)
         return found
 
-    def _scoring_vector_of_long(self, path):
-        whole = torch.from_numpy(self.embed(path))[None]
-        with self._open(path) as file:
-            crops = np.stack([file.read(start, CROP_SAMPLES) for start in crop_starts(file.length)])
-        return self._scoring_batch(whole, [torch.from_numpy(crops)])[0]
+    def _long_utterance(self, source, file):
+        with source.open(file) as audio:
+            embedding = self._embed_part(audio, source.name(file), 0, audio.length)
+            crops = np.stack([audio.read(start, CROP_SAMPLES) for start in crop_starts(audio.length)])
+        (vector,) = self._scoring_batch(torch.from_numpy(embedding)[None], [torch.from_numpy(crops)])
+        return Utterance(self._finite(vector, file), embedding, audio.length / SAMPLE_RATE)
 
     def _scoring_batch(self, embeddings, crops):
         """(N, D) of whole utterances, N tensors (crops, samples) -> N of (V,) numpy."""
@@ -412,6 +435,20 @@ class SpeakerEncoder:
         parts = F.normalize(self.embed_many([crop for each in crops for crop in each]))
         means = [each.mean(dim=0) for each in parts.split([len(each) for each in crops])]
         return [(torch.cat(pair) / math.sqrt(2)).numpy() for pair in zip(whole, means)]
+
+
+class Heard(Folder):
+    """The files under a folder as a system hears them: one channel or the mean of all, resampled its way."""
+
+    def __init__(self, root, channel, crossings):
+        super().__init__(root, channel)
+        self.crossings = crossings
+
+    def name(self, file):
+        return str(self.root / file)
+
+    def open(self, file):
+        return AudioFile(self.name(file), self.channel, self.crossings)
 
 
 class Level:
@@ -444,10 +481,10 @@ def scoring_crops(waveform):
     return torch.stack([waveform[start : start + CROP_SAMPLES] for start in crop_starts(len(waveform))])
 
 
-def score_trials(trials, vectors):
-    """A TrialList and {file: (D,) array} -> (N,) float32 dot products."""
-    row = {file: i for i, file in enumerate(vectors)}
-    matrix = np.stack(list(vectors.values()))
+def score_trials(trials, utterances):
+    """A TrialList and {file: Utterance} -> (N,) float32 dot products of their vectors."""
+    row = {file: i for i, file in enumerate(utterances)}
+    matrix = np.stack([each.vector for each in utterances.values()])
     enrol, test = ([row[file] for file in column] for column in (trials.enrol, trials.test))
     # In blocks: the vectors of a million trials would be gigabytes.
     blocks = [slice(first, first + 100_000) for first in range(0, len(enrol), 100_000)]

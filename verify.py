@@ -198,10 +198,10 @@ def scoring_vectors(encoder, args, files):
     """({file: (V,) vector}, errors) of files, folders and lists; the errors are printed."""
     unreadable = []
     files = [file for path in files for file in audio_of(path)]
-    vectors = encoder.embed_for_scoring(files, threads=args.n_cpu, unreadable=unreadable)
+    found = encoder.embed_for_scoring(files, threads=args.n_cpu, unreadable=unreadable)
     for error in unreadable:
         print(f"verify.py: {error}", file=sys.stderr)
-    return vectors, unreadable
+    return {file: each.vector for file, each in found.items()}, unreadable
 
 
 def enrol(encoder, args):

@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from audio import read_audio
 from dataLoader import TrainingList, TrialList
+from encoder import Utterance, score_trials
 from model import ECAPA_TDNN
 from tools import equal_error_rate, min_dcf, progress_bar, run_command
-from verify import score_trials
 
 
 def main():
@@ -41,7 +41,7 @@ def main():
         files = list(dict.fromkeys([*trials.enrol, *trials.test]))
         spectra = np.stack(list(mean_spectra(files, eval_path))) - centre
         spectra /= np.linalg.norm(spectra, axis=1, keepdims=True)
-        scores = score_trials(trials, dict(zip(files, spectra)))
+        scores = score_trials(trials, {file: Utterance(each, each, 0.0) for file, each in zip(files, spectra)})
         costs = " | ".join(f"minDCF({p}) {min_dcf(scores, trials.label, p)[0]:.4f}" for p in (0.05, 0.01))
         eer, _ = equal_error_rate(scores, trials.label)
         print(f"{Path(path).stem}: EER {eer:.2f}% | {costs} | {len(trials)} trials")

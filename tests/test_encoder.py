@@ -83,7 +83,8 @@ def test_a_file_is_embedded_as_if_it_were_alone(system, utterances, monkeypatch)
         for file, embedding, _ in found:
             assert relative_error(embedding, single[file]) < 1e-5
             alone = encoder.embed_for_scoring([file], utterances, threads=1)[file]
-            assert relative_error(together[file], alone) < 1e-5
+            assert relative_error(together[file].vector, alone.vector) < 1e-5
+            assert relative_error(together[file].embedding, single[file]) < 1e-5
 
 
 def test_embedding_leaves_a_network_in_training_as_it_was(utterances):
@@ -110,8 +111,8 @@ def test_verify_by_the_cosine_of_whole_files(system, utterances):
 
 def test_verify_by_the_customary_score_where_that_is_evaluated(encoder, utterances):
     first, second = utterances / "2.wav", utterances / "3.wav"
-    vectors = encoder.embed_for_scoring([first, second])
-    assert encoder.verify(first, second).score == pytest.approx(float(vectors[first] @ vectors[second]), abs=1e-6)
+    vectors = [found.vector for found in encoder.embed_for_scoring([first, second]).values()]
+    assert encoder.verify(first, second).score == pytest.approx(float(vectors[0] @ vectors[1]), abs=1e-6)
     assert encoder.verify(first, second, 0.1).threshold == 0.1
 
 
@@ -162,6 +163,7 @@ def test_a_long_file_in_pieces(system, rate, tmp_path, monkeypatch):
     path = tmp_path / "long.wav"
     soundfile.write(path, stereo, rate, subtype="FLOAT")
     whole, scoring = encoder.embed(path), encoder.embed_for_scoring([path])[path]
+    assert relative_error(scoring.embedding, whole) < 1e-5 and scoring.seconds == pytest.approx(12.3, abs=1 / 16000)
     excerpt = encoder.embed_excerpt(path, 3.1, 9.4)
     read = encoder_room.AudioFile.read
     counts = []
@@ -176,15 +178,16 @@ def test_a_long_file_in_pieces(system, rate, tmp_path, monkeypatch):
     assert relative_error(encoder.embed(path), whole) < 1e-5
     assert max(counts) < 5 * 16000 < sum(counts)
     assert relative_error(encoder.embed_excerpt(path, 3.1, 9.4), excerpt) < 1e-5
-    assert relative_error(encoder.embed_for_scoring([path])[path], scoring) < 1e-5
+    for found, expected in zip(encoder.embed_for_scoring([path])[path], scoring, strict=True):
+        assert relative_error(found, expected) < 1e-5
     (tmp_path / "nan.wav").write_bytes(path.read_bytes()[:-8] + 2 * np.float32("nan").tobytes())
     soundfile.write(tmp_path / "hush.wav", np.zeros(8 * rate), rate)
     names = ["long.wav", "nan.wav", "hush.wav"]
     found = {file: (embedding, remark) for file, embedding, remark in encoder.embed_files(names, tmp_path)}
     assert isinstance(found["nan.wav"][0], UnreadableAudio) and relative_error(found["long.wav"][0], whole) < 1e-5
     unreadable = []
-    vectors = encoder.embed_for_scoring(["long.wav", "nan.wav"], tmp_path, unreadable=unreadable)
-    assert list(vectors) == ["long.wav"] and len(unreadable) == 1 and "nan.wav" in str(unreadable[0])
+    found = encoder.embed_for_scoring(["long.wav", "nan.wav"], tmp_path, unreadable=unreadable)
+    assert list(found) == ["long.wav"] and len(unreadable) == 1 and "nan.wav" in str(unreadable[0])
     with pytest.warns(AudioWarning, match=r"hush\.wav is silent"):
         encoder.embed(tmp_path / "hush.wav")
     with pytest.warns(AudioWarning, match=r"hush\.wav is silent"):
@@ -224,7 +227,7 @@ def test_utterances_hardly_fit_are_embedded_with_a_warning(system, kind, remark,
                "clipped": np.clip(20 * speech, -1, 1), "tiny": 1e-8 * speech, "huge": 1e4 * speech}[kind]  # fmt: skip
     soundfile.write(tmp_path / "x.wav", samples, 16000, subtype="FLOAT")
     assert np.isfinite(encoder.embed(tmp_path / "x.wav")).all()
-    assert np.isfinite(encoder.embed_for_scoring(["x.wav"], tmp_path)["x.wav"]).all()
+    assert np.isfinite(encoder.embed_for_scoring(["x.wav"], tmp_path)["x.wav"].vector).all()
     assert [each.category for each in recwarn] == 2 * [AudioWarning] if remark else not recwarn.list
     assert all(re.search(rf"x\.wav {remark}", str(each.message)) for each in recwarn)
 
