@@ -1,0 +1,219 @@
+"""How far an EER or a minDCF can be believed: intervals and paired comparisons by bootstrap over speakers.
+
+The trials of a list share speakers, so a list of 38,000 trials knows far less than 38,000 tosses of a coin: one
+unlucky speaker spoils hundreds of them at once. What is drawn anew is therefore the speakers, with replacement (the
+subsets bootstrap of Bolle et al. 2004; for pairs, the pigeonhole bootstrap of Owen 2007). A same-speaker trial counts
+as often as its speaker was drawn, a different-speaker trial the product of how often its two were.
+
+What is made of the draws was chosen by coverage (tests/coverage.py). A bootstrap over trials covers half of what it
+promises or less. The percentiles of a bootstrap over speakers cover too little, too: errors scatter by factors rather
+than by differences; minDCF, the least of many noisy costs, comes out too small, in a replicate yet more than in the
+list; and a spread estimated from few speakers needs Student's t. So a metric x has the interval
+
+    exp(2 log x - mean(log x*) +- t sd(log x*) sqrt(S / (S - 1))),
+
+x* in the replicates, S speakers, t with S - 1 degrees of freedom; widened where it does not hold x itself. The
+difference d of two systems, whose biases all but cancel, has d +- t sd(d*) sqrt(S / (S - 1)).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.stats import t as student
+
+from tools import error_curve
+
+METRICS = ("eer", "min_dcf_0.05", "min_dcf_0.01")  # % and normalised costs, as tools.py computes them
+P_TARGETS = (0.05, 0.01)
+LARGEST = np.array([100.0, 1.0, 1.0])
+
+
+# ---- whose trials ----------------------------------------------------------------------------------------------------
+
+
+def speakers_of(trials):
+    """Who speaks on either side of each trial of a TrialList: (enrol (N,) int64, test (N,) int64, how many speakers).
+
+    The numbers 0, 1, ... come from the list itself: from the shallowest folder at which all same-speaker trials agree
+    and all different-speaker trials differ (``id10270/x/1.wav``, ``eval/wav/ls01/s/u.flac``). Where there is no such
+    folder, utterances that same-speaker trials link, directly or by others, are taken to be one speaker's; an utterance
+    of no same-speaker trial is then a speaker of its own.
+    """
+    number = {path: position for position, path in enumerate(dict.fromkeys([*trials.enrol, *trials.test]))}
+    enrol = np.fromiter(map(number.__getitem__, trials.enrol), np.int64, len(trials.enrol))
+    test = np.fromiter(map(number.__getitem__, trials.test), np.int64, len(trials.test))
+    same = np.asarray(trials.label) == 1
+    folders = [path.split("/")[:-1] for path in number]
+    for depth in range(1, max(map(len, folders)) + 1):
+        names = ["/".join(folder[:depth]) for folder in folders]
+        code = {name: position for position, name in enumerate(dict.fromkeys(names))}
+        speaker = np.fromiter(map(code.__getitem__, names), np.int64, len(names))
+        if np.array_equal(speaker[enrol] == speaker[test], same):
+            return speaker[enrol], speaker[test], len(code)
+    links = coo_array((same[same], (enrol[same], test[same])), shape=(len(number),) * 2)
+    count, speaker = connected_components(links, directed=False)
+    speaker = speaker.astype(np.int64)
+    return speaker[enrol], speaker[test], count
+
+
+# ---- error rates of weighted trials ----------------------------------------------------------------------------------
+
+
+class WeightedTrials:
+    """The trials of a list, sorted once, for error rates under many weights of the speakers.
+
+    scores, labels (N,) as in ``tools.error_curve``, which says what is wrong with them (ValueError); enrol_speaker and
+    test_speaker (N,) integers, such as ``speakers_of`` finds.
+    """
+
+    def __init__(self, scores, labels, enrol_speaker, test_speaker):
+        _, miss, false_alarm = error_curve(scores, labels)
+        scores, labels = np.asarray(scores, dtype=np.float64).ravel(), np.asarray(labels).ravel()
+        speakers = np.stack([np.ravel(enrol_speaker), np.ravel(test_speaker)])
+        if speakers.shape != (2, scores.size):
+            raise ValueError(f"{scores.size} trials but {speakers.shape[1]} pairs of speakers")
+        names, speakers = np.unique(speakers, return_inverse=True)  # those of no trial are none
+        self.speakers = names.size
+        order = np.argsort(scores)
+        enrol, test = speakers.reshape(2, -1)[:, order]
+        # A trial of one speaker is there as often as the speaker: its second factor is the 1 behind all weights.
+        test = np.where(enrol == test, self.speakers, test)
+        target = labels[order] == 1
+        self.target, self.other = (enrol[target], test[target]), (enrol[~target], test[~target])
+        # Numbers of trials below each threshold. Of a run of thresholds that differ in trials of one kind only, the
+        # inner ones lie on a straight piece of the curve: neither the EER nor any minDCF can need them.
+        below, below_other = np.rint(miss * target.sum()), np.rint((1 - false_alarm) * (~target).sum())
+        still, still_other = np.diff(below) == 0, np.diff(below_other) == 0
+        inner = (still[1:] & still[:-1]) | (still_other[1:] & still_other[:-1])
+        corner = np.concatenate([[True], ~inner, [True]])
+        self.below, self.below_other = below[corner].astype(np.intp), below_other[corner].astype(np.intp)
+
+    def error_curve(self, weight):
+        """(miss, false alarm), each (C,), at the corners of the curve; None when one kind of trial has no weight.
+
+        weight: (speakers,) counts of the speakers; a trial counts the product of those of its speakers.
+        """
+        weight = np.append(weight, 1)
+        miss = _share_below(weight, *self.target, self.below)
+        below = _share_below(weight, *self.other, self.below_other)
+        return None if miss is None or below is None else (miss, 1.0 - below)
+
+
+def _share_below(weight, enrol, test, ends):
+    """The weight of the first ``ends`` trials, as a share of all; None when there is none."""
+    product = weight.take(enrol, mode="clip")  # clip: numpy's quick way; all are in range
+    product *= weight.take(test, mode="clip")
+    total = np.cumsum(product)
+    if not total[-1]:
+        return None
+    share = np.concatenate([[0.0], total / total[-1]])
+    return share.take(ends, mode="clip")
+
+
+def metrics_of(miss, false_alarm):
+    """(3,) the METRICS of an error curve, by the definitions of tools.py."""
+    after = np.argmax(miss >= false_alarm)
+    before = after - 1
+    gap_before, gap_after = false_alarm[before] - miss[before], miss[after] - false_alarm[after]
+    eer = miss[before] + gap_before / (gap_before + gap_after) * (miss[after] - miss[before])
+    costs = [np.min(miss * p + false_alarm * (1 - p)) / min(p, 1 - p) for p in P_TARGETS]
+    return np.array([100.0 * eer, *costs])
+
+
+# ---- intervals -------------------------------------------------------------------------------------------------------
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """Second system minus first, with its 95 % interval and the two-sided p-value of "they are equally good"."""
+
+    first: float
+    second: float
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def bootstrap_intervals(scores, labels, enrol_speaker, test_speaker, replicates=1000, seed=0):
+    """95 % intervals {metric: Interval} of METRICS: where they would lie with endlessly many speakers of the same kind.
+
+    scores, labels (N,) and the speaker numbers (N,) of either side as for ``WeightedTrials``; the draws are a function
+    of the seed. A metric that is 0 has the interval [0, 0], which says nothing but that the list is too easy: where
+    none of S speakers erred, up to 3 / S of all speakers may yet be of a kind that does (the rule of three). Fewer
+    than three speakers tell nothing: the interval is all that there is.
+    """
+    trials = WeightedTrials(scores, labels, enrol_speaker, test_speaker)
+    estimate, drawn = _bootstrap([trials], metrics_of, replicates, seed)
+    low, high = _interval(estimate[0], drawn[:, 0], trials, LARGEST)
+    return {metric: Interval(float(a), float(b)) for metric, a, b in zip(METRICS, low, high)}
+
+
+def det_band(scores, labels, enrol_speaker, test_speaker, false_alarm, replicates=200, seed=0):
+    """95 % intervals of the miss rate at each rate of false alarms (G,) in [0, 1]: (low (G,), high (G,)).
+
+    The miss rate at the least threshold with at most that rate of false alarms. Each interval is for its own point of
+    the curve; that the whole curve lies between them is less sure. Otherwise as ``bootstrap_intervals``.
+    """
+    allowed = np.asarray(false_alarm, dtype=np.float64) + 1e-12  # rates are quotients
+    trials = WeightedTrials(scores, labels, enrol_speaker, test_speaker)
+    estimate, drawn = _bootstrap([trials], lambda miss, rate: miss[np.searchsorted(-rate, -allowed)], replicates, seed)
+    return _interval(estimate[0], drawn[:, 0], trials, np.ones(allowed.size))
+
+
+def compare(first_scores, second_scores, labels, enrol_speaker, test_speaker, replicates=1000, seed=0):
+    """How far two systems differ on the same trials: {metric: Difference} of METRICS. Negative: the second is better.
+
+    Both are judged on the same speakers in each replicate, so what makes a speaker hard for both cancels. The p-value
+    is at least 1 / (replicates + 1), and 1 when the two do not differ. Arguments as for ``bootstrap_intervals``.
+    """
+    systems = [WeightedTrials(scores, labels, enrol_speaker, test_speaker) for scores in (first_scores, second_scores)]
+    estimate, drawn = _bootstrap(systems, metrics_of, replicates, seed)
+    difference = estimate[1] - estimate[0]
+    spread, degrees = _spread(drawn[:, 1] - drawn[:, 0], systems[0])
+    half = student.ppf(0.975, degrees) * spread
+    distance = np.divide(np.abs(difference), spread, out=np.full(len(METRICS), np.inf), where=spread > 0)
+    p = np.where(difference == 0, 1.0, np.maximum(2 * student.sf(distance, degrees), 1 / (replicates + 1)))
+    rows = zip(METRICS, *estimate, difference, difference - half, difference + half, p)
+    return {metric: Difference(*map(float, row)) for metric, *row in rows}
+
+
+def _bootstrap(systems, statistic, replicates, seed):
+    """statistic(miss, false_alarm) -> (M,), of the list (systems, M) and of each replicate (replicates, systems, M)."""
+    speakers = systems[0].speakers
+    estimate = [statistic(*system.error_curve(np.ones(speakers, np.int64))) for system in systems]
+    random = np.random.default_rng(seed)
+    drawn = []
+    while len(drawn) < replicates:
+        weight = np.bincount(random.integers(speakers, size=speakers), minlength=speakers)
+        curves = [system.error_curve(weight) for system in systems]
+        if curves[0] is not None:  # else a kind of trial is missing, from all systems
+            drawn.append([statistic(*curve) for curve in curves])
+    return np.array(estimate), np.array(drawn)
+
+
+def _spread(drawn, trials):
+    """Standard deviation (M,) of replicates (R, M), corrected for few speakers, and its degrees of freedom."""
+    speakers = trials.speakers
+    if speakers < 3:  # of two there is a single draw that has both kinds of trials
+        return np.full(drawn.shape[1], np.inf), 1
+    return np.std(drawn, axis=0, ddof=1) * np.sqrt(speakers / (speakers - 1)), speakers - 1
+
+
+def _interval(estimate, drawn, trials, largest):
+    """(low (M,), high (M,)) of rates or costs in [0, largest]: estimate (M,), replicates (R, M)."""
+    floor = 0.5 * largest / len(trials.target[0])  # there is no log 0: no error counts as half of one
+    estimate_log, drawn_log = np.log(np.maximum(estimate, floor)), np.log(np.maximum(drawn, floor))
+    spread, degrees = _spread(drawn_log, trials)
+    centre = 2 * estimate_log - drawn_log.mean(axis=0)
+    half = student.ppf(0.975, degrees) * spread
+    with np.errstate(over="ignore"):
+        low, high = np.exp(centre - half), np.exp(centre + half)
+    seen = np.isinf(spread) | drawn.any(axis=0)
+    return np.minimum(low, estimate), np.where(seen, np.clip(high, estimate, largest), 0.0)
