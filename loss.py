@@ -31,7 +31,7 @@ class AAMsoftmax(nn.Module):
         self.top_k = min(top_k, n_class - 1)
         shape = (n_class, embedding_size) if sub_centres == 1 else (n_class, sub_centres, embedding_size)
         self.weight = nn.Parameter(torch.empty(shape))
-        # Centre by centre: the length of a class vector, and with it how fast it turns, does not depend on their number.
+        # Centre by centre: how long a vector is, and with it how fast it turns, does not depend on their number.
         for centre in self.weight.detach().view(n_class, sub_centres, embedding_size).unbind(1):
             nn.init.xavier_normal_(centre, gain=1)
 
