@@ -22,7 +22,7 @@ from tools import InputError, RunError
 
 # ---- randomness as a function of position ----------------------------------------------------------------------------
 
-STREAMS = ("order", "augment", "specaugment", "noise", "music", "speech", "responses")
+STREAMS = ("order", "augment", "specaugment", "noise", "music", "speech", "responses", "speed")
 
 
 def random_stream(seed, stream, *position):

@@ -8,16 +8,25 @@ from conftest import relative_error
 from loss import AAMsoftmax
 
 
-def by_definition(embedding, weight, label, m, s):
-    """Float64, with the angles themselves."""
-    cosine = F.normalize(embedding.double()) @ F.normalize(weight.double()).T
-    logits = s * cosine
-    for row, target in enumerate(label):
-        angle = math.acos(float(cosine[row, target]))
-        logits[row, target] = s * (
-            math.cos(angle + m) if angle + m < math.pi else math.cos(angle) - m * math.sin(m)
-        )
-    return F.cross_entropy(logits, label)
+def by_definition(embedding, weight, label, m, s, continuous=False, top_k=0, penalty=0.0):
+    """Float64, utterance by utterance and class by class, with the angles themselves; can be differentiated."""
+    embedding, weight = F.normalize(embedding.double()), F.normalize(weight.double(), dim=-1)
+    weight = weight.unsqueeze(1) if weight.dim() == 2 else weight
+    rows = []
+    for vector, target in zip(embedding, label.tolist()):
+        cosine = [max(vector @ centre for centre in centres) for centres in weight]
+        logits = list(cosine)
+        angle = torch.acos(cosine[target])
+        if angle + m < math.pi:
+            logits[target] = torch.cos(angle + m)
+        else:
+            logits[target] = cosine[target] - (1 - math.cos(m) if continuous else m * math.sin(m))
+        wrong = sorted((each for each in range(len(weight)) if each != target), key=lambda each: -cosine[each])
+        for each in wrong[:top_k]:
+            angle = torch.acos(cosine[each])
+            logits[each] = torch.cos(angle - penalty) if angle > penalty else cosine[each] + 1 - math.cos(penalty)
+        rows.append(s * torch.stack(logits))
+    return F.cross_entropy(torch.stack(rows), label)
 
 
 def test_golden_vectors_of_the_original_recipe(golden):
@@ -65,6 +74,80 @@ def test_against_the_angles(m):
     ) < 1e-5
 
 
+@pytest.mark.parametrize("margin", [0.0, 0.1, 0.5, None])
+@pytest.mark.parametrize(("sub_centres", "top_k"), [(1, 0), (3, 0), (1, 2), (2, 5), (3, 100)])
+@pytest.mark.parametrize("continuous", [False, True])
+def test_every_option_and_its_gradients_against_the_angles(margin, sub_centres, top_k, continuous):
+    torch.manual_seed(sub_centres)
+    loss_function = AAMsoftmax(9, 0.5, 20, 4, continuous, sub_centres, top_k)
+    weight = loss_function.weight.detach().clone().requires_grad_()
+    last_centre = weight.data.view(9, sub_centres, 4)[:, -1]
+    embedding, label = torch.randn(30, 4), torch.arange(30) % 9
+    embedding[:5] = -last_centre[:5] + 0.05 * torch.randn(5, 4)  # beyond pi - margin, unless another centre is nearer
+    for row in range(5, 20):  # on a wrong class, nearly or quite: within the penalty and without
+        embedding[row] = last_centre[label[row] - 1] + 0.004 * (row - 4) * F.normalize(torch.randn(4), dim=0)
+    if sub_centres == 1:
+        angle = torch.acos(F.normalize(embedding.double()) @ F.normalize(last_centre.double()).T)
+        assert (angle[range(5), label[:5]] > math.pi - 0.1).any()
+        assert (angle < 0.012).any() and ((angle > 0.012) & (angle < 0.06)).any()
+    ours, theirs = embedding.clone().requires_grad_(), embedding.clone().requires_grad_()
+
+    loss = loss_function(ours, label, None if margin is None else torch.tensor(margin))[0]
+    m = 0.5 if margin is None else margin
+    expected = by_definition(theirs, weight, label, m, 20, continuous, top_k, 0.06 * m / 0.5)
+    loss.backward()
+    expected.backward()
+    assert relative_error(loss.detach(), expected.detach()) < 1e-5
+    assert relative_error(ours.grad, theirs.grad) < 1e-4
+    assert relative_error(loss_function.weight.grad, weight.grad) < 1e-4
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.05, 0.2])
+def test_a_margin_in_a_tensor_is_that_margin(margin):
+    loss_function = AAMsoftmax(12, sub_centres=2, top_k=3)
+    embedding, label = torch.randn(8, 192), torch.arange(8)
+    found = loss_function(embedding, label, torch.tensor(margin))[0].item()
+    assert found == pytest.approx(loss_function(embedding, label, margin)[0].item(), rel=1e-6)
+    assert loss_function(embedding, label, 0.2)[0] == loss_function(embedding, label)[0]
+
+
+def test_a_rising_margin_is_compiled_once():
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    loss_function = AAMsoftmax(12, sub_centres=2, top_k=3)
+    compiled = torch.compile(loss_function, backend=backend, fullgraph=True)
+    embedding, label = torch.randn(8, 192), torch.arange(8)
+    for margin in torch.tensor([0.0, 0.05, 0.1, 0.2]):
+        assert torch.equal(compiled(embedding, label, margin)[0], loss_function(embedding, label, margin)[0])
+    assert len(graphs) == 1
+
+
+def test_the_nearest_wrong_classes_are_those_penalised():
+    """Of equally near ones any; the true class never, though it is the nearest."""
+    loss_function = AAMsoftmax(5, m=0.2, s=10, embedding_size=2, top_k=2)
+    angles = torch.tensor([0.1, 0.5, -0.8, 0.8, 2.0])
+    loss_function.weight.data = torch.stack([angles.cos(), angles.sin()], dim=1)
+    logits = [10 * math.cos(angle) for angle in (0.1 + 0.2, 0.5 - 0.06, 0.8 - 0.06, 0.8, 2.0)]
+    expected = -math.log(math.exp(logits[0]) / sum(map(math.exp, logits)))
+    assert loss_function(torch.tensor([[3.0, 0.0]]), torch.tensor([0]))[0].item() == pytest.approx(expected, rel=1e-5)
+    without = AAMsoftmax(5, m=0.0, s=10, embedding_size=2, top_k=2)  # the penalty rises with the margin: never
+    without.weight.data = loss_function.weight.data
+    logits = [10 * math.cos(angle) for angle in angles]
+    expected = -math.log(math.exp(logits[0]) / sum(map(math.exp, logits)))
+    assert without(torch.tensor([[3.0, 0.0]]), torch.tensor([0]))[0].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_class_vectors_begin_equally_long_whatever_their_number():
+    for sub_centres in (1, 3):
+        weight = AAMsoftmax(3000, embedding_size=200, sub_centres=sub_centres).weight
+        assert weight.shape == ((3000, 200) if sub_centres == 1 else (3000, 3, 200))
+        assert weight.std().item() == pytest.approx(math.sqrt(2 / 3200), rel=0.01)  # Glorot and Bengio 2010, eq. 12
+
+
 def test_without_margin_it_is_the_softmax_of_cosines():
     loss_function = AAMsoftmax(7, m=0.0, s=12)
     embedding, label = torch.randn(5, 192), torch.tensor([0, 6, 3, 3, 1])
@@ -81,16 +164,18 @@ def test_accuracy_in_percent():
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("level", [1e-12, 1.0, 1e12])
-def test_embeddings_on_the_class_vector_have_finite_gradients(sign, level):
-    loss_function = AAMsoftmax(5)
-    embedding = (sign * level * loss_function.weight.data[:3]).clone().requires_grad_()
+@pytest.mark.parametrize(("sub_centres", "top_k"), [(1, 0), (3, 2)])
+def test_embeddings_on_a_class_vector_have_finite_gradients(sign, level, sub_centres, top_k):
+    loss_function = AAMsoftmax(5, sub_centres=sub_centres, top_k=top_k)
+    embedding = (sign * level * loss_function.weight.data.view(-1, 192)[:3]).clone().requires_grad_()
     loss, _ = loss_function(embedding, torch.tensor([0, 1, 2]))
     loss.backward()
     assert loss.isfinite() and embedding.grad.isfinite().all() and loss_function.weight.grad.isfinite().all()
 
 
-def test_autocast_changes_nothing():
-    loss_function = AAMsoftmax(50)
+@pytest.mark.parametrize(("sub_centres", "top_k"), [(1, 0), (3, 5)])
+def test_autocast_changes_nothing(sub_centres, top_k):
+    loss_function = AAMsoftmax(50, sub_centres=sub_centres, top_k=top_k)
     embedding, label = torch.randn(20, 192), torch.arange(20)
     with torch.autocast("cpu", torch.bfloat16):
         loss, _ = loss_function(embedding, label)

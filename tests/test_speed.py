@@ -1,0 +1,161 @@
+"""Speed perturbation against the sines that tones become, and against sums in float64."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import voice
+
+from augmentation import Augmentation
+from dataLoader import row_numbers
+from speed import SpeedPerturbation
+
+SAMPLES = 16240  # 100 frames
+N_CLASS = 7
+
+
+@pytest.fixture(scope="module")
+def speed():
+    return SpeedPerturbation(SAMPLES, N_CLASS, seed=5)
+
+
+@pytest.fixture(scope="module")
+def speech(speed):
+    seconds = speed.reads / 16000 + 0.01
+    rows = [np.rint(32768 * voice(80 + i, seconds, i)).astype(np.int16)[: speed.reads] for i in range(60)]
+    return torch.from_numpy(np.stack(rows)), torch.arange(60) % N_CLASS
+
+
+def factors(label, count=N_CLASS):
+    return np.array([1.0, 0.9, 1.1])[label.numpy() // count]
+
+
+def by_definition(row, factor, samples):
+    """The first samples of a waveform played faster: a windowed sinc around each new instant, in float64."""
+    cut = 0.99 * min(1.0, 1 / factor)  # of half the sampling rate: 1 % less than what both rates can hold
+    played = []
+    for instant in np.arange(samples) * factor:
+        distance = (np.arange(len(row)) - instant) * cut
+        near = np.abs(distance) < 32
+        window = np.cos(np.pi * distance[near] / 64) ** 2
+        played.append(cut * np.sum(row[near] * np.sinc(distance[near]) * window))
+    return np.array(played)
+
+
+@pytest.mark.parametrize("frequency", [100, 1000, 5000])
+def test_a_tone_becomes_the_tone_of_that_speed(speed, frequency):
+    time = np.arange(speed.reads) / 16000
+    tone = torch.tensor(np.sin(2 * np.pi * frequency * time)).float().repeat(30, 1)
+    played, label = speed(tone, torch.zeros(30, dtype=torch.int64), 1, 0)
+    assert played.shape == (30, SAMPLES) and set(factors(label)) == {0.9, 1.0, 1.1}
+    for row, factor in zip(played.double().numpy(), factors(label)):
+        expected = np.sin(2 * np.pi * factor * frequency * time[:SAMPLES])
+        assert np.abs(row - expected)[60:].max() < 1e-3  # to the very end; the beginning has nothing before it
+
+
+def test_speech_is_that_of_float64_sums(speed, speech):
+    waveform, label = speech
+    played, new_label = speed(waveform, label, 1, 0)
+    for factor in (0.9, 1.1):
+        row = int(np.flatnonzero(factors(new_label) == factor)[0])
+        expected = by_definition(waveform[row].double().numpy(), factor, SAMPLES)
+        assert np.abs(played[row].double().numpy() - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_what_the_new_rate_cannot_hold_is_gone(speed):
+    """A tone of 7.8 kHz, played at 1.1, would come down again as one of 7.42 kHz."""
+    tone = torch.tensor(np.sin(2 * np.pi * 7800 / 16000 * np.arange(speed.reads))).float().repeat(30, 1)
+    played, label = speed(tone, torch.zeros(30, dtype=torch.int64), 1, 0)
+    assert played[factors(label) == 1.1, 60:].std() < 0.01
+
+
+def test_utterances_at_their_own_speed_are_left_alone(speed, speech):
+    waveform, label = speech
+    before = waveform.clone()
+    played, new_label = speed(waveform, label, 2, 3)
+    own = factors(new_label) == 1.0
+    assert torch.equal(played[own], waveform[own, :SAMPLES].float()) and own.any()
+    assert played.dtype == torch.float32 and torch.equal(waveform, before)
+    in_floats = waveform.float()
+    assert torch.equal(speed(in_floats, label, 2, 3)[0], played)
+    assert torch.equal(in_floats, before.float())
+
+
+def test_another_speed_is_another_speaker(speed, speech):
+    waveform, label = speech
+    _, new_label = speed(waveform, label, 1, 0)
+    assert new_label.dtype == torch.int64 and torch.equal(new_label % N_CLASS, label)
+    assert set(factors(new_label)) == {0.9, 1.0, 1.1}
+    drawn = row_numbers(5, "speed", 1, 0, count=60, columns=1)[:, 0]
+    assert np.array_equal(factors(new_label), np.select([drawn < 1 / 3, drawn < 2 / 3], [1.0, 0.9], 1.1))
+
+
+def test_every_speed_is_equally_likely():
+    speed = SpeedPerturbation(80, 1, seed=1)
+    label = torch.cat([
+        speed(torch.zeros(400, speed.reads), torch.zeros(400, dtype=torch.int64), 1, step)[1] for step in range(30)
+    ])  # fmt: skip
+    share = torch.bincount(label) / len(label)
+    assert share.tolist() == pytest.approx([1 / 3] * 3, abs=0.015)
+    first, second = (
+        speed(torch.zeros(400, speed.reads), torch.zeros(400, dtype=torch.int64), epoch, 0)[1] for epoch in (1, 2)
+    )
+    assert torch.equal(first, label[:400]) and not torch.equal(second, first)
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_a_part_of_the_batch_is_what_it_is_in_the_whole(speed, speech, rows):
+    waveform, label = speech
+    played, new_label = speed(waveform, label, 3, 8)
+    parts = [
+        speed(waveform[first : first + rows], label[first : first + rows], 3, 8, first=first)
+        for first in range(0, 60, rows)
+    ]
+    assert torch.equal(torch.cat([part[1] for part in parts]), new_label)
+    # In units of int16: the order of a sum may depend on how many rows there are.
+    assert (torch.cat([part[0] for part in parts]) - played).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("num_frames", [2, 37, 200])
+def test_crops_are_full_to_their_last_sample(num_frames):
+    """Whatever follows the crop that was asked for, nothing of it, and no silence, is in what comes out."""
+    samples = num_frames * 160 + 240
+    speed = SpeedPerturbation(samples, 1, seed=0)
+    assert speed.reads % 80 == 0 and 1.1 * samples < speed.reads < 1.1 * samples + 160
+    label = torch.zeros(20, dtype=torch.int64)
+    constant = torch.full((20, speed.reads), 1000.0)
+    played, new_label = speed(constant, label, 1, 0)
+    assert set(new_label.tolist()) == {0, 1, 2}
+    assert (played[:, 60:] - 1000).abs().max() < 1  # silence after it would halve the last sample
+    longer = torch.cat([constant, torch.full((20, 160), -1e6)], dim=1)
+    assert torch.equal(speed(longer, label, 1, 0)[0], played)
+
+
+def test_too_short_crops_are_refused(speed):
+    with pytest.raises(ValueError, match=f"must have {speed.reads} samples"):
+        speed(torch.zeros(2, SAMPLES), torch.zeros(2, dtype=torch.int64), 1, 0)
+
+
+def test_the_augmentation_takes_what_comes_out(speed, speech, corpus):
+    waveform, label = speech
+    played, new_label = speed(waveform, label, 1, 0)
+    clean = Augmentation("", "", SAMPLES)
+    clean.redraw(1)
+    own = factors(new_label) == 1.0
+    assert torch.equal(clean(played, 1, 0)[own], clean(waveform[:, :SAMPLES], 1, 0)[own])
+    noisy = Augmentation(corpus / "musan", corpus / "rirs", SAMPLES)
+    noisy.redraw(1)
+    assert torch.equal(noisy(played, 1, 0)[own], noisy(waveform[:, :SAMPLES], 1, 0)[own])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_as_on_the_cpu(speed, speech):
+    waveform, label = speech
+    expected, expected_label = speed(waveform, label, 1, 0)
+    on_gpu = SpeedPerturbation(SAMPLES, N_CLASS, seed=5).cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        played, new_label = on_gpu(waveform.cuda(), label.cuda(), 1, 0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(new_label.cpu(), expected_label)
+    assert (played.cpu() - expected).abs().max() < 0.1  # of 32768
