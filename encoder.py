@@ -79,7 +79,8 @@ class SpeakerEncoder:
     threshold: a score from which on (``system.above``: above which) two utterances count as one speaker's, or None;
     origin: where it comes from, in words; thresholds: our own model's others, {"1%": at 1 % false alarms, ...}, on the
     trial list ``listing``. channel: which channel of files that have several; None: as the system does
-    it. mean: SpeechBrain's mean embedding (D,) or None; its ``encode_batch(normalize=True)`` subtracts it.
+    it. held_out: names of speakers that were kept out of its
+    training, or None. mean: SpeechBrain's mean embedding (D,) or None; its ``encode_batch(normalize=True)`` subtracts it.
     """
 
     def __init__(self, network, device="cpu", pretrained=None):
@@ -90,6 +91,7 @@ class SpeakerEncoder:
         self.threshold, self.thresholds, self.origin = about.threshold, about.thresholds, about.origin
         self.listing = about.listing
         self.classifier, self.speakers, self.mean = about.classifier, about.speakers, about.mean
+        self.held_out = about.held_out
         self.channel = None
 
     @classmethod
@@ -270,8 +272,10 @@ class SpeakerEncoder:
         """Which training speaker is it? -> Classification. InputError for a model without classifier or names."""
         if self.classifier is None or self.speakers is None:
             raise InputError(f"this model of {self.system.title} came without a classifier or its speakers' names")
-        cosines = F.normalize(self.classifier.float()) @ F.normalize(torch.from_numpy(self.embed(path)), dim=0)
-        # A classifier may have more classes than there were speakers (--n_class).
+        cosines = F.normalize(self.classifier.float(), dim=-1) @ F.normalize(torch.from_numpy(self.embed(path)), dim=0)
+        if cosines.dim() == 2:  # sub-centres
+            cosines = cosines.amax(dim=1)
+        # A classifier may have more classes than there were speakers (--n_class, --speed_perturb).
         best = int(cosines[: len(self.speakers)].argmax())
         return Classification(self.speakers[best], float(cosines[best]))
 

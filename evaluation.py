@@ -1,7 +1,7 @@
 """Judging a model on trial lists: scores, error rates with their intervals, and the files that keep them."""
 
-import json
 import time
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,13 +9,15 @@ import numpy as np
 
 import distributed
 from audio import Folder, check_folder
-from dataLoader import TrialList, check_files
+from backend import BackEnd, Utterances, cohort_beside, read_cohort
+from calibration import actual_dcf, cllr, min_cllr
+from dataLoader import TrainingList, TrialList, check_files
 from encoder import score_trials
 from intervals import bootstrap_intervals, compare, speakers_of
-from pack import Pack
+from pack import Pack, open_source
 from plots import draw_det
-from tools import InputError, equal_error_rate, min_dcf, sha256, threshold_at, write_scores, write_text
-
+from tools import InputError, equal_error_rate, min_dcf, read_scores, sha256, threshold_at, write_scores
+from trials import hold_out, make_trials
 
 VALID = "valid"  # what the trials of held-out training speakers are called
 
@@ -46,36 +48,53 @@ def open_tests(args):
     return tests
 
 
-def evaluate(encoder, tests, args, back_end=None, kind=""):
+def open_training_list(args):
+    """The training list and where its files are, a folder or a pack."""
+    listing, source = TrainingList(args.train_list), open_source(args.train_path, "--train_path")
+    check_files(listing, source, "--train_path")
+    return listing, source
+
+
+def evaluate(encoder, tests, args, background=None, kind=""):
     """Score every trial of the tests {name: Test}, each utterance embedded once for all of them.
 
-    back_end: a BackEnd, whose scores are judged too, as <name>.<kind>. Prints and returns {name: {"eer",
-    "interval", ...}}; writes <save_path>/scores/<name>.txt and det.png, unless it is a ``kind`` of model
-    beside the main one, such as "ema".
+    background: a Background; the scores of its back-end are judged too, as <name>.mean, <name>.as_norm and so on.
+    Prints and returns {name: {"eer", "interval", ...}}; writes <save_path>/scores/<name>.txt and det.png, unless it is
+    a ``kind`` of model beside the main one, such as "ema".
     """
     began = time.perf_counter()
     sources = dict.fromkeys(test.source for test in tests.values())
     for source in sources:
         lists = [test.trials for test in tests.values() if test.source is source]
-        files = [file for trials in lists for column in (trials.enrol, trials.test) for file in column]
-        sources[source] = distributed.share(encoder.embed_for_scoring, files, source, args.n_cpu)
+        sources[source] = utterances_of(encoder, lists, source, args)
     results, curves = {}, {}
     for test_name, (trials, source) in tests.items():
         scored = {test_name: score_trials(trials, sources[source])}
-        if back_end:
-            more = back_end.scores(trials, sources[source])
-            scored.update((f"{test_name}.{kind}", scores) for kind, scores in more.items())
+        if background:
+            more = background.back_end(sources[source]).score(trials, background.calibration)
+            if not encoder.system.crops:
+                del more["cosine"]  # that is the system's score
+            scored.update((f"{test_name}.{step}", scores) for step, scores in more.items())
         for name, scores in scored.items():
-            result = {**judge(scores, trials), "seconds": time.perf_counter() - began}
-            if back_end and name != test_name:
-                result |= back_end.about(name.removeprefix(f"{test_name}."), scores, trials)
-            results[name], curves[name] = result, (scores, trials.label)
+            result = judge(scores, trials)
+            if background and not name.endswith(".cosine") and name != test_name:
+                result["cohort"] = background.cohort.about
+            if name.endswith(".calibrated"):
+                result |= judge_calibration(scores, trials)
+            results[name] = {**result, "seconds": time.perf_counter() - began}
+            curves[name] = scores, trials.label
             if not kind and distributed.rank() == 0:
                 write_scores(Path(args.save_path) / "scores" / f"{name}.txt", scores, trials)
-            print(f"  {result_line(f'{name} ({kind})' if kind else name, result)}")
+            print(f"  {result_line(f'{name} ({kind})' if kind else name, results[name])}")
     if curves and not kind and distributed.rank() == 0:
         draw_det(Path(args.save_path) / "det.png", curves)
     return results
+
+
+def utterances_of(encoder, lists, source, args):
+    """{file: Utterance} of some TrialLists, the work shared by all processes."""
+    files = [file for trials in lists for column in (trials.enrol, trials.test) for file in column]
+    return distributed.share(encoder.embed_for_scoring, files, source, args.n_cpu)
 
 
 def judge(scores, trials):
@@ -97,6 +116,16 @@ def judge(scores, trials):
     }  # fmt: skip
 
 
+def judge_calibration(ratios, trials):
+    """What log-likelihood ratios (N,) are worth as such; act_dcf: the cost of deciding by them."""
+    return {
+        "cllr": cllr(ratios, trials.label),
+        "min_cllr": min_cllr(ratios, trials.label),
+        "act_dcf_0.05": actual_dcf(ratios, trials.label, p_target=0.05),
+        "act_dcf_0.01": actual_dcf(ratios, trials.label, p_target=0.01),
+    }
+
+
 def result_line(name, result):
     """A result for the terminal; 95 % intervals in brackets."""
     low, high = result["interval"]["eer"]
@@ -112,6 +141,53 @@ def result_line(name, result):
     if "cohort" in result:
         parts.append(f"cohort {result['cohort']}")
     return " | ".join([*parts, f"{result['seconds']:.0f} s"])
+
+
+# ---- what a back-end learns ------------------------------------------------------------------------------------------
+
+
+class Background:
+    """What a back-end knows of other speakers: a cohort, and a calibration if one is asked for.
+
+    The cohort are the speakers that the model was trained on, or --cohort; the calibration is learnt from trials of
+    speakers in the training list that were held out of training (--valid_speakers), never from the test.
+    """
+
+    def __init__(self, encoder, args):
+        """Check what it needs; InputError naming the flag. The long work is ``learn``'s."""
+        self.encoder, self.args, self.calibration = encoder, args, None
+        if args.calibrate or not args.cohort:
+            listing, self.source = open_training_list(args)
+            known = np.isin(np.array(listing.speakers)[listing.label], encoder.held_out or [])
+            self.listing, self.held = listing.subset(np.flatnonzero(~known)), listing.subset(np.flatnonzero(known))
+            if args.calibrate and not known.any():
+                self.listing, self.held = hold_out(listing, min(1000, max(2, len(listing.speakers) // 5)))
+                warnings.warn(
+                    f"{args.initial_model} held no speakers of {listing.path} out of its training (--valid_speakers): "
+                    f"--calibrate takes {len(self.held.speakers)} of them all the same. If it knows them, the "
+                    "likelihood ratios will promise too much",
+                    stacklevel=2,
+                )
+        if args.cohort:
+            self.cohort = read_cohort(args.cohort, encoder)
+        self.trials = make_trials(self.held, "calibration") if args.calibrate else None
+
+    def learn(self):
+        """Embed the cohort, unless that was done before, and the calibration's trials."""
+        args = self.args
+        if not args.cohort:
+            self.cohort = cohort_beside(args.initial_model, self.encoder, self.listing, self.source, args.n_cpu)
+        if self.trials:
+            utterances = utterances_of(self.encoder, [self.trials], self.source, args)
+            self.calibration = self.back_end(utterances).calibrate(self.trials)
+            print(f"calibrated on {len(self.trials)} trials of {len(self.held.speakers)} held-out speakers")
+
+    def back_end(self, utterances):
+        """A BackEnd for {file: Utterance}."""
+        embeddings = np.stack([each.embedding for each in utterances.values()])
+        seconds = np.array([each.seconds for each in utterances.values()])
+        table = Utterances(list(utterances), embeddings, seconds)
+        return BackEnd(table, self.cohort, self.args.top_n, self.encoder.device)
 
 
 # ---- two systems -----------------------------------------------------------------------------------------------------

@@ -19,12 +19,11 @@ import torch
 
 import distributed
 from augmentation import Augmentation
-from dataLoader import CropLoader, TrainingList, check_files, row_numbers, to_device
+from dataLoader import CropLoader, row_numbers, to_device
 from demoCorpus import make_demo
 from encoder import SpeakerEncoder, choose_device
-from evaluation import VALID, Test, compare_files, evaluate, open_back_end, open_tests
+from evaluation import VALID, Background, Test, compare_files, evaluate, open_tests, open_training_list
 from experiment import DATA_FLAGS, Run, describe, take_width
-from pack import open_source
 from pretrained import SYSTEMS
 from progress import Meter, StopSignal, log_line
 from recipe import OPTIMIZERS, RECIPES, bundle, check_settings, describe_bundles, learning_rate, margin
@@ -240,18 +239,13 @@ def open_all(args, device):
     return listing, tests, loader, perturb, augmentation, run
 
 
-def open_training_list(args):
-    """The training list and where its files are, a folder or a pack."""
-    listing, source = TrainingList(args.train_list), open_source(args.train_path, "--train_path")
-    check_files(listing, source, "--train_path")
-    return listing, source
-
-
 def evaluate_only(args):
     device = distributed.together(pick_device, args)
-    encoder, tests, back_end = distributed.together(open_evaluation, args, device)
+    encoder, tests, background = distributed.together(open_evaluation, args, device)
     print(f"{args.initial_model}: {describe(encoder.network)}, of {encoder.system.title}, on {device}")
-    results = evaluate(encoder, tests, args, back_end)
+    if background:
+        background.learn()
+    results = evaluate(encoder, tests, args, background)
     content = {"settings": {k: v for k, v in vars(args).items() if k != "given"}, "results": results}
     if distributed.rank() == 0:
         write_text(Path(args.save_path) / "results.json", json.dumps(content, indent=2) + "\n")
@@ -259,11 +253,10 @@ def evaluate_only(args):
 
 
 def open_evaluation(args, device):
-    """(SpeakerEncoder, tests, BackEnd or None) for --eval."""
+    """(SpeakerEncoder, tests, Background or None) for --eval."""
     encoder = SpeakerEncoder.from_checkpoint(args.initial_model, device, args.system)
     take_width(args, encoder.network)
-    tests = open_tests(args)
-    return encoder, tests, open_back_end(encoder, args) if args.as_norm or args.calibrate else None
+    return encoder, open_tests(args), Background(encoder, args) if args.as_norm or args.calibrate else None
 
 
 def multiplies_bf16(device):

@@ -1,7 +1,7 @@
 """Trials out of a training list: to choose the best model by and to calibrate on, without a look at the test list.
 
-    kept, held = hold_out(TrainingList("train_list.txt"), count=100, seed=0)   # train on kept
-    trials = make_trials(held, "valid", seed=0)                                # judge by these
+    kept, held = hold_out(TrainingList("train_list.txt"), count=100)   # train on kept
+    trials = make_trials(held, "valid")                                # judge by these
 
 Both depend on the seed and on what the list says, not on the order of its lines.
 """
@@ -15,7 +15,7 @@ from dataLoader import TrialList
 from tools import InputError
 
 
-def hold_out(listing, count, seed):
+def hold_out(listing, count, seed=0):
     """Set speakers of a TrainingList aside, with all their utterances -> (kept, held), two TrainingLists.
 
     They are drawn evenly from those with at least two utterances. InputError when there are not ``count`` of them, or
@@ -35,7 +35,7 @@ def hold_out(listing, count, seed):
     return listing.subset(np.flatnonzero(~held)), listing.subset(np.flatnonzero(held))
 
 
-def make_trials(listing, name, seed, most=10_000, sex=None):
+def make_trials(listing, name, seed=0, most=10_000, sex=None):
     """As many trials of the same speaker as of different ones, from a TrainingList -> TrialList of that name.
 
     most: so many of each kind, or as many as there can be. No two trials are of the same two utterances. Speakers take
