@@ -143,6 +143,75 @@ def threshold_at(scores, labels, false_alarm):
     return float(found) if np.isfinite(found) else None
 
 
+# ---- score normalisation ---------------------------------------------------------------------------------------------
+
+SCORES_AT_ONCE = 2**22  # 16 MB of float32: about what the caches of a CPU hold, and enough to keep a GPU busy
+
+
+def cohort_statistics(vectors, cohort, top_n=300, device="cpu"):
+    """Mean and standard deviation of each vector's highest scores against a cohort, whatever their order.
+
+    vectors (U, D) of floats, cohort (K, D): taken as they are, dot products are the scores, computed with the vectors'
+    precision. top_n: how many of the highest count, all K if there are no more. Returns (mean, deviation), each (U,)
+    float64; the deviation is that of a population (divided by top_n). Needs the memory of SCORES_AT_ONCE scores and of
+    the cohort on the ``device``. ValueError for shapes that do not fit, less than two scores to look at, or NaN.
+    """
+    vectors, cohort = torch.as_tensor(vectors), torch.as_tensor(cohort)
+    if vectors.dim() != 2 or cohort.dim() != 2 or vectors.shape[1] != cohort.shape[1]:
+        raise ValueError(f"vectors {tuple(vectors.shape)} and a cohort {tuple(cohort.shape)} are not (U, D) and (K, D)")
+    if len(cohort) < 2 or top_n < 2:
+        raise ValueError(f"a deviation needs at least two scores: top {top_n} of a cohort of {len(cohort)}")
+    lengths, longest = (torch.linalg.vector_norm(each, dim=1).double().numpy() for each in (vectors, cohort))
+    rest = max(0, len(cohort) - top_n)
+    cohort = cohort.to(device, vectors.dtype).t()
+    mean, deviation = np.empty(len(vectors)), np.empty(len(vectors))
+    rows = max(1, SCORES_AT_ONCE // cohort.shape[1])
+    for first in range(0, len(vectors), rows):
+        block = slice(first, first + rows)
+        scores = vectors[block].to(device) @ cohort
+        if scores.is_cpu:
+            top = scores.numpy()
+            top.partition(rest, axis=1)  # in a third of the time of torch's topk
+            top = top[:, rest:]
+        else:
+            top = scores.topk(cohort.shape[1] - rest, sorted=False).values.cpu().numpy()
+        mean[block], deviation[block] = top.mean(axis=1, dtype=np.float64), top.std(axis=1, dtype=np.float64)
+    if not np.isfinite(mean).all():
+        raise ValueError(f"{np.count_nonzero(~np.isfinite(mean))} of {len(mean)} vectors have no finite scores")
+    # A spread below a millionth of the largest score that vectors of these lengths could have is float32's rounding;
+    # divided by, it would be noise, and 0 (a cohort of equal vectors) would give NaN.
+    return mean, np.maximum(deviation, np.maximum(1e-6 * lengths * longest.max(), np.finfo(np.float64).tiny))
+
+
+def symmetric_norm(scores, enrol, test):
+    """Scores (N,) -> (N,) float64, the mean of two: each in deviations from the mean of one side's cohort scores.
+
+    enrol, test: (mean, deviation) as ``cohort_statistics`` gives them, each (N,): those of the trials' two sides.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    return ((scores - enrol[0]) / enrol[1] + (scores - test[0]) / test[1]) / 2
+
+
+def as_norm(scores, enrol, test, cohort, top_n=300):
+    """Adaptive symmetric score normalisation: scores (N,) -> (N,) float64.
+
+    A score counts by how far it stands out from the ``top_n`` highest that either side has against the cohort, people
+    who sound like it; each side has a top of its own (AS-norm1 of Matejka et al., "Analysis of Score Normalization in
+    Multilingual Speaker Recognition", Interspeech 2017). enrol, test (N, D): the vectors of the trials' two sides;
+    cohort (K, D); all as they were scored: dot products are the scores. A vector that comes again and again is looked
+    at once. Errors as in ``cohort_statistics``.
+    """
+    scores, enrol, test = np.asarray(scores), np.asarray(enrol), np.asarray(test)
+    if enrol.ndim != 2 or enrol.shape != test.shape or scores.shape != enrol.shape[:1] or enrol.dtype != test.dtype:
+        shapes = ", ".join(f"{each.shape} {each.dtype}" for each in (scores, enrol, test))
+        raise ValueError(f"scores, enrolment and test vectors must be (N,), (N, D), (N, D) of one kind, not {shapes}")
+    found = {}  # vector: its place among the different ones
+    places = [[found.setdefault(vector.tobytes(), len(found)) for vector in side] for side in (enrol, test)]
+    different = np.frombuffer(bytearray().join(found), enrol.dtype).reshape(len(found), enrol.shape[1])
+    mean, deviation = cohort_statistics(different, cohort, top_n)
+    return symmetric_norm(scores, *((mean[side], deviation[side]) for side in places))
+
+
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 

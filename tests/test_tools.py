@@ -175,3 +175,70 @@ def test_threshold_at_a_rate_of_false_alarms():
         lower = scores[scores < found].max()
         assert (scores[labels == 0] >= lower).mean() > rate
     assert threshold_at(scores[:200], labels[:200], 0.001) is None  # 200 trials cannot show one in a thousand
+
+
+def unit_vectors(random, rows, size=16):
+    vectors = random.standard_normal((rows, size))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def brute_force_as_norm(scores, enrol, test, cohort, top_n):
+    """Matejka et al. 2017, trial by trial, in float64."""
+    normalised = []
+    for score, first, second in zip(scores, enrol, test):
+        sides = []
+        for vector in (first, second):
+            top = sorted((float(np.dot(vector, other)) for other in cohort), reverse=True)[:top_n]
+            mean = sum(top) / len(top)
+            sides.append((score - mean) / (sum((each - mean) ** 2 for each in top) / len(top)) ** 0.5)
+        normalised.append(sum(sides) / 2)
+    return np.array(normalised)
+
+
+@pytest.mark.parametrize("top_n", [2, 7, 40, 300])  # the cohort has 40
+def test_as_norm_against_brute_force(top_n, monkeypatch):
+    monkeypatch.setattr(tools, "SCORES_AT_ONCE", 3 * 40)  # several blocks, the last not full
+    random = np.random.default_rng(top_n)
+    utterances, cohort = unit_vectors(random, 20), unit_vectors(random, 40)
+    enrol, test = utterances[random.integers(0, 20, (2, 100))]
+    scores = np.einsum("nd,nd->n", enrol, test)
+    expected = brute_force_as_norm(scores, enrol, test, cohort, top_n)
+    assert np.allclose(tools.as_norm(scores, enrol, test, cohort, top_n), expected, rtol=1e-9, atol=1e-9)
+    single = tools.as_norm(scores, enrol.astype(np.float32), test.astype(np.float32), cohort, top_n)
+    # Two float32 scores may lie so close that their deviation is mostly rounding.
+    assert np.allclose(single, expected, rtol=1e-3 if top_n == 2 else 1e-5, atol=1e-5)
+
+
+def test_as_norm_knows_neither_sides_nor_lengths():
+    """The same with enrolment and test exchanged; and with vectors twice as long: nothing says that they are unit."""
+    random = np.random.default_rng(0)
+    enrol, test, cohort = (unit_vectors(random, rows) for rows in (30, 30, 50))
+    scores = np.einsum("nd,nd->n", enrol, test)
+    expected = tools.as_norm(scores, enrol, test, cohort, 10)
+    assert np.allclose(tools.as_norm(scores, test, enrol, cohort, 10), expected)
+    assert np.allclose(tools.as_norm(4 * scores, 2 * enrol, 2 * test, 2 * cohort, 10), expected)
+
+
+def test_scores_of_no_spread_stay_finite():
+    """A cohort of equal vectors, and a vector that is orthogonal to all of it, or zero."""
+    enrol = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 0]], dtype=np.float32)
+    test = np.array([[1, 0, 0]] * 3, dtype=np.float32)
+    cohort = np.full((10, 3), [0.6, 0, 0.8])
+    normalised = tools.as_norm(np.einsum("nd,nd->n", enrol, test), enrol, test, cohort, 5)
+    assert np.isfinite(normalised).all() and normalised[0] > 0 > normalised[1]
+    _, deviation = tools.cohort_statistics(enrol, cohort, 5)
+    assert np.allclose(deviation[:2], 1e-6, rtol=1e-3) and 0 < deviation[2] < 1e-300
+
+
+def test_what_cannot_be_normalised():
+    vectors, scores = np.ones((3, 4)), np.ones(3)
+    for case, complaint in (
+        (lambda: tools.as_norm(scores, vectors, vectors, vectors[:1]), "at least two"),
+        (lambda: tools.as_norm(scores, vectors, vectors, vectors, top_n=1), "at least two"),
+        (lambda: tools.as_norm(scores, vectors, vectors, np.ones((3, 5))), "are not"),
+        (lambda: tools.as_norm(scores[:2], vectors, vectors, vectors), "must be"),
+        (lambda: tools.as_norm(scores, vectors, vectors[:2], vectors), "must be"),
+        (lambda: tools.as_norm(scores, vectors * np.nan, vectors, vectors), "no finite"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            case()
