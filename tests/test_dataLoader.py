@@ -61,6 +61,33 @@ def test_trial_list(tmp_path):
     assert (trials.label.tolist(), trials.enrol, trials.test) == ([1, 0], ["a", "c"], ["b", "d"])
 
 
+def test_part_of_a_training_list(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("bob b/1.wav\n\nalice a/1.wav\ncleo c/1.wav\nbob b/2.wav\n")
+    whole = TrainingList(path)
+    part = whole.subset(np.array([3, 2, 0]))
+    assert isinstance(part, TrainingList) and len(part) == 3 and part.path == path
+    assert part.speakers == ["bob", "cleo"] and part.label.tolist() == [0, 1, 0] and part.label.dtype == np.int64
+    assert part.files == ["b/2.wav", "c/1.wav", "b/1.wav"] and part.line_numbers == [5, 4, 1]
+    assert whole.speakers == ["alice", "bob", "cleo"] and whole.label.tolist() == [1, 0, 2, 1]  # as it was
+    with pytest.raises(InputError, match=r"list.txt line 5: .*b/2.wav does not exist"):
+        check_files(whole.subset([3]), Folder(tmp_path), "--train_path")
+
+
+def test_a_trial_list_that_is_made(tmp_path):
+    trials = TrialList.of("valid", np.array([1, 0]), ("a", "c"), ["b", "d"])
+    assert (trials.label.tolist(), trials.enrol, trials.test) == ([1, 0], ["a", "c"], ["b", "d"])
+    assert len(trials) == 2 and trials.path.stem == "valid" and trials.label.dtype == np.int64
+    with pytest.raises(InputError, match=r"valid line 2: .*c does not exist"):
+        (tmp_path / "a").touch()
+        (tmp_path / "b").touch()
+        check_files(trials, Folder(tmp_path), "--train_path")
+    with pytest.raises(InputError, match="valid has no different-speaker"):
+        TrialList.of("valid", [1], ["a"], ["b"])
+    with pytest.raises(ValueError, match="2 labels, 2 and 1 files"):
+        TrialList.of("valid", [1, 0], ["a", "b"], ["b"])
+
+
 @pytest.mark.parametrize(
     ("kind", "content", "complaint"),
     [

@@ -13,8 +13,9 @@ from test_frames import network_of
 from test_model import small_network
 
 import encoder as encoder_room
-from audio import UnreadableAudio
+from audio import Folder, UnreadableAudio
 from dataLoader import TrialList
+from pack import PackedFile, write_pack
 from pretrained import Pretrained
 from tools import InputError, save_checkpoint
 from verify import AudioWarning, SpeakerEncoder, choose_device, score_trials
@@ -114,6 +115,92 @@ def test_verify_by_the_customary_score_where_that_is_evaluated(encoder, utteranc
     vectors = [found.vector for found in encoder.embed_for_scoring([first, second]).values()]
     assert encoder.verify(first, second).score == pytest.approx(float(vectors[0] @ vectors[1]), abs=1e-6)
     assert encoder.verify(first, second, 0.1).threshold == 0.1
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+def test_one_reading_gives_vector_embedding_and_seconds(rate, encoder, tmp_path):
+    sound = voice(120, 4.0, 0)[: int(1.7 * rate)]
+    soundfile.write(tmp_path / "x.wav", sound, rate, subtype="FLOAT")
+    (found,) = encoder.embed_for_scoring(["x.wav"], tmp_path).values()
+    assert found.seconds == pytest.approx(len(sound) / rate, abs=1 / 16000)
+    assert relative_error(found.embedding, encoder.embed(tmp_path / "x.wav")) < 1e-5
+    assert found.embedding.dtype == np.float32 and np.linalg.norm(found.embedding) != pytest.approx(1, abs=0.01)
+    unit = found.embedding / np.linalg.norm(found.embedding)
+    assert relative_error(found.vector[:192] * np.sqrt(2), unit) < 1e-5 and found.vector.shape == (384,)
+
+
+# ---- where files come from -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """A folder and its pack. 16 kHz, mono and of 16 bits but for odd.wav; text.wav is none."""
+    folder = tmp_path_factory.mktemp("recordings")
+    files = ["a/short.wav", "a/b/middle.flac", "long.wav", "odd.wav", "text.wav"]
+    (folder / "a" / "b").mkdir(parents=True)
+    for number, (file, seconds) in enumerate(zip(files, (1.3, 4.0, 12.3))):
+        soundfile.write(folder / file, voice(100 + 20 * number, seconds, number), 16000, subtype="PCM_16")
+    odd = np.stack([voice(120, 4.0, 0), voice(200, 4.0, 1)], axis=1)
+    soundfile.write(folder / "odd.wav", odd, 24000, subtype="FLOAT")
+    (folder / "text.wav").write_text("no audio")
+    pack, _ = write_pack(folder.parent / f"{folder.name}-pack", "speech", Folder(folder), files)
+    return folder, pack, files
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_files_of_a_pack_are_embedded_like_those_it_was_made_from(system, recordings, monkeypatch):
+    """With "long" made short, too: then the pack's, like the file, is only read in pieces."""
+    encoder = encoder_of(system)
+    folder, pack, (*files, odd, _) = recordings
+    expected = encoder.embed_for_scoring(files, folder)
+    assert [each.seconds for each in expected.values()] == [1.3, 4.0, 12.3]
+    counts = []
+    read = PackedFile.read
+
+    def counting(file, start=0, samples=None, dtype="float32"):
+        counts.append(samples or file.length)
+        return read(file, start, samples, dtype)
+
+    monkeypatch.setattr(PackedFile, "read", counting)
+    for long in (300, 5):
+        monkeypatch.setattr(encoder_room, "LONG_SECONDS", long)
+        monkeypatch.setattr(encoder_room, "PIECE_SECONDS", 2)
+        counts.clear()
+        found = encoder.embed_for_scoring(files, pack)
+        assert list(found) == files and 0 < max(counts) <= min(long, 12.3) * 16000
+        for file in files:
+            for part, other in zip(found[file], expected[file], strict=True):
+                assert np.array_equal(part, other) if long == 300 else relative_error(part, other) < 1e-5
+        for file, embedding, remark in encoder.embed_files(files, pack):
+            assert relative_error(embedding, expected[file].embedding) < 1e-5 and remark == ""
+    (found,) = encoder.embed_for_scoring([odd], pack).values()  # heard as it was packed
+    assert np.array_equal(found.embedding, encoder.embed_batch(pack.open(odd).read()[None])[0])
+    assert found.seconds == pytest.approx(64000 / 24000, abs=1 / 16000)
+
+
+@pytest.mark.parametrize("system", ["speechbrain", "modelscope"])  # another resampling; another channel
+def test_a_folder_is_heard_as_the_system_does(system, recordings):
+    encoder = encoder_of(system)
+    folder, _, (*_, odd, _) = recordings
+    expected = encoder.embed(folder / odd)
+    for root in (folder, str(folder), Folder(folder)):
+        assert np.array_equal(encoder.embed_for_scoring([odd], root)[odd].embedding, expected)
+        ((_, found, _),) = encoder.embed_files([odd], root)
+        assert np.array_equal(found, expected)
+
+
+def test_trouble_in_a_pack_is_named(encoder, recordings):
+    folder, pack, files = recordings
+    for file, complaint in (("text.wav", "could not be read when it was packed"), ("none.wav", "does not exist")):
+        with pytest.raises(UnreadableAudio, match=rf"^{file} in the pack {pack.path} {complaint}"):
+            encoder.embed_for_scoring([file], pack)
+        ((_, found, _),) = encoder.embed_files([file], pack)
+        assert isinstance(found, UnreadableAudio)
+    unreadable = []
+    found = encoder.embed_for_scoring(files, pack, unreadable=unreadable)
+    assert list(found) == files[:-1] and len(unreadable) == 1
+    with pytest.raises(UnreadableAudio, match=rf"^{folder}/none\.wav does not exist"):
+        encoder.embed_for_scoring(["none.wav"], folder)
 
 
 # ---- parts of files --------------------------------------------------------------------------------------------------
