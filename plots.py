@@ -33,8 +33,8 @@ def draw_det(path, results):
     _save_figure(figure, path)
 
 
-def _draw_det(axes, results, bands=None):
-    low = DET_TICKS[0]
+def _draw_det(axes, results, bands=None, ticks=DET_TICKS):
+    low = ticks[0]
     for name, (scores, labels) in results.items():
         _, miss, false_alarm = error_curve(scores, labels)
         shown = (miss > 0) & (false_alarm > 0) & (miss < 1) & (false_alarm < 1)
@@ -56,7 +56,7 @@ def _draw_det(axes, results, bands=None):
     axes.plot(limits, limits, ":", color="gray", linewidth=1)
     axes.set(xlim=limits, ylim=limits, xlabel="false alarms (%)", ylabel="misses (%)", aspect="equal")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks(norm.ppf(DET_TICKS), [f"{100 * tick:g}" for tick in DET_TICKS])
+        axis.set_ticks(norm.ppf(ticks), [f"{100 * tick:g}" for tick in ticks])
     axes.grid(alpha=0.3)
 
 
@@ -138,11 +138,12 @@ def _legend(figure):
     figure.legend(loc="outside upper left", borderaxespad=0.2)
 
 
-@_picture(4.2, 2.5)
-def course_picture(figure, curves, unit, band=None, logarithmic=False):
+@_picture(3.8, 2.4)
+def course_picture(figure, curves, unit, band=None, reaches=None, logarithmic=False):
     """Something over epochs: {name: (epochs, values)} -> SVG text; the legend is left out when a name is empty.
 
-    unit: what the values are. band: (epochs, low, high), shaded beneath the first curve.
+    unit: what the values are. band: (epochs, low, high), shaded beneath the first curve. reaches: let the axis begin at
+    0 and end at least there.
     """
     axes = figure.add_subplot()
     longest = max(len(epochs) for epochs, _ in curves.values())
@@ -151,8 +152,11 @@ def course_picture(figure, curves, unit, band=None, logarithmic=False):
                   label=_text(name))  # fmt: skip
     if band:
         axes.fill_between(*band, color=COLOURS[0], alpha=0.15, linewidth=0)
+    axes.ticklabel_format(axis="y", scilimits=(-2, 5))
     if logarithmic:
         _logarithmic(axes)
+    elif reaches is not None:
+        axes.set_ylim(0, max(reaches, 1.08 * axes.dataLim.ymax) or 1)
     axes.set(xlabel="epoch", ylabel=unit)
     axes.xaxis.get_major_locator().set_params(integer=True)
     if all(curves):
@@ -161,27 +165,26 @@ def course_picture(figure, curves, unit, band=None, logarithmic=False):
 
 def _logarithmic(axes):
     """Turn to a logarithmic scale with ticks at 1, 2, 5, 10, ..., if everything shown is above 0."""
-    shown = np.concatenate([line.get_ydata() for line in axes.get_lines()])
-    if not shown.size or shown.min() <= 0:
+    low, high = axes.dataLim.intervaly
+    if low <= 0:
         axes.set_ylim(bottom=0)
         return
-    ticks = np.outer(10.0 ** np.arange(-3, 3), [1, 2, 5]).ravel()
-    first = max(0, np.searchsorted(ticks, shown.min(), side="right") - 1)
-    last = min(len(ticks) - 1, np.searchsorted(ticks, shown.max()))
+    steps = [1, 2, 5] if high > 10 * low else [1, 1.5, 2, 3, 4, 5, 7]
+    ticks = np.outer(10.0 ** np.arange(-4, 3), steps).ravel()
     axes.set_yscale("log")
-    axes.set_yticks(ticks[first : last + 1], [f"{tick:g}" for tick in ticks[first : last + 1]])
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.yaxis.minorticks_off()
-    axes.set_ylim(min(ticks[first], shown.min()) * 0.97, max(ticks[last], shown.max()) * 1.03)
+    axes.set_ylim(low / (high / low) ** 0.05 * 0.98, high * (high / low) ** 0.05 * 1.02)
 
 
 @_picture(4.6, 4.9)
 def det_picture(figure, results, bands):
     """draw_det as SVG text; bands {name: (false-alarm rates (G,), lowest miss rates (G,), highest (G,))}, shaded."""
-    _draw_det(figure.add_subplot(), results, bands)
+    _draw_det(figure.add_subplot(), results, bands, DET_TICKS[[0, 2, 3, 4, 5, 6, 7, 8, 9, 10]])  # 0.2 has no room
     _legend(figure)
 
 
-@_picture(4.6, 3.0)
+@_picture(3.8, 2.8)
 def histogram_picture(figure, scores, labels, thresholds):
     """Scores of the same and of different speakers -> SVG text; thresholds {name: score or None} as lines."""
     axes = figure.add_subplot()
@@ -198,7 +201,7 @@ def histogram_picture(figure, scores, labels, thresholds):
     _legend(figure)
 
 
-@_picture(4.6, 3.0)
+@_picture(3.8, 2.8)
 def speakers_picture(figure, eers, eer):
     """The EER of each speaker (S,), in %, worst first, beside that of the list -> SVG text."""
     axes = figure.add_subplot()
@@ -212,7 +215,7 @@ def speakers_picture(figure, eers, eer):
     _legend(figure)
 
 
-@_picture(4.6, 3.0)
+@_picture(3.8, 2.8)
 def durations_picture(figure, bins, eer):
     """EER of trials by duration, [(words for the duration, EER in % or None, trials)], beside the list's -> SVG text."""
     axes = figure.add_subplot()

@@ -68,6 +68,11 @@ def write_report(folder):
 # ---- what there is to report -----------------------------------------------------------------------------------------
 
 
+def parent(name, names):
+    """The list, of these, that a back-end's result ("O.as_norm") is about; "" for a list itself."""
+    return min((other for other in names if name.startswith(f"{other}.")), key=len, default="")
+
+
 class Row(NamedTuple):
     """A line of the results: what was evaluated, on which list, and the outcome as metrics.jsonl has it."""
 
@@ -103,9 +108,15 @@ class Experiment:
         self.last = tested[-1] if tested else None
         self.chosen = min(valid, key=lambda record: record["lists"][VALID]["eer"]) if valid else None
         rows = [*self._training_rows(), *self._evaluation_rows(evaluation)]
-        self.headline = {row.name: row for row in reversed(rows) if row.model not in self._averages()}
-        order = list(dict.fromkeys(sorted((row.name for row in rows), key=lambda name: name == VALID)))
+        names = list(dict.fromkeys(row.name for row in rows))
+        families = [[name, *(other for other in names if parent(other, names) == name)] for name in names
+                    if not parent(name, names)]  # fmt: skip
+        order = sum(sorted(families, key=lambda family: family[0] == VALID), [])
         self.rows = sorted(rows, key=lambda row: order.index(row.name))
+        self.headline = {}
+        for row in self.rows:
+            if row.model not in self._averages():
+                self.headline.setdefault(row.name, row)
 
     def _read(self, name):
         path = self.folder / name
@@ -297,10 +308,14 @@ def tag(element, *contents, **attributes):
 
 
 def table(columns, rows):
-    """A table; columns: {head: "number" or "text"}. A narrow screen scrolls it sideways."""
+    """A table; columns: {head: "number" or "text"}; a row of one cell is a heading. A narrow screen scrolls sideways."""
     kinds = list(columns.values())
     head = tag("tr", *(tag("th", name, class_=kind) for name, kind in columns.items()))
-    body = [tag("tr", *(tag("td", cell, class_=kind) for cell, kind in zip(row, kinds))) for row in rows]
+    body = [
+        tag("tr", *(tag("td", cell, class_=kind) for cell, kind in zip(row, kinds))) if len(row) > 1 else
+        tag("tr", tag("td", row[0], colspan=len(kinds), class_="heading"))
+        for row in rows
+    ]  # fmt: skip
     return tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="wide")
 
 
@@ -311,8 +326,9 @@ def figure(svg, title, words=""):
     return tag("figure", tag("figcaption", tag("b", title), " ", words), image)
 
 
-def grid(*figures):
-    return tag("div", *figures, class_="grid")
+def grid(*contents, large=False):
+    """Things side by side, as many as the width allows."""
+    return tag("div", *contents, class_="grid large" if large else "grid")
 
 
 def note(words):
@@ -365,11 +381,15 @@ def _summary(experiment):
             f"{settings.get('num_frames', 0) / 100:g} s; last written on {when}. "
         )
     tests = [row for name, row in experiment.headline.items() if name != VALID]
-    for place, row in enumerate(tests):
+    models = list(dict.fromkeys(row.model for row in tests))
+    tests.sort(key=lambda row: models.index(row.model))
+    before = None
+    for row in tests:
         interval = f" (95 % interval {_interval(row.result, 'eer', 2)})" if _has_interval(row.result, "eer") else ""
-        yield f"EER, {row.model}: " if not place else ", "
+        yield ", " if row.model == before else f"{'EER of' if before is None else '; of'} {row.model}: "
         yield tag("b", f"{row.result['eer']:.2f} %")
         yield f" on {row.name}{interval}"
+        before = row.model
     yield "." if tests else "Nothing is evaluated yet."
 
 
@@ -386,32 +406,30 @@ def _tiles(experiment):
 
 
 # Column, key in a result, decimals.
-NUMBERS = [
-    ("EER (%)", "eer", 2), ("minDCF 0.05", "min_dcf_0.05", 4), ("minDCF 0.01", "min_dcf_0.01", 4), ("Cllr", "cllr", 4),
-    ("min Cllr", "min_cllr", 4), ("actDCF 0.05", "act_dcf_0.05", 4), ("actDCF 0.01", "act_dcf_0.01", 4),
-    ("trials", "trials", 0), ("speakers", "speakers", 0), ("utterances", "utterances", 0),
-]  # fmt: skip
+RATES = [("EER (%)", "eer", 2), ("minDCF 0.05", "min_dcf_0.05", 4), ("minDCF 0.01", "min_dcf_0.01", 4),
+         ("actDCF 0.05", "act_dcf_0.05", 4), ("actDCF 0.01", "act_dcf_0.01", 4), ("Cllr", "cllr", 4),
+         ("min Cllr", "min_cllr", 4)]  # fmt: skip
 
 
 def _results(experiment):
     rows = experiment.rows
     if not rows:
         return [note("Nothing is evaluated yet.")]
-    shown = [number for number in NUMBERS if any(row.result.get(number[1]) is not None for row in rows)]
-    cohort = any(row.result.get("cohort") for row in rows)
-    columns = {"list": "text", "model": "text", **{head: "number" for head, _, _ in shown}}
-    if cohort:
-        columns["cohort"] = "text"
-    lines = []
-    for place, row in enumerate(rows):
-        cells = [tag("b", row.name) if not place or rows[place - 1].name != row.name else "", row.model]
+    shown = [rate for rate in RATES if any(row.result.get(rate[1]) is not None for row in rows)]
+    lines, before = [], None
+    for row in rows:
+        heading = row.name, _size(row.result)
+        if heading != before:
+            lines.append([tag("div", tag("b", row.name), tag("small", heading[1]))])
+        before = heading
+        line = [row.model]
         for _, key, decimals in shown:
             value = row.result.get(key)
-            cell = [f"{value:,.{decimals}f}" if value is not None else "–"]
+            cell = [f"{value:.{decimals}f}" if value is not None else "–"]
             if _has_interval(row.result, key):
                 cell.append(tag("small", _interval(row.result, key, 2 if key == "eer" else 3)))
-            cells.append(Markup("").join([tag("span", *cell)]))
-        lines.append([*cells, row.result.get("cohort") or ""] if cohort else cells)
+            line.append(tag("div", *cell))
+        lines.append(line)
     words = []
     if any(row.result.get("interval") for row in rows):
         words.append("Small: 95 % intervals, by bootstrap over speakers.")
@@ -419,7 +437,14 @@ def _results(experiment):
         words.append(
             f"{VALID}: trials of held-out training speakers; the epoch is chosen on them, never on a test list."
         )
+    columns = {"": "text nowrap", **{head: "number" for head, _, _ in shown}}
     return [table(columns, lines), *([note(" ".join(words))] if words else [])]
+
+
+def _size(result):
+    """What a list is made of, and what its scores were normalised with, in words."""
+    words = [f"{result[key]:,} {key}" for key in ("trials", "speakers", "utterances") if result.get(key) is not None]
+    return ", ".join([*words, f"cohort: {result['cohort']}"] if result.get("cohort") else words)
 
 
 def _training(experiment):
@@ -427,16 +452,18 @@ def _training(experiment):
     tested = [record for record in experiment.history if record["lists"]]
     if not trained:
         return [note("No epoch is over yet.")] if experiment.is_training else []
+    # Title, key in a record, unit, and where the axis from 0 ends at least: 1 % of waiting is not to look like 100.
     panels = [
-        ("Loss", "loss", "loss"), ("Accuracy", "accuracy", "%"), ("Learning rate", "learning_rate", "learning rate"),
-        ("Margin", "margin", "radians"), ("Throughput", "utterances_per_second", "utterances per second"),
-        ("Waiting for data", "waiting_percent", "% of the time"),
+        ("Loss", "loss", "", None), ("Accuracy", "accuracy", "%", 10), ("Learning rate", "learning_rate", "", 0),
+        ("Margin", "margin", "radians", 0), ("Throughput", "utterances_per_second", "utterances/s", 0),
+        ("Waiting for data", "waiting_percent", "% of the time", 20),
     ]  # fmt: skip
     pictures = []
-    for title, key, unit in panels:
+    for title, key, unit, least in panels:
         points = [(record["epoch"], record[key]) for record in trained if record.get(key) is not None]
         if points:
-            pictures.append(figure(course_picture({"": tuple(zip(*points))}, unit), title, f"last {points[-1][1]:.4g}"))
+            svg = course_picture({"": tuple(zip(*points))}, unit or title.lower(), reaches=least)
+            pictures.append(figure(svg, title, f"last {points[-1][1]:.3g} {unit}"))
     for name in dict.fromkeys(name for record in tested for name in record["lists"]):
         pictures.append(_course_of_list(tested, name))
     hours = sum(record.get("seconds", 0) for record in trained) / 3600
@@ -452,13 +479,13 @@ def _course_of_list(tested, name):
         found = [(record["epoch"], results_of(record)[name]) for record in tested if name in results_of(record)]
         return [epoch for epoch, _ in found], [result["eer"] for _, result in found]
 
-    curves = {"the weights": points(lambda record: record["lists"])}
+    curves = {"as trained": points(lambda record: record["lists"])}
     for average in dict.fromkeys(average for record in tested for average in record.get("averages", {})):
         curves[average] = points(lambda record, average=average: record.get("averages", {}).get(average, {}))
     curves = {words: curve for words, curve in curves.items() if curve[0]}
-    last = curves["the weights"][1][-1]
+    last = curves["as trained"][1][-1]
     if len(curves) == 1:
-        curves = {"": curves["the weights"]}
+        curves = {"": curves["as trained"]}
     known = [record for record in tested if _has_interval(record["lists"].get(name, {}), "eer")]
     band = None
     if known:
@@ -478,8 +505,8 @@ def _trade_off(lists, notes):
             trials = scored.scores, scored.label, scored.enrol_speaker, scored.test_speaker
             bands[name] = rates, *det_band(*trials, rates)
     # Lists among themselves, and each with what the back-end made of it.
-    plain = [name for name in lists if not _parent(name, lists)]
-    families = [[name, *(other for other in lists if _parent(other, lists) == name)] for name in plain]
+    plain = [name for name in lists if not parent(name, lists)]
+    families = [[name, *(other for other in lists if parent(other, lists) == name)] for name in plain]
     families = [family for family in families if len(family) > 1]
     pictures = []
     for title, names in [("All lists", plain), *((f"{family[0]} and its back-ends", family) for family in families)]:
@@ -488,12 +515,7 @@ def _trade_off(lists, notes):
     words = "Shaded: 95 % bands, by bootstrap over speakers. Dots: equal error rates."
     if notes:
         words += f" Without {', '.join(notes)}: see there."
-    return [note(words), grid(*pictures)]
-
-
-def _parent(name, names):
-    """The list that a back-end's result is about, or ""."""
-    return max((other for other in names if name.startswith(f"{other}.")), key=len, default="")
+    return [note(words), grid(*pictures, large=True)]
 
 
 def _list_section(lists, notes, name, first):
@@ -504,33 +526,32 @@ def _list_section(lists, notes, name, first):
         figure(histogram_picture(scored.scores, scored.label, scored.row.result.get("thresholds") or {}), "Scores")
     ]
     errors = errors_by_speaker(scored.scores, scored.label, scored.enrol_speaker, scored.test_speaker, scored.threshold)
-    tables = []
     if errors:
         pictures.append(figure(speakers_picture([each.eer for each in errors], scored.eer), "EER of each speaker"))
-        tables.append(_speakers_table(scored, errors, first))
+        speakers = _speakers_table(scored, errors, first)
     else:
-        tables.append(note("No speaker has trials of both kinds: no EER by speaker."))
-    picture, words = _by_duration(scored)
-    pictures += picture
+        speakers = note("No EER by speaker: no speaker has trials of both kinds.")
+    picture, by_duration = _by_duration(scored, first)
     others, targets = worst_trials(scored.scores, scored.label)
-    tables += [
-        words,
-        details(f"The {len(others)} most alike of different speakers", _trials_table(scored, others), is_open=first),
-        details(f"The {len(targets)} least alike of the same speaker", _trials_table(scored, targets), is_open=first),
+    tables = [
+        speakers,
+        by_duration,
+        details(f"The {len(others)} highest scores of different speakers", _trials_table(scored, others), is_open=first),
+        details(f"The {len(targets)} lowest scores of the same speaker", _trials_table(scored, targets), is_open=first),
     ]
     about = f"{scored.row.model}: EER {scored.eer:.2f} % at the threshold {scored.threshold:.4f}."
-    return [note(about), grid(*pictures), *tables]
+    return [note(about), grid(*pictures, *picture), grid(*tables, large=True)]
 
 
 def _speakers_table(scored, errors, is_open):
-    columns = {"speaker": "text", "EER (%)": "number", "misses (%)": "number", "false alarms (%)": "number",
+    columns = {"speaker": "text nowrap", "EER (%)": "number", "misses (%)": "number", "alarms (%)": "number",
                "same": "number", "different": "number"}  # fmt: skip
     rows = [
         (tag("code", scored.speakers[each.speaker]), f"{each.eer:.2f}", f"{each.misses:.2f}",
          f"{each.false_alarms:.2f}", f"{each.targets:,}", f"{each.others:,}")
         for each in errors[:WORST]
     ]  # fmt: skip
-    words = f"EER at the speaker's own threshold; misses and false alarms at the list's, {scored.threshold:.4f}."
+    words = f"EER at a speaker's own threshold; misses and false alarms at the list's, {scored.threshold:.4f}."
     left = len(scored.speakers) - len(errors)
     if left:
         words += f" {left:,} of {len(scored.speakers):,} speakers do not have trials of both kinds."
@@ -538,7 +559,7 @@ def _speakers_table(scored, errors, is_open):
                    is_open=is_open)  # fmt: skip
 
 
-def _by_duration(scored):
+def _by_duration(scored, is_open):
     """([picture], table or note) of the EER by duration."""
     trials = scored.trials
     if not scored.root or not Path(scored.root).is_dir():
@@ -563,14 +584,14 @@ def _by_duration(scored):
     contents = [table(columns, rows)]
     if unknown.any():
         contents.insert(0, note(f"Without {unknown.sum():,} trials whose audio could not be read in {scored.root}."))
-    return [figure(svg, "EER by duration")], details("EER by seconds of the shorter side", *contents)
+    return [figure(svg, "EER by duration")], details("By seconds of the shorter side", *contents, is_open=is_open)
 
 
 def _trials_table(scored, positions):
     trials = scored.trials
     rows = [
         (f"{scored.scores[position]:.4f}", f"{trials.line_numbers[position]:,}",
-         tag("span", tag("code", trials.enrol[position]), tag("code", trials.test[position]), class_="pair"))
+         tag("div", tag("code", trials.enrol[position]), tag("code", trials.test[position])))
         for position in positions
     ]  # fmt: skip
     return table({"score": "number", "line": "number", "enrolment and test": "text"}, rows)
@@ -608,19 +629,23 @@ body { margin: 0 auto; max-width: 70rem; padding: 2.5rem 1.5rem 4rem; background
 h1 { margin: 0 0 .5rem; font-size: 2rem; line-height: 1.2; letter-spacing: -.01em; overflow-wrap: anywhere; }
 h2 { margin: 3rem 0 .75rem; padding-top: .75rem; border-top: 1px solid var(--line); font-size: 1.3rem;
   overflow-wrap: anywhere; }
+h3 { margin: 1.75rem 0 .25rem; font-size: 1rem; }
 p { max-width: 46rem; margin: .5rem 0; overflow-wrap: anywhere; }
 .note { color: var(--quiet); font-size: .9rem; }
 nav { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; font-size: .9rem; }
 a { color: var(--blue); text-decoration: none; overflow-wrap: anywhere; }
 a:hover { text-decoration: underline; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); gap: .75rem; margin: 1.5rem 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 11rem), 1fr)); gap: .75rem; margin: 1.5rem 0; }
 .tiles div { display: flex; flex-direction: column; padding: .75rem 1rem; border: 1px solid var(--line);
   border-radius: .5rem; font-variant-numeric: tabular-nums; }
-.tiles span { color: var(--quiet); font-size: .85rem; overflow-wrap: anywhere; }
+.tiles span { color: var(--quiet); font-size: .8rem; overflow-wrap: anywhere; }
 .tiles strong { margin-top: auto; font-size: 1.6rem; line-height: 1.3; font-weight: 600; }
 small { color: var(--quiet); font-size: .8rem; font-weight: 400; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1.5rem 1.75rem;
-  align-items: end; margin: 1.25rem 0; }
+  margin: 1.25rem 0; }
+.grid.large { grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: .75rem 1.75rem; }
+.grid figure { align-self: end; }
+.grid > * { min-width: 0; }
 figure { margin: 0; break-inside: avoid; }
 figcaption { margin-bottom: .25rem; color: var(--quiet); font-size: .85rem; overflow-wrap: anywhere; }
 figcaption b { color: var(--ink); font-weight: 600; }
@@ -632,11 +657,14 @@ td { border-bottom: 1px solid var(--line); vertical-align: top; }
 th, td { padding: .4rem 1.25rem .4rem 0; }
 th:last-child, td:last-child { padding-right: 0; }
 .text { text-align: left; }
+.heading { padding-top: 1rem; }
+.heading b { margin-right: .5rem; }
+.nowrap { white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; }
-td small { display: block; }
+.number small { display: block; }
 code { font: .8rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
   overflow-wrap: anywhere; }
-.pair code { display: block; }
+td div code { display: block; }
 details { margin: .5rem 0; }
 summary { padding: .25rem 0; cursor: pointer; font-weight: 600; font-size: .95rem; }
 @media (max-width: 40rem) {
@@ -650,6 +678,6 @@ summary { padding: .25rem 0; cursor: pointer; font-weight: 600; font-size: .95re
   h2 { break-after: avoid; }
   tr { break-inside: avoid; }
   .wide { overflow: visible; }
-  .grid { grid-template-columns: repeat(2, 1fr); }
+  .grid, .grid.large { grid-template-columns: repeat(2, 1fr); }
 }
 """
