@@ -180,7 +180,8 @@ def compare(first_scores, second_scores, labels, enrol_speaker, test_speaker, re
     half = student.ppf(0.975, degrees) * spread
     distance = np.divide(np.abs(difference), spread, out=np.full(len(METRICS), np.inf), where=spread > 0)
     p = np.where(difference == 0, 1.0, np.maximum(2 * student.sf(distance, degrees), 1 / (replicates + 1)))
-    rows = zip(METRICS, *estimate, difference, difference - half, difference + half, p)
+    low, high = np.maximum(difference - half, -LARGEST), np.minimum(difference + half, LARGEST)
+    rows = zip(METRICS, *estimate, difference, low, high, p)
     return {metric: Difference(*map(float, row)) for metric, *row in rows}
 
 
