@@ -272,7 +272,8 @@ class SpeakerEncoder:
         """Which training speaker is it? -> Classification. InputError for a model without classifier or names."""
         if self.classifier is None or self.speakers is None:
             raise InputError(f"this model of {self.system.title} came without a classifier or its speakers' names")
-        cosines = F.normalize(self.classifier.float(), dim=-1) @ F.normalize(torch.from_numpy(self.embed(path)), dim=0)
+        embedding = F.normalize(torch.from_numpy(self.embed(path)), dim=0)
+        cosines = F.normalize(self.classifier.float(), dim=-1) @ embedding
         if cosines.dim() == 2:  # sub-centres
             cosines = cosines.amax(dim=1)
         # A classifier may have more classes than there were speakers (--n_class, --speed_perturb).

@@ -35,7 +35,7 @@ def open_tests(args):
     for path in args.eval_list:
         name = Path(path).stem
         if name == VALID:
-            raise InputError(f"--eval_list {path}: {VALID} is what the trials of --valid_speakers are called; rename it")
+            raise InputError(f"--eval_list {path}: so are the trials of --valid_speakers called; rename it")
         if name in tests:
             raise InputError(f"--eval_list has two lists called {name}: their scores would go to one file; rename one")
         trials = TrialList(path)

@@ -81,7 +81,7 @@ class Run:
         take_width(args, encoder)
         if initial:
             self._check_held_out(initial)
-            self._take_sub_centres(initial)
+            self._take_form_of_loss(initial)
         classifier = AAMsoftmax(
             args.n_class * (len(SpeedPerturbation.FACTORS) if args.speed_perturb else 1), m=args.m, s=args.s,
             embedding_size=encoder.embedding_size, continuous=SYSTEMS[args.system].continuous_margin,
@@ -128,7 +128,7 @@ class Run:
         args.system = args.system or before.get("system", "ours")
         if "initial_model" not in args.given:  # it has served
             args.initial_model = before["initial_model"]
-        for name in ("C", "sub_centres"):  # the model decided
+        for name in ("C", "sub_centres", "s"):  # the model decided
             if args.initial_model and name not in args.given and name in before:
                 setattr(args, name, before[name])
         self._refuse_other_settings(state)
@@ -159,11 +159,14 @@ class Run:
                 f"that {self.args.initial_model} was trained on: give what that run had"
             )
 
-    def _take_sub_centres(self, initial):
-        """Unless told otherwise, go on with as many as the model has."""
-        classifier = initial.classifier
-        if classifier is not None and initial.speakers == self.speakers and "sub_centres" not in self.args.given:
-            self.args.sub_centres = classifier.shape[1] if classifier.dim() == 3 else 1
+    def _take_form_of_loss(self, initial):
+        """With the same speakers, go on with the model's sub-centres and scale, unless told otherwise."""
+        classifier, given = initial.classifier, self.args.given
+        if classifier is not None and initial.speakers == self.speakers:
+            if "sub_centres" not in given:
+                self.args.sub_centres = classifier.shape[1] if classifier.dim() == 3 else 1
+            if "s" not in given:
+                self.args.s = initial.scale
 
     def _take_classifier(self, initial):
         """The encoder came with the model; its classifier is taken if it tells the same speakers apart. Says so."""
@@ -199,8 +202,8 @@ class Run:
         """{kind: (SpeakerNet, results)} of "model" and, once trained, its averages: "ema" and, at the end, "average"."""
         evaluated = {}
         for kind, network in self._networks().items():
-            encoder = network.speaker_encoder
-            encoder = SpeakerEncoder(encoder, self.device, Pretrained(self.args.system, encoder))
+            about = Pretrained(self.args.system, network.speaker_encoder)
+            encoder = SpeakerEncoder(network.speaker_encoder, self.device, about)
             evaluated[kind] = network, evaluate(encoder, tests, self.args, kind="" if kind == "model" else kind)
         return evaluated
 

@@ -126,6 +126,7 @@ class Pretrained(NamedTuple):
     origin: str = ""  # where the threshold comes from, in words
     thresholds: dict = {}  # our own: {"EER": ..., "1%": at 1 % false alarms, ...}
     listing: str = ""  # on which trial list
+    scale: float | None = None  # our own: s of its loss
     held_out: list | None = None  # our own: names of speakers in its training list that it was not trained on
     mean: torch.Tensor | None = None  # (D,) SpeechBrain's mean embedding, which verification does not use
 
@@ -206,6 +207,7 @@ def _load_ours(path, content, system):
         settings, scores, weights = checkpoint["settings"], checkpoint.get("scores") or {}, checkpoint["weights"]
         state = {key: value for key, value in weights.items() if key != "speaker_loss.weight"}
         classifier, speakers = weights.get("speaker_loss.weight"), checkpoint.get("speakers")
+        scale = float(settings.get("s", 30))
         held_out = [str(name) for name in checkpoint.get("valid_speakers") or ()]
         system = str(settings.get("system", "ours"))
         listing, result = next(iter(scores.items()), ("", {}))
@@ -224,7 +226,7 @@ def _load_ours(path, content, system):
         threshold = min(1.0, max(-1.0, threshold))
     origin = f"where misses and false alarms were equal on {listing}" if threshold is not None else ""
     return Pretrained(
-        system, network, classifier, speakers, threshold, origin, thresholds, str(listing), held_out=held_out
+        system, network, classifier, speakers, threshold, origin, thresholds, str(listing), scale, held_out
     )
 
 

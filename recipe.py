@@ -1,11 +1,13 @@
-"""What the settings of a training run come to: learning rate and margin at each step, the optimizer, bundles of flags.
+"""What the settings come to: do they agree, learning rate and margin at each step, the optimizer, bundles of flags.
 
 Schedules are pure functions of the step, counted in epochs of crops, so that neither the number of GPUs nor an
 interruption changes anything.
 """
 
+import importlib.util
 import math
 import textwrap
+from pathlib import Path
 
 import torch
 
@@ -47,6 +49,9 @@ def margin(args, step, steps_per_epoch):
 
 
 # ---- optimizer -------------------------------------------------------------------------------------------------------
+
+
+OPTIMIZERS = "adam", "adamw", "sgd"
 
 
 def make_optimizer(args, parameters, device):
@@ -108,7 +113,7 @@ def bundle(name, given, args):
         "lr_final": published["lr_final"] * batches,
         "warmup": published["warmup"] * share,
         "margin_rise": [epochs * share for epochs in published["margin_rise"]],
-        "average": min(published["average"], max(2, max_epoch // 5)),
+        "average": min(published["average"], max(2, max_epoch // 5), max_epoch),
     }
     return {flag: value for flag, value in settings.items() if flag not in given}
 
@@ -134,3 +139,57 @@ def in_words(flag, value):
         return f"--{flag}" if value else f"(no --{flag})"
     values = value if isinstance(value, list) else [value]
     return " ".join([f"--{flag}", *(each if isinstance(each, str) else f"{each:g}" for each in values)])
+
+
+# ---- do the settings agree? ------------------------------------------------------------------------------------------
+
+
+def check_settings(args):
+    """InputError naming the flag, unless the flags agree and their numbers make sense."""
+    _check_mode(args)
+    _check_numbers(args)
+
+
+def _check_mode(args):
+    modes = [name for name in ("eval", "demo", "compare", "report", "finetune_margin") if getattr(args, name)]
+    if len(modes) > 1:
+        raise InputError(f"--{' and --'.join(modes)} are different things to do: choose one")
+    begun = not args.eval and (Path(args.save_path) / "state.pt").exists()  # its weights are in there
+    if args.initial_model and not begun and not Path(args.initial_model).exists():
+        raise InputError(f"--initial_model {args.initial_model} does not exist")
+    if args.eval and not args.initial_model:
+        raise InputError("--eval needs --initial_model FILE, the model to evaluate")
+    if args.finetune_margin and not args.initial_model and not begun:
+        raise InputError("--finetune_margin needs --initial_model FILE, the model to go on from")
+    if (args.eval or args.compare) and not args.eval_list:
+        raise InputError(f"--{modes[0]} needs --eval_list with at least one trial list")
+    if args.compare and len(args.eval_list) > 1:
+        raise InputError("--compare needs one --eval_list, that of both score files")
+    if args.as_norm | args.calibrate and not args.eval:
+        raise InputError(f"--{'as_norm' if args.as_norm else 'calibrate'} is part of an evaluation: give --eval")
+    if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise InputError("--tensorboard needs a package that is not here: pip install tensorboard")
+
+
+def _check_numbers(args):
+    # A batch of 1 has no statistics for batch norm.
+    least = {"num_frames": 2, "max_epoch": 1, "batch_size": 2, "accumulate": 1, "test_step": 1, "n_cpu": 1,
+             "n_class": 1, "seed": 0, "lr_decay": 0, "weight_decay": 0, "m": 0, "bank_mb": 1, "warmup": 0, "clip": 0,
+             "ema": 0, "average": 0, "valid_speakers": 0, "top_n": 2, "sub_centres": 1, "top_k": 0}
+    for name, minimum in least.items():
+        value = getattr(args, name)
+        if value is not None and not minimum <= value < math.inf:
+            raise InputError(f"--{name} must be at least {minimum}, not {value}")
+    for name in ("lr", "lr_final", "s"):
+        if not 0 < getattr(args, name) < math.inf:
+            raise InputError(f"--{name} must be more than 0, not {getattr(args, name)}")
+    if args.ema >= 1:
+        raise InputError(f"--ema must be less than 1, not {args.ema}: the share of the average that stays")
+    if not 0 <= args.margin_rise[0] <= args.margin_rise[1] < math.inf:
+        raise InputError(f"--margin_rise must be two epochs, the second not before the first, not {args.margin_rise}")
+    if args.average > args.max_epoch:
+        raise InputError(f"--average {args.average} is more than the {args.max_epoch} epochs that there will be")
+    if args.seed >= 2**63:
+        raise InputError(f"--seed must be less than 2**63, not {args.seed}")
+    if args.C < 8 or args.C % 8:
+        raise InputError(f"--C must be a multiple of 8, not {args.C}")

@@ -3,7 +3,7 @@
     python trainSpeakerNet.py --demo                                         train on generated speech, on any machine
     python trainSpeakerNet.py --save_path exps/exp1                          train on VoxCeleb2; again: continue
     python trainSpeakerNet.py --eval --initial_model FILE --eval_list A B    evaluate; with AS-norm: --as_norm
-    python trainSpeakerNet.py --compare A.txt B.txt --eval_list LIST         is one system's scores better than another's?
+    python trainSpeakerNet.py --compare A.txt B.txt --eval_list LIST         do the scores of two systems differ?
     python trainSpeakerNet.py --report --save_path exps/exp1                 write exps/exp1/report.html
 """
 
@@ -94,19 +94,19 @@ def build_parser():
     add("--weight_decay",  2e-5,    "L2 penalty on all weights")
     add("--clip",          0.0,     "largest norm of a step's gradient; 0: any")
     add("--speed_perturb", False,   "speech 0.9 and 1.1 times as fast as two more speakers each")
-    add("--ema",           0.0,     "evaluate also the weights' moving average, which keeps this share of itself in each "
-                                    "step, say 0.999; 0: none")
+    add("--ema",           0.0,     "evaluate also the weights' moving average, which keeps this share of itself in "
+                                    "each step, say 0.999; 0: none")
     add("--average",       0,       "at the end evaluate also the mean of the models of the last so many epochs")
     add("--test_step",     1,       "evaluate, and keep a model, every so many epochs")
-    add("--valid_speakers", 0,      "hold out so many training speakers: model/best.model is chosen on trials of theirs")
+    add("--valid_speakers", 0,      "hold out so many training speakers: best.model is chosen on trials of theirs")
     add("--seed",          0,       "of weights, order, crops and augmentation")
     add("--tensorboard",   False,   "write what metrics.jsonl has for TensorBoard, too (pip install tensorboard)")
 
     group = parser.add_argument_group("evaluation (with --eval)")
     add("--as_norm",       False,   "judge also with the training mean subtracted, and with adaptive s-norm against a "
                                     "cohort of the training speakers (--train_list)")
-    add("--calibrate",     False,   "--as_norm, and log-likelihood ratios, trained with quality measures on trials of the "
-                                    "speakers that were held out of training")
+    add("--calibrate",     False,   "--as_norm, and log-likelihood ratios, trained with quality measures on trials of "
+                                    "the speakers that were held out of training")
     add("--cohort",        "",      "an .npz of embeddings to be the cohort instead (verify.py --embed)")
     add("--top_n",         300,     "of the cohort, the nearest so many count")
 
@@ -144,7 +144,8 @@ def read_settings(arguments):
         parser.set_defaults(**DEMO)
     args = parser.parse_args(arguments)
     args.given = {argument[2:].split("=")[0] for argument in arguments if argument.startswith("--")}
-    for name, value in bundle(args).items():
+    given = args.given | set(DEMO) if args.demo else args.given
+    for name, value in bundle("finetune_margin" if args.finetune_margin else args.recipe, given, args).items():
         setattr(args, name, value)
     check_settings(args)
     if "save_path" not in args.given and (args.eval or args.compare):
@@ -169,7 +170,7 @@ def train(args):
     print(
         f"{run.folder}: {describe(run.network.speaker_encoder)}, {device}{distributed.in_words()}, amp {args.amp}; "
         f"{len(listing)} utterances of {len(listing.speakers)} speakers, {loader.steps} steps of {args.batch_size} an "
-        f"epoch; each utterance {' or '.join(augmentation.kinds)}{perturb.in_words() if perturb else ''}"
+        f"epoch; each utterance {' or '.join(augmentation.kinds)}{', at one of three speeds' if perturb else ''}"
     )
     if run.is_untrained() and tests:  # a baseline, and proof that evaluation will work when an epoch is over
         run.record({"epoch": 0}, run.evaluated(tests))
