@@ -242,3 +242,11 @@ def test_what_cannot_be_normalised():
     ):
         with pytest.raises(ValueError, match=complaint):
             case()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_gpu_finds_the_same_cohort_statistics():
+    random = np.random.default_rng(0)
+    vectors, cohort = unit_vectors(random, 3000, 192), unit_vectors(random, 6000, 192)
+    expected = tools.cohort_statistics(vectors, cohort)
+    assert np.allclose(tools.cohort_statistics(vectors.astype(np.float32), cohort, device="cuda"), expected, atol=1e-6)
