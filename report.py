@@ -43,8 +43,9 @@ def write_report(folder):
     absent or has changed since. InputError if the folder holds no experiment.
     """
     experiment = Experiment(folder)
+    names = list(dict.fromkeys(row.name for row in experiment.rows))
     lists, notes = {}, {}
-    for name in dict.fromkeys(row.name for row in experiment.rows):
+    for name in names:
         try:
             lists[name] = ScoredList(experiment, name)
         except InputError as error:
@@ -54,8 +55,11 @@ def write_report(folder):
         ("Training", _training(experiment)),
         ("Detection error trade-off", _trade_off(experiment, lists, notes)),
     ]
-    groups += [(name, _list_section(experiment, lists, notes, name, first=not place)) for place, name in
-               enumerate(dict.fromkeys([*lists, *notes]))]  # fmt: skip
+    for name in names:
+        known = name in lists
+        is_open = known and name == next(iter(lists))  # the tables of one list are enough at a first look
+        groups.append((name, _list_section(experiment, lists[name], is_open) if known else
+                       [note(f"No scores to look at: {notes[name]}.")]))  # fmt: skip
     groups.append(("Settings", _settings(experiment)))
     path = experiment.folder / "report.html"
     with whole_file(path) as file:
@@ -536,27 +540,24 @@ def _trade_off(experiment, lists, notes):
     return [note(words), grid(*pictures, large=True)]
 
 
-def _list_section(experiment, lists, notes, name, first):
-    if name in notes:
-        return [note(f"No scores to look at: {notes[name]}.")]
-    scored = lists[name]
+def _list_section(experiment, scored, is_open):
     pictures = [
         figure(histogram_picture(scored.scores, scored.label, scored.row.result.get("thresholds") or {}), "Scores")
     ]
     errors = errors_by_speaker(*scored.by_speaker(), scored.threshold)
     if errors:
         pictures.append(figure(speakers_picture([each.eer for each in errors], scored.eer), "EER of each speaker"))
-        speakers = _speakers_table(scored, errors, first)
+        speakers = _speakers_table(scored, errors, is_open)
     else:
         speakers = note("No EER by speaker: no speaker has trials of both kinds.")
-    picture, by_duration = _by_duration(experiment, scored, first)
+    picture, by_duration = _by_duration(experiment, scored, is_open)
     highest, lowest = worst_trials(scored.scores, scored.label)
-    tables = [
-        speakers,
-        by_duration,
-        details(f"The {len(highest)} highest scores of different speakers", _trials_table(scored, highest), is_open=first),
-        details(f"The {len(lowest)} lowest scores of the same speaker", _trials_table(scored, lowest), is_open=first),
-    ]
+    tables = [speakers, by_duration] + [
+        details(words, _trials_table(scored, positions), is_open=is_open) for words, positions in (
+            (f"The {len(highest)} highest scores of different speakers", highest),
+            (f"The {len(lowest)} lowest scores of the same speaker", lowest),
+        )
+    ]  # fmt: skip
     about = f"{scored.row.model}: EER {scored.eer:.2f} % at the threshold {scored.threshold:.4f}."
     return [note(about), grid(*pictures, *picture), grid(*tables, large=True)]
 
