@@ -135,10 +135,11 @@ def _picture(width, height):
 
 
 def _legend(figure):
-    figure.legend(loc="outside upper left", borderaxespad=0.2)
+    legend = figure.legend(loc="outside upper left", borderaxespad=0.2)
+    figure.set_figheight(figure.get_figheight() + 0.17 * len(legend.get_texts()))  # room of its own, not the axes'
 
 
-@_picture(3.8, 2.4)
+@_picture(3.8, 2.3)
 def course_picture(figure, curves, unit, band=None, reaches=None, logarithmic=False):
     """Something over epochs: {name: (epochs, values)} -> SVG text; the legend is left out when a name is empty.
 
@@ -177,14 +178,14 @@ def _logarithmic(axes):
     axes.set_ylim(low / (high / low) ** 0.05 * 0.98, high * (high / low) ** 0.05 * 1.02)
 
 
-@_picture(4.6, 4.9)
+@_picture(4.6, 4.4)
 def det_picture(figure, results, bands):
     """draw_det as SVG text; bands {name: (false-alarm rates (G,), lowest miss rates (G,), highest (G,))}, shaded."""
     _draw_det(figure.add_subplot(), results, bands, DET_TICKS[[0, 2, 3, 4, 5, 6, 7, 8, 9, 10]])  # 0.2 has no room
     _legend(figure)
 
 
-@_picture(3.8, 2.8)
+@_picture(3.8, 2.4)
 def histogram_picture(figure, scores, labels, thresholds):
     """Scores of the same and of different speakers -> SVG text; thresholds {name: score or None} as lines."""
     axes = figure.add_subplot()
@@ -201,7 +202,7 @@ def histogram_picture(figure, scores, labels, thresholds):
     _legend(figure)
 
 
-@_picture(3.8, 2.8)
+@_picture(3.8, 2.4)
 def speakers_picture(figure, eers, eer):
     """The EER of each speaker (S,), in %, worst first, beside that of the list -> SVG text."""
     axes = figure.add_subplot()
@@ -215,14 +216,14 @@ def speakers_picture(figure, eers, eer):
     _legend(figure)
 
 
-@_picture(3.8, 2.8)
+@_picture(3.8, 2.4)
 def durations_picture(figure, bins, eer):
-    """EER of trials by duration, [(words for the duration, EER in % or None, trials)], beside the list's -> SVG text."""
+    """EER of trials by duration, [(words for the duration, EER in % or None)], beside that of the list -> SVG text."""
     axes = figure.add_subplot()
-    for place, (_, value, _) in enumerate(bins):
+    for place, (_, value) in enumerate(bins):
         axes.bar(place, value or 0, 0.7, color=COLOURS[0], alpha=0.55)
     axes.axhline(eer, color="#202124", linewidth=1.1, linestyle="--", label=f"all trials: {eer:.2f} %")
-    axes.set_xticks(range(len(bins)), [words for words, _, _ in bins])
+    axes.set_xticks(range(len(bins)), [words for words, _ in bins])
     axes.grid(visible=False, axis="x")
     axes.set(xlabel="seconds of the shorter side", ylabel="EER (%)")
     axes.set_ylim(bottom=0)

@@ -6,7 +6,6 @@ report.html holds all of it, pictures included: it needs no server, no network a
 import base64
 import concurrent.futures
 import datetime
-import functools
 import html
 import json
 import math
@@ -44,8 +43,9 @@ def write_report(folder):
     absent or has changed since. InputError if the folder holds no experiment.
     """
     experiment = Experiment(folder)
+    names = list(dict.fromkeys(row.name for row in experiment.rows))
     lists, notes = {}, {}
-    for name in dict.fromkeys(row.name for row in experiment.rows):
+    for name in names:
         try:
             lists[name] = ScoredList(experiment, name)
         except InputError as error:
@@ -53,10 +53,13 @@ def write_report(folder):
     groups = [
         ("Results", _results(experiment)),
         ("Training", _training(experiment)),
-        ("Detection error trade-off", _trade_off(lists, notes)),
+        ("Detection error trade-off", _trade_off(experiment, lists, notes)),
     ]
-    groups += [(name, _list_section(lists, notes, name, first=not place)) for place, name in
-               enumerate(dict.fromkeys([*lists, *notes]))]  # fmt: skip
+    for name in names:
+        known = name in lists
+        is_open = known and name == next(iter(lists))  # the tables of one list are enough at a first look
+        groups.append((name, _list_section(experiment, lists[name], is_open) if known else
+                       [note(f"No scores to look at: {notes[name]}.")]))  # fmt: skip
     groups.append(("Settings", _settings(experiment)))
     path = experiment.folder / "report.html"
     with whole_file(path) as file:
@@ -66,11 +69,6 @@ def write_report(folder):
 
 
 # ---- what there is to report -----------------------------------------------------------------------------------------
-
-
-def parent(name, names):
-    """The list, of these, that a back-end's result ("O.as_norm") is about; "" for a list itself."""
-    return min((other for other in names if name.startswith(f"{other}.")), key=len, default="")
 
 
 class Row(NamedTuple):
@@ -108,11 +106,13 @@ class Experiment:
         self.last = tested[-1] if tested else None
         self.chosen = min(valid, key=lambda record: record["lists"][VALID]["eer"]) if valid else None
         rows = [*self._training_rows(), *self._evaluation_rows(evaluation)]
+        self._listings, self._seconds = {}, {}  # of several results on a list it is read once
+        # List by list, as they come; those of held-out training speakers last.
+        lists = list(dict.fromkeys(self.list_of(row.name) for row in rows))
         names = list(dict.fromkeys(row.name for row in rows))
-        families = [[name, *(other for other in names if parent(other, names) == name)] for name in names
-                    if not parent(name, names)]  # fmt: skip
-        order = sum(sorted(families, key=lambda family: family[0] == VALID), [])
-        self.rows = sorted(rows, key=lambda row: order.index(row.name))
+        self.rows = sorted(rows, key=lambda row: (
+            row.name == VALID, lists.index(self.list_of(row.name)), names.index(row.name)
+        ))  # fmt: skip
         self.headline = {}
         for row in self.rows:
             if row.model not in self._averages():
@@ -149,51 +149,73 @@ class Experiment:
             model = Path(evaluation.get("settings", {}).get("initial_model", "")).name or "the model"
             yield from (Row(model, *item) for item in evaluation.get("results", {}).items())
 
-    def trials(self, name):
-        """The TrialList of a list or of a back-end's result on it ("O", "O.as_norm"), unchanged since the result."""
-        if name == VALID:
-            return TrialList(self.folder / "scores" / f"{VALID}_trials.txt", "the trials")
-        paths = [path for path in self.eval_lists if name == Path(path).stem or name.startswith(f"{Path(path).stem}.")]
-        if not paths:
+    def list_of(self, name):
+        """The name of the list that a result ("O", or "O.as_norm" of a back-end) is about."""
+        stems = [Path(path).stem for path in self.eval_lists]
+        return max((stem for stem in stems if name == stem or name.startswith(f"{stem}.")), key=len, default=name)
+
+    def listing(self, name):
+        """The Listing behind a result, unchanged since then. InputError, in one line, if it is not, or absent."""
+        paths = {Path(path).stem: path for path in self.eval_lists}
+        path = self.folder / "scores" / f"{VALID}_trials.txt" if name == VALID else paths.get(self.list_of(name))
+        if not path:
             raise InputError(f"the settings name no trial list for {name}")
-        path = max(paths, key=lambda path: len(Path(path).stem))
-        trials = TrialList(path, "the trial list")
+        if path not in self._listings:
+            self._listings[path] = Listing(path, self.settings.get("train_path" if name == VALID else "eval_path"))
         hashes = {row.result.get("list_sha256") for row in self.rows if row.name == name} - {None}
-        if hashes and sha256(path) not in hashes:
+        if name != VALID and hashes and self._listings[path].sha256 not in hashes:
             raise InputError(f"the trial list {path} has changed since it was evaluated")
-        return trials
+        return self._listings[path]
+
+    def seconds(self, root, files):
+        """How long audio files under a folder are: (N,) seconds, nan for those that cannot be read."""
+        known = self._seconds.setdefault(root, {})
+        new = [file for file in dict.fromkeys(files) if file not in known]
+        known.update(zip(new, durations(root, new).tolist()))
+        return np.array([known[file] for file in files])
+
+
+class Listing:
+    """A trial list and the speakers in it: ``trials``, a TrialList; ``enrol_speaker`` and ``test_speaker`` (N,) numbers
+    of ``speakers``, their names; ``root``, where the audio was; ``sha256`` of the list."""
+
+    def __init__(self, path, root):
+        self.trials, self.root, self.sha256 = TrialList(path, "the trial list"), root, sha256(path)
+        self.enrol_speaker, self.test_speaker, count = speakers_of(self.trials)
+        self.speakers = speaker_names(self.trials, self.enrol_speaker, self.test_speaker, count)
 
 
 class ScoredList:
-    """The trials of a list with their scores, from scores/<name>.txt, made sure to be those of a result on record.
+    """The scores of a list, from scores/<name>.txt, made sure to be those of a result on record.
 
-    ``row``: that result; ``trials`` the TrialList; ``scores`` and ``label`` (N,); ``enrol_speaker`` and
-    ``test_speaker`` (N,) numbers of ``speakers`` (names). InputError, in one line, when something is amiss.
+    ``row``: that result; ``listing``: the Listing; ``scores`` and ``label`` (N,); ``eer`` in % and its ``threshold``.
+    InputError, in one line, when something is amiss.
     """
 
     def __init__(self, experiment, name):
         path = experiment.folder / "scores" / f"{name}.txt"
         if not path.exists():
             raise InputError(f"scores/{path.name} is not there")
-        fields = path.read_text(encoding="utf-8").split()
+        self.listing = experiment.listing(name)
+        trials = self.listing.trials
+        fields = path.read_text(encoding="utf-8", errors="replace").split()
         try:
             self.scores = np.array(fields[0::3], dtype=np.float64)
         except ValueError as error:
             raise InputError(f"scores/{path.name} is damaged: {error}") from error
-        self.trials = trials = experiment.trials(name)
-        self.label = trials.label
         if fields[1::3] != trials.enrol or fields[2::3] != trials.test or not np.isfinite(self.scores).all():
             raise InputError(f"scores/{path.name} does not have the trials of {trials.path}, one finite score for each")
-        eer, threshold = equal_error_rate(self.scores, self.label)
+        self.label = trials.label
+        self.eer, self.threshold = equal_error_rate(self.scores, self.label)
         # The file has 8 decimals: a few pairs of scores that nearly tie may have changed sides.
-        rows = [row for row in experiment.rows if row.name == name and abs(row.result["eer"] - eer) < 0.01]
+        rows = [row for row in experiment.rows if row.name == name and abs(row.result["eer"] - self.eer) < 0.01]
         if not rows:
-            raise InputError(f"scores/{path.name} has an EER of {eer:.2f} %: these are not the scores of the results above")
-        self.name, self.row, self.eer, self.threshold = name, rows[0], eer, threshold
-        self.enrol_speaker, self.test_speaker, count = speakers_of(trials)
-        self.speakers = speaker_names(trials, self.enrol_speaker, self.test_speaker, count)
-        root = experiment.settings.get("train_path" if name == VALID else "eval_path", "")
-        self.root = root
+            raise InputError(f"scores/{path.name} has an EER of {self.eer:.2f} %, that of none of the results above")
+        self.row = rows[0]
+
+    def by_speaker(self):
+        """What tells the speakers of the trials apart, as intervals.py takes it."""
+        return self.scores, self.label, self.listing.enrol_speaker, self.listing.test_speaker
 
 
 def speaker_names(trials, enrol_speaker, test_speaker, count):
@@ -202,11 +224,12 @@ def speaker_names(trials, enrol_speaker, test_speaker, count):
     first = {}
     for file, speaker in of.items():
         first.setdefault(speaker, file)
-    for depth in range(max(map(len, (file.split("/") for file in of))) - 1):
-        folder = {file: "/".join(file.split("/")[depth : depth + 1]) for file in of}
+    parts = {file: file.split("/")[:-1] for file in of}
+    for depth in range(max(map(len, parts.values()))):
+        folder = {file: "".join(part[depth : depth + 1]) for file, part in parts.items()}
         names = {speaker: folder[file] for speaker, file in first.items()}
-        apart = len(set(names.values())) == len(names) and all(names.values())
-        if apart and all(folder[file] == names[speaker] for file, speaker in of.items()):
+        differ = len(set(names.values())) == len(names)
+        if differ and all(folder[file] == names[speaker] for file, speaker in of.items()):
             return [names.get(speaker, "") for speaker in range(count)]
     return [first.get(speaker, "") for speaker in range(count)]
 
@@ -270,16 +293,12 @@ def errors_by_duration(scores, label, seconds):
     return found
 
 
-@functools.lru_cache
-def _pack(root):
-    return Pack(root)
-
-
 def durations(root, files):
     """Seconds of audio files under a folder, or in a pack of it, from their headers; nan for the unreadable: (N,)."""
     if (Path(root) / "pack.json").exists():
-        rows = _pack(root).rows(files)
-        length = np.where(rows >= 0, _pack(root).length[rows], 0) / SAMPLE_RATE
+        pack = Pack(root)
+        rows = pack.rows(files)
+        length = np.where(rows >= 0, pack.length[rows], 0) / SAMPLE_RATE
         return np.where(length > 0, length, np.nan)
 
     def seconds(file):
@@ -308,7 +327,7 @@ def tag(element, *contents, **attributes):
 
 
 def table(columns, rows):
-    """A table; columns: {head: "number" or "text"}; a row of one cell is a heading. A narrow screen scrolls sideways."""
+    """A table that a narrow screen scrolls; columns: {head: "number" or "text"}; a row of one cell is a heading."""
     kinds = list(columns.values())
     head = tag("tr", *(tag("th", name, class_=kind) for name, kind in columns.items()))
     body = [
@@ -425,7 +444,7 @@ def _results(experiment):
         line = [row.model]
         for _, key, decimals in shown:
             value = row.result.get(key)
-            cell = [f"{value:.{decimals}f}" if value is not None else "–"]
+            cell = [f"{value:.{decimals}f}" if value is not None else "-"]
             if _has_interval(row.result, key):
                 cell.append(tag("small", _interval(row.result, key, 2 if key == "eer" else 3)))
             line.append(tag("div", *cell))
@@ -494,7 +513,7 @@ def _course_of_list(tested, name):
     return figure(course_picture(curves, "EER (%)", band, logarithmic=True), f"EER on {name}", f"last {last:.2f} %")
 
 
-def _trade_off(lists, notes):
+def _trade_off(experiment, lists, notes):
     if not lists:
         return []
     bands = {}
@@ -502,43 +521,43 @@ def _trade_off(lists, notes):
         count = np.sum(scored.label == 0)
         rates = norm.cdf(np.linspace(norm.ppf(max(1 / count, 1e-6)), norm.ppf(0.8), 80)) if count > 1 else []
         if len(rates):
-            trials = scored.scores, scored.label, scored.enrol_speaker, scored.test_speaker
-            bands[name] = rates, *det_band(*trials, rates)
+            bands[name] = rates, *det_band(*scored.by_speaker(), rates)
     # Lists among themselves, and each with what the back-end made of it.
-    plain = [name for name in lists if not parent(name, lists)]
-    families = [[name, *(other for other in lists if parent(other, lists) == name)] for name in plain]
-    families = [family for family in families if len(family) > 1]
+    families = {}
+    for name in lists:
+        families.setdefault(experiment.list_of(name), []).append(name)
+    chosen = {"All lists": [family[0] for family in families.values()]} if len(families) > 1 else {}
+    for name, family in families.items():
+        if len(family) > 1 or len(families) == 1:
+            chosen[f"{name}, before and after the back-end" if len(family) > 1 else name] = family
     pictures = []
-    for title, names in [("All lists", plain), *((f"{family[0]} and its back-ends", family) for family in families)]:
+    for title, names in chosen.items():
         curves = {name: (lists[name].scores, lists[name].label) for name in names}
-        pictures.append(figure(det_picture(curves, bands), title if len(names) > 1 else names[0]))
+        pictures.append(figure(det_picture(curves, bands), title))
     words = "Shaded: 95 % bands, by bootstrap over speakers. Dots: equal error rates."
     if notes:
         words += f" Without {', '.join(notes)}: see there."
     return [note(words), grid(*pictures, large=True)]
 
 
-def _list_section(lists, notes, name, first):
-    if name in notes:
-        return [note(f"No scores to look at: {notes[name]}.")]
-    scored = lists[name]
+def _list_section(experiment, scored, is_open):
     pictures = [
         figure(histogram_picture(scored.scores, scored.label, scored.row.result.get("thresholds") or {}), "Scores")
     ]
-    errors = errors_by_speaker(scored.scores, scored.label, scored.enrol_speaker, scored.test_speaker, scored.threshold)
+    errors = errors_by_speaker(*scored.by_speaker(), scored.threshold)
     if errors:
         pictures.append(figure(speakers_picture([each.eer for each in errors], scored.eer), "EER of each speaker"))
-        speakers = _speakers_table(scored, errors, first)
+        speakers = _speakers_table(scored, errors, is_open)
     else:
         speakers = note("No EER by speaker: no speaker has trials of both kinds.")
-    picture, by_duration = _by_duration(scored, first)
-    others, targets = worst_trials(scored.scores, scored.label)
-    tables = [
-        speakers,
-        by_duration,
-        details(f"The {len(others)} highest scores of different speakers", _trials_table(scored, others), is_open=first),
-        details(f"The {len(targets)} lowest scores of the same speaker", _trials_table(scored, targets), is_open=first),
-    ]
+    picture, by_duration = _by_duration(experiment, scored, is_open)
+    highest, lowest = worst_trials(scored.scores, scored.label)
+    tables = [speakers, by_duration] + [
+        details(words, _trials_table(scored, positions), is_open=is_open) for words, positions in (
+            (f"The {len(highest)} highest scores of different speakers", highest),
+            (f"The {len(lowest)} lowest scores of the same speaker", lowest),
+        )
+    ]  # fmt: skip
     about = f"{scored.row.model}: EER {scored.eer:.2f} % at the threshold {scored.threshold:.4f}."
     return [note(about), grid(*pictures, *picture), grid(*tables, large=True)]
 
@@ -547,48 +566,46 @@ def _speakers_table(scored, errors, is_open):
     columns = {"speaker": "text nowrap", "EER (%)": "number", "misses (%)": "number", "alarms (%)": "number",
                "same": "number", "different": "number"}  # fmt: skip
     rows = [
-        (tag("code", scored.speakers[each.speaker]), f"{each.eer:.2f}", f"{each.misses:.2f}",
+        (tag("code", scored.listing.speakers[each.speaker]), f"{each.eer:.2f}", f"{each.misses:.2f}",
          f"{each.false_alarms:.2f}", f"{each.targets:,}", f"{each.others:,}")
         for each in errors[:WORST]
     ]  # fmt: skip
     words = f"EER at a speaker's own threshold; misses and false alarms at the list's, {scored.threshold:.4f}."
-    left = len(scored.speakers) - len(errors)
+    left = len(scored.listing.speakers) - len(errors)
     if left:
-        words += f" {left:,} of {len(scored.speakers):,} speakers do not have trials of both kinds."
+        words += f" {left:,} of {len(scored.listing.speakers):,} speakers do not have trials of both kinds."
     return details(f"The {len(rows)} worst speakers of {len(errors):,}", note(words), table(columns, rows),
                    is_open=is_open)  # fmt: skip
 
 
-def _by_duration(scored, is_open):
+def _by_duration(experiment, scored, is_open):
     """([picture], table or note) of the EER by duration."""
-    trials = scored.trials
-    if not scored.root or not Path(scored.root).is_dir():
-        return [], note(f"No EER by duration: the audio is not at {scored.root or 'hand'}.")
-    files = list(dict.fromkeys([*trials.enrol, *trials.test]))
+    trials, root = scored.listing.trials, scored.listing.root
+    if not root or not Path(root).is_dir():
+        return [], note(f"No EER by duration: the audio is not at {root or 'hand'}.")
     try:
-        seconds = dict(zip(files, durations(scored.root, files)))
+        shorter = np.minimum(experiment.seconds(root, trials.enrol), experiment.seconds(root, trials.test))
     except InputError as error:
         return [], note(f"No EER by duration: {error}.")
-    shorter = np.minimum([seconds[file] for file in trials.enrol], [seconds[file] for file in trials.test])
     unknown = np.isnan(shorter)
     if unknown.all():
-        return [], note(f"No EER by duration: the audio is not in {scored.root}.")
+        return [], note(f"No EER by duration: the audio is not in {root}.")
     bins = [
-        (f"{low:g}–{high:g}" if high < math.inf else f"{low:g}+", targets, others, eer)
+        (f"{low:g}-{high:g}" if high < math.inf else f"{low:g}+", targets, others, eer)
         for low, high, targets, others, eer in errors_by_duration(scored.scores, scored.label, shorter)
     ]
-    svg = durations_picture([(words, eer, same + different) for words, same, different, eer in bins], scored.eer)
+    svg = durations_picture([(words, eer) for words, _, _, eer in bins], scored.eer)
     columns = {"seconds": "text", "EER (%)": "number", "same": "number", "different": "number"}
-    rows = [(words, "–" if eer is None else f"{eer:.2f}", f"{same:,}", f"{different:,}")
+    rows = [(words, "-" if eer is None else f"{eer:.2f}", f"{same:,}", f"{different:,}")
             for words, same, different, eer in bins]  # fmt: skip
     contents = [table(columns, rows)]
     if unknown.any():
-        contents.insert(0, note(f"Without {unknown.sum():,} trials whose audio could not be read in {scored.root}."))
+        contents.insert(0, note(f"Without {unknown.sum():,} trials whose audio could not be read in {root}."))
     return [figure(svg, "EER by duration")], details("By seconds of the shorter side", *contents, is_open=is_open)
 
 
 def _trials_table(scored, positions):
-    trials = scored.trials
+    trials = scored.listing.trials
     rows = [
         (f"{scored.scores[position]:.4f}", f"{trials.line_numbers[position]:,}",
          tag("div", tag("code", trials.enrol[position]), tag("code", trials.test[position])))
@@ -635,7 +652,8 @@ p { max-width: 46rem; margin: .5rem 0; overflow-wrap: anywhere; }
 nav { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; font-size: .9rem; }
 a { color: var(--blue); text-decoration: none; overflow-wrap: anywhere; }
 a:hover { text-decoration: underline; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 11rem), 1fr)); gap: .75rem; margin: 1.5rem 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 11rem), 1fr)); gap: .75rem;
+  margin: 1.5rem 0; }
 .tiles div { display: flex; flex-direction: column; padding: .75rem 1rem; border: 1px solid var(--line);
   border-radius: .5rem; font-variant-numeric: tabular-nums; }
 .tiles span { color: var(--quiet); font-size: .8rem; overflow-wrap: anywhere; }
@@ -652,12 +670,14 @@ figcaption b { color: var(--ink); font-weight: 600; }
 img { display: block; width: 100%; height: auto; }
 .wide { overflow-x: auto; margin: .75rem 0; }
 table { border-collapse: collapse; font-size: .875rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
-th { border-bottom: 1px solid #9aa0a6; color: var(--quiet); font-weight: 600; white-space: nowrap; vertical-align: bottom; }
+th { border-bottom: 1px solid #9aa0a6; color: var(--quiet); font-weight: 600; white-space: nowrap;
+  vertical-align: bottom; }
 td { border-bottom: 1px solid var(--line); vertical-align: top; }
 th, td { padding: .4rem 1.25rem .4rem 0; }
 th:last-child, td:last-child { padding-right: 0; }
 .text { text-align: left; }
 .heading { padding-top: 1rem; }
+.heading div { position: sticky; left: 0; max-width: calc(100vw - 3rem); }
 .heading b { margin-right: .5rem; }
 .nowrap { white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; }
