@@ -78,9 +78,9 @@ class SpeakerEncoder:
 
     threshold: a score from which on (``system.above``: above which) two utterances count as one speaker's, or None;
     origin: where it comes from, in words; thresholds: our own model's others, {"1%": at 1 % false alarms, ...}, on the
-    trial list ``listing``. channel: which channel of files that have several; None: as the system does
-    it. held_out: names of speakers that were kept out of its
-    training, or None. mean: SpeechBrain's mean embedding (D,) or None; its ``encode_batch(normalize=True)`` subtracts it.
+    trial list ``listing``. channel: which channel of files that have several; None: as the system does it. held_out:
+    names of speakers that were kept out of its training, or None. mean: SpeechBrain's mean embedding (D,) or None; its
+    ``encode_batch(normalize=True)`` subtracts it.
     """
 
     def __init__(self, network, device="cpu", pretrained=None):

@@ -199,7 +199,7 @@ class Run:
         self.step = step + 1
 
     def evaluated(self, tests):
-        """{kind: (SpeakerNet, results)} of "model" and, once trained, its averages: "ema" and, at the end, "average"."""
+        """{kind: (SpeakerNet, results)} of "model", of "ema" once trained, and of "average" at the end of training."""
         evaluated = {}
         for kind, network in self._networks().items():
             about = Pretrained(self.args.system, network.speaker_encoder)

@@ -171,12 +171,17 @@ def compare(first_scores, second_scores, labels, enrol_speaker, test_speaker, re
     """How far two systems differ on the same trials: {metric: Difference} of METRICS. Negative: the second is better.
 
     Both are judged on the same speakers in each replicate, so what makes a speaker hard for both cancels. The p-value
-    is at least 1 / (replicates + 1), and 1 when the two do not differ. Arguments as for ``bootstrap_intervals``.
+    is at least 1 / (replicates + 1), and 1 when the two do not differ. Scores may be (runs, N), of a system trained
+    with several seeds: then the means over the runs are compared; the interval does not tell what other seeds would do.
+    Other arguments as for ``bootstrap_intervals``.
     """
-    systems = [WeightedTrials(scores, labels, enrol_speaker, test_speaker) for scores in (first_scores, second_scores)]
+    first, second = np.atleast_2d(first_scores), np.atleast_2d(second_scores)
+    systems = [WeightedTrials(scores, labels, enrol_speaker, test_speaker) for scores in (*first, *second)]
     estimate, drawn = _bootstrap(systems, metrics_of, replicates, seed)
+    estimate = [estimate[: len(first)].mean(axis=0), estimate[len(first) :].mean(axis=0)]
     difference = estimate[1] - estimate[0]
-    spread, degrees = _spread(drawn[:, 1] - drawn[:, 0], systems[0])
+    drawn = drawn[:, len(first) :].mean(axis=1) - drawn[:, : len(first)].mean(axis=1)
+    spread, degrees = _spread(drawn, systems[0])
     half = student.ppf(0.975, degrees) * spread
     distance = np.divide(np.abs(difference), spread, out=np.full(len(METRICS), np.inf), where=spread > 0)
     p = np.where(difference == 0, 1.0, np.maximum(2 * student.sf(distance, degrees), 1 / (replicates + 1)))

@@ -1,6 +1,8 @@
 """What several tests share: a small made-up corpus, the golden vectors, the real speech."""
 
+import os
 import pathlib
+import subprocess
 import sys
 
 import numpy as np
@@ -98,3 +100,23 @@ def command(monkeypatch, capsys):
         return ended.value.code or 0, captured.out, captured.err
 
     return run
+
+
+def data_flags(corpus):
+    return ["--train_list", corpus / "train_list.txt", "--train_path", corpus / "train",
+            "--eval_list", corpus / "trials.txt", "--eval_path", corpus / "eval",
+            "--musan_path", corpus / "musan", "--rir_path", corpus / "rirs"]  # fmt: skip
+
+
+def start_script(*arguments):
+    command = [sys.executable, "trainSpeakerNet.py", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
+
+
+def run_script(*arguments, check=False):
+    process = start_script(*arguments)
+    printed, complained = process.communicate()
+    assert not check or process.returncode == 0, complained
+    return process.returncode, printed, complained

@@ -27,7 +27,8 @@ COMMON = ["--C", "64", "--batch_size", "64", "--max_epoch", str(EPOCHS), "--test
           "--valid_speakers", "40", "--ema", "0.99", "--average", "5"]  # fmt: skip
 TRAINED = {  # each has the flags of those above, too
     "customary": [],
-    "AdamW, warm-up, cosine": ["--optimizer", "adamw", "--weight_decay", "0.01", "--warmup", "1", "--schedule", "cosine"],
+    "AdamW, warm-up, cosine": ["--optimizer", "adamw", "--weight_decay", "0.01", "--warmup", "1", "--schedule",
+                               "cosine"],
     "margin rises": ["--margin_rise", "3", "8"],
     "sub-centres": ["--sub_centres", "3"],
     "inter-top-k": ["--top_k", "5"],
@@ -35,7 +36,7 @@ TRAINED = {  # each has the flags of those above, too
 }
 FINETUNE = ["--finetune_margin", "--max_epoch", "3", "--test_step", "3", "--C", "64", "--batch_size", "64", "--n_cpu",
             "1", "--valid_speakers", "40"]  # fmt: skip
-# Rungs that need no training of their own: (name, which rung they stand on, folder of the scores, which of them).
+# The rungs above those: averages of the last one's weights, a second stage from the mean, and what is done to scores.
 EVALUATED = ["moving average (EMA)", "mean of 5 epochs", "large-margin fine-tuning", "whole utterances, cosine",
              "mean subtracted", "AS-norm", "calibrated, with quality"]  # fmt: skip
 BACK_END = dict(zip(EVALUATED[3:], ("cosine", "mean", "as_norm", "calibrated")))

@@ -4,12 +4,9 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -17,24 +14,18 @@ import published
 import pytest
 import soundfile
 import torch
-from conftest import ROOT
+from conftest import data_flags, run_script, start_script
 from sklearn.metrics import roc_curve
 
 import demoCorpus
 import trainSpeakerNet
 from augmentation import Augmentation
-from experiment import SpeakerNet, StopSignal
+from experiment import SpeakerNet
 from loss import AAMsoftmax
 from model import ECAPA_TDNN
 from pretrained import load_pretrained
+from progress import StopSignal
 from verify import SpeakerEncoder
-
-
-def data_flags(corpus):
-    return ["--train_list", corpus / "train_list.txt", "--train_path", corpus / "train",
-            "--eval_list", corpus / "trials.txt", "--eval_path", corpus / "eval",
-            "--musan_path", corpus / "musan", "--rir_path", corpus / "rirs"]  # fmt: skip
-
 
 SMALL = ["--C", 8, "--num_frames", 60, "--batch_size", 8, "--max_epoch", 2, "--bank_mb", 5, "--n_cpu", 1,
          "--device", "cpu", "--amp", "off"]  # fmt: skip
@@ -73,20 +64,6 @@ def trained(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exps") / "exp1"
     run_script(*data_flags(corpus), *SMALL, "--save_path", folder, check=True)
     return folder
-
-
-def start_script(*arguments):
-    command = [sys.executable, "trainSpeakerNet.py", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
-
-
-def run_script(*arguments, check=False):
-    process = start_script(*arguments)
-    printed, complained = process.communicate()
-    assert not check or process.returncode == 0, complained
-    return process.returncode, printed, complained
 
 
 # ---- a run -----------------------------------------------------------------------------------------------------------
