@@ -4,7 +4,8 @@
     python tests/ladder.py run --data ../shared/data --part 1/2
     python tests/ladder.py table --data ../shared/data                 # what came of it
 
-Runs that are done are not done again. A network of C=64, 20 epochs: what a CPU does in an hour or two.
+Runs that are done are not done again. C=32, crops of one second (three in fine-tuning), 20 epochs: what two CPU cores do
+in an hour.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from intervals import bootstrap_intervals, compare, speakers_of  # noqa: E402
 from tools import equal_error_rate, read_scores  # noqa: E402
 
 EPOCHS = 20
-COMMON = ["--C", "64", "--batch_size", "64", "--max_epoch", str(EPOCHS), "--test_step", str(EPOCHS), "--n_cpu", "1",
+COMMON = ["--C", "32", "--num_frames", "100", "--batch_size", "64", "--max_epoch", str(EPOCHS), "--test_step", str(EPOCHS), "--n_cpu", "1",
           "--valid_speakers", "40", "--ema", "0.99", "--average", "5"]  # fmt: skip
 TRAINED = {  # each has the flags of those above, too
     "customary": [],
@@ -34,8 +35,8 @@ TRAINED = {  # each has the flags of those above, too
     "inter-top-k": ["--top_k", "5"],
     "speed perturbation": ["--speed_perturb"],
 }
-FINETUNE = ["--finetune_margin", "--max_epoch", "3", "--test_step", "3", "--C", "64", "--batch_size", "64", "--n_cpu",
-            "1", "--valid_speakers", "40"]  # fmt: skip
+FINETUNE = ["--finetune_margin", "--num_frames", "300", "--max_epoch", "3", "--test_step", "3", "--batch_size", "64",
+            "--n_cpu", "1", "--valid_speakers", "40"]  # fmt: skip
 # The rungs above those: averages of the last one's weights, a second stage from the mean, and what is done to scores.
 EVALUATED = ["moving average (EMA)", "mean of 5 epochs", "large-margin fine-tuning", "whole utterances, cosine",
              "mean subtracted", "AS-norm", "calibrated, with quality"]  # fmt: skip
