@@ -4,8 +4,8 @@
     python tests/ladder.py run --data ../shared/data --part 1/2
     python tests/ladder.py table --data ../shared/data                 # what came of it
 
-Runs that are done are not done again. C=32, crops of one second (three in fine-tuning), 20 epochs: what two CPU cores do
-in an hour.
+Runs that are done are not done again. C=32, crops of one second (three in fine-tuning), 20 epochs: what two CPU cores
+do in an hour.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from intervals import bootstrap_intervals, compare, speakers_of  # noqa: E402
 from tools import equal_error_rate, read_scores  # noqa: E402
 
 EPOCHS = 20
-COMMON = ["--C", "32", "--num_frames", "100", "--batch_size", "64", "--max_epoch", str(EPOCHS), "--test_step", str(EPOCHS), "--n_cpu", "1",
-          "--valid_speakers", "40", "--ema", "0.99", "--average", "5"]  # fmt: skip
+COMMON = ["--C", "32", "--num_frames", "100", "--batch_size", "64", "--max_epoch", str(EPOCHS), "--test_step",
+          str(EPOCHS), "--n_cpu", "1", "--valid_speakers", "40", "--ema", "0.99", "--average", "5"]  # fmt: skip
 TRAINED = {  # each has the flags of those above, too
     "customary": [],
     "AdamW, warm-up, cosine": ["--optimizer", "adamw", "--weight_decay", "0.01", "--warmup", "1", "--schedule",
