@@ -227,7 +227,7 @@ def test_what_cannot_be_judged(change):
 @pytest.mark.parametrize(
     ("effects", "eer"),
     [
-        (simulated.Effects(0.1, 0.1, 0.35, 0.1, 0.05), 5),  # what makes speakers differ is whom others take them for
+        (simulated.EFFECTS["wolves"], 5),  # what makes speakers differ is whom others take them for
         (simulated.Effects(0.5, 0.1, 0.02, 0.05, 0.05), 10),  # ... how unlike themselves they are
     ],
 )
@@ -326,4 +326,4 @@ def test_compare_finds_no_more_than_there_is_and_what_there_is():
         assert np.all(np.mean((low <= truth) & (truth <= high), axis=0) >= 0.9)
         found[eers] = np.mean(p < 0.05, axis=0)
     assert np.all(found[5, 5] <= 0.1), found
-    assert found[5, 3.5][0] >= 0.4, found
+    assert found[5, 3.5][0] >= 0.5, found  # 0.4 where each system is judged on speakers of its own
