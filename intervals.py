@@ -5,10 +5,10 @@ unlucky speaker spoils hundreds of them at once. What is drawn anew is therefore
 subsets bootstrap of Bolle et al. 2004; for pairs, the pigeonhole bootstrap of Owen 2007). A same-speaker trial counts
 as often as its speaker was drawn, a different-speaker trial the product of how often its two were.
 
-What is made of the draws was chosen by coverage (tests/coverage.py). A bootstrap over trials covers half of what it
-promises or less. The percentiles of a bootstrap over speakers cover too little, too: errors scatter by factors rather
-than by differences; minDCF, the least of many noisy costs, comes out too small, in a replicate yet more than in the
-list; and a spread estimated from few speakers needs Student's t. So a metric x has the interval
+What is made of the draws was chosen by coverage (tests/coverage.py). The percentiles of a bootstrap over trials hold
+the truth in 10 to 80 % of the cases, not 95 %. Those of a bootstrap over speakers do too rarely, too: errors scatter by
+factors rather than by differences; minDCF, the least of many noisy costs, comes out too small, in a replicate yet more
+than in the list; and a spread estimated from few speakers needs Student's t. So a metric x has the interval
 
     exp(2 log x - mean(log x*) +- t sd(log x*) sqrt(S / (S - 1))),
 
@@ -17,7 +17,7 @@ difference d of two systems, whose biases all but cancel, has d +- t sd(d*) sqrt
 
 Where it fails: a list too short for the metric, so that fewer than two false alarms are to be expected at the best
 threshold (minDCF(0.01) with less than a few thousand different-speaker trials), has intervals that lie too low and
-cover 75 to 90 %, and p-values too small. Where chance in single trials outweighs the speakers (many speakers, few
+cover 75 to 90 %; the p-values are too small there. Where chance in single trials outweighs the speakers (many speakers, few
 trials of each), the product of two counts takes it threefold, and intervals are too wide and cover 97 to 99 %.
 """
 

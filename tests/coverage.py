@@ -7,7 +7,7 @@ scores, in how many % of the simulations (100) the 95 % interval holds the true 
 intervals.py computes it, from the percentiles of the same replicates, and from those of a bootstrap over trials. The
 last columns are for ``compare``: how often the interval holds the true difference of two systems that have part of
 their effects in common. Where they are equally good, what is missing to 100 % are false alarms of the p-value. The
-standard error of 95 % is 2.2 % in 100 simulations, 1.1 % in 400. About four minutes on one core.
+standard error of 95 % is 2.2 % in 100 simulations, 1.1 % in 400. Some ten minutes on one core.
 
 Scores are sums of normal effects: for a same-speaker trial of the speaker, of both utterances and of the trial; for a
 different-speaker trial of both speakers, of their pair, of both utterances and of the trial. Their variances add to 1,
