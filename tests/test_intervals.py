@@ -227,7 +227,7 @@ def test_what_cannot_be_judged(change):
 @pytest.mark.parametrize(
     ("effects", "eer"),
     [
-        (simulated.Effects(0.1, 0.1, 0.35, 0.1, 0.05), 5),  # what makes speakers differ is whom others take them for
+        (simulated.EFFECTS["wolves"], 5),  # what makes speakers differ is whom others take them for
         (simulated.Effects(0.5, 0.1, 0.02, 0.05, 0.05), 10),  # ... how unlike themselves they are
     ],
 )
@@ -237,12 +237,12 @@ def test_intervals_hold_the_truth_and_are_no_wider_than_need_be(effects, eer):
     truth = simulated.true_metrics(distance)
     assert truth[0] == pytest.approx(eer)
     estimates, found, naive = [], [], []
-    for simulation in range(120):
+    for simulation in range(90):
         random = np.random.default_rng(simulation)
         (scores,), labels, enrol, test = simulated.simulate(random, (40, 16, 3), effects, [distance])
         estimates.append(judged(scores, labels))
         found.append(list(bootstrap_intervals(scores, labels, enrol, test, 60, simulation).values()))
-        if simulation < 40:
+        if simulation < 30:
             alone = np.arange(labels.size)
             naive.append(list(bootstrap_intervals(scores, labels, alone, alone, 60, simulation).values()))
 
@@ -261,7 +261,7 @@ def test_truth_of_the_simulation():
     """Millions of trials of ever new speakers: the marginal distributions are what the truth is computed from."""
     random = np.random.default_rng(0)
     distance = simulated.distance_of(5)
-    lists = [simulated.simulate(random, (40, 8, 2), simulated.EFFECTS["strong"], [distance]) for _ in range(800)]
+    lists = [simulated.simulate(random, (40, 8, 2), simulated.EFFECTS["strong"], [distance]) for _ in range(500)]
     scores, labels = np.concatenate([row[0][0] for row in lists]), np.concatenate([row[1] for row in lists])
     assert judged(scores, labels) == pytest.approx(simulated.true_metrics(distance), rel=0.03)
 
@@ -318,7 +318,7 @@ def test_compare_finds_no_more_than_there_is_and_what_there_is():
         distances = [simulated.distance_of(eer) for eer in eers]
         truth = np.subtract(*(simulated.true_metrics(distance) for distance in distances[::-1]))
         rows = []
-        for simulation in range(100):
+        for simulation in range(80):
             random = np.random.default_rng(simulation)
             (first, second), *trials = simulated.simulate(random, (40, 16, 3), simulated.EFFECTS["weak"], distances)
             rows.append(list(compare(first, second, *trials, 60, simulation).values()))
@@ -326,4 +326,4 @@ def test_compare_finds_no_more_than_there_is_and_what_there_is():
         assert np.all(np.mean((low <= truth) & (truth <= high), axis=0) >= 0.9)
         found[eers] = np.mean(p < 0.05, axis=0)
     assert np.all(found[5, 5] <= 0.1), found
-    assert found[5, 3.5][0] >= 0.4, found
+    assert found[5, 3.5][0] >= 0.5, found  # 0.4 where each system is judged on speakers of its own
