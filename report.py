@@ -482,11 +482,13 @@ def _training(experiment):
         points = [(record["epoch"], record[key]) for record in trained if record.get(key) is not None]
         if points:
             svg = course_picture({"": tuple(zip(*points))}, unit or title.lower(), reaches=least)
-            pictures.append(figure(svg, title, f"last {points[-1][1]:.3g} {unit}"))
-    for name in dict.fromkeys(name for record in tested for name in record["lists"]):
+            last = points[-1][1]
+            pictures.append(figure(svg, title, f"last {last:,.0f} {unit}" if last >= 100 else f"last {last:.3g} {unit}"))
+    seen = {name for record in tested for name in record["lists"]}
+    for name in sorted(seen, key=lambda name: (name == VALID, name)):
         pictures.append(_course_of_list(tested, name))
     hours = sum(record.get("seconds", 0) for record in trained) / 3600
-    words = f"{len(trained)} epochs of {hours:.1f} hours in all, without evaluation." if hours >= 0.1 else ""
+    words = f"{len(trained)} epochs took {hours:.1f} hours, evaluation aside." if hours >= 0.1 else ""
     unreadable = trained[-1].get("unreadable_files") or 0
     if unreadable:
         words += f" {unreadable} files could not be read and were replaced."

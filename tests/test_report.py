@@ -252,7 +252,7 @@ def test_results_are_those_on_record(made_up):
     lead = " ".join(page.sections[""].split())
     assert "C=32" in lead and "77 classes" in lead and "3 of 5 epochs" in lead
     assert f"epoch 1, chosen on valid: {eer} % on {NASTY} (95 % interval 12.35 to 45.68)" in lead
-    assert "3 epochs of 0.8 hours" in page.text and "3 files could not be read" in page.text
+    assert "3 epochs took 0.8 hours" in page.text and "3 files could not be read" in page.text
 
 
 def test_a_page_stands_alone_and_shows_names_as_they_are(drawn):
@@ -350,3 +350,8 @@ def test_speakers_are_named_by_the_folder_that_tells_them_apart(tmp_path):
     assert report.speaker_names(write_list(tmp_path / "a.txt", rows), enrol, test, 2) == ["y", "x"]
     flat = [tuple(str(cell).replace("/", "") for cell in row) for row in rows]  # no folders at all
     assert report.speaker_names(write_list(tmp_path / "b.txt", flat), enrol, test, 2) == ["ay1.wav", "ax1.wav"]
+
+
+def test_contents_and_attributes_of_an_element_are_escaped():
+    inner = report.tag("b", "a<b")
+    assert report.tag("p", inner, "&", class_="x", title='"<') == '<p class="x" title="&quot;&lt;"><b>a&lt;b</b>&amp;</p>'
