@@ -482,8 +482,8 @@ def _training(experiment):
         points = [(record["epoch"], record[key]) for record in trained if record.get(key) is not None]
         if points:
             svg = course_picture({"": tuple(zip(*points))}, unit or title.lower(), reaches=least)
-            last = points[-1][1]
-            pictures.append(figure(svg, title, f"last {last:,.0f} {unit}" if last >= 100 else f"last {last:.3g} {unit}"))
+            last = f"{points[-1][1]:,.0f}" if points[-1][1] >= 100 else f"{points[-1][1]:.3g}"
+            pictures.append(figure(svg, title, f"last {last} {unit}"))
     seen = {name for record in tested for name in record["lists"]}
     for name in sorted(seen, key=lambda name: (name == VALID, name)):
         pictures.append(_course_of_list(tested, name))

@@ -354,4 +354,5 @@ def test_speakers_are_named_by_the_folder_that_tells_them_apart(tmp_path):
 
 def test_contents_and_attributes_of_an_element_are_escaped():
     inner = report.tag("b", "a<b")
-    assert report.tag("p", inner, "&", class_="x", title='"<') == '<p class="x" title="&quot;&lt;"><b>a&lt;b</b>&amp;</p>'
+    found = report.tag("p", inner, "&", class_="x", title='"<')
+    assert found == '<p class="x" title="&quot;&lt;"><b>a&lt;b</b>&amp;</p>'
