@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from tools import equal_error_rate, error_curve, whole_file
 
-DET_TICKS = np.array([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])
+DET_TICKS = np.array([1e-5, 1e-4, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])
 
 
 def _figure(*args, **kwargs):
@@ -34,7 +34,7 @@ def draw_det(path, results):
 
 
 def _draw_det(axes, results, bands=None, ticks=DET_TICKS):
-    low = ticks[0]
+    low = 0.001
     for name, (scores, labels) in results.items():
         _, miss, false_alarm = error_curve(scores, labels)
         shown = (miss > 0) & (false_alarm > 0) & (miss < 1) & (false_alarm < 1)
@@ -53,6 +53,7 @@ def _draw_det(axes, results, bands=None, ticks=DET_TICKS):
             axes.fill_between(norm.ppf(rate), norm.ppf(lowest), norm.ppf(highest), color=line.get_color(),
                               alpha=0.15, linewidth=0)  # fmt: skip
     limits = norm.ppf([low * 0.8, 0.8])
+    ticks = ticks[ticks >= low * 0.8]
     axes.plot(limits, limits, ":", color="gray", linewidth=1)
     axes.set(xlim=limits, ylim=limits, xlabel="false alarms (%)", ylabel="misses (%)", aspect="equal")
     for axis in (axes.xaxis, axes.yaxis):
@@ -181,7 +182,7 @@ def _logarithmic(axes):
 @_picture(4.6, 4.4)
 def det_picture(figure, results, bands):
     """draw_det as SVG text; bands {name: (false-alarm rates (G,), lowest miss rates (G,), highest (G,))}, shaded."""
-    _draw_det(figure.add_subplot(), results, bands, DET_TICKS[[0, 2, 3, 4, 5, 6, 7, 8, 9, 10]])  # 0.2 has no room
+    _draw_det(figure.add_subplot(), results, bands, DET_TICKS[DET_TICKS != 0.002])  # it has no room
     _legend(figure)
 
 

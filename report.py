@@ -345,9 +345,9 @@ def figure(svg, title, words=""):
     return tag("figure", tag("figcaption", tag("b", title), " ", words), image)
 
 
-def grid(*contents, large=False):
-    """Things side by side, as many as the width allows."""
-    return tag("div", *contents, class_="grid large" if large else "grid")
+def grid(*contents, kind=""):
+    """Things side by side, as many as the width allows; kind: "large" pictures, or "tables"."""
+    return tag("div", *contents, class_=f"grid {kind}")
 
 
 def note(words):
@@ -482,11 +482,13 @@ def _training(experiment):
         points = [(record["epoch"], record[key]) for record in trained if record.get(key) is not None]
         if points:
             svg = course_picture({"": tuple(zip(*points))}, unit or title.lower(), reaches=least)
-            pictures.append(figure(svg, title, f"last {points[-1][1]:.3g} {unit}"))
-    for name in dict.fromkeys(name for record in tested for name in record["lists"]):
+            last = f"{points[-1][1]:,.0f}" if points[-1][1] >= 100 else f"{points[-1][1]:.3g}"
+            pictures.append(figure(svg, title, f"last {last} {unit}"))
+    seen = {name for record in tested for name in record["lists"]}
+    for name in sorted(seen, key=lambda name: (name == VALID, name)):
         pictures.append(_course_of_list(tested, name))
     hours = sum(record.get("seconds", 0) for record in trained) / 3600
-    words = f"{len(trained)} epochs of {hours:.1f} hours in all, without evaluation." if hours >= 0.1 else ""
+    words = f"{len(trained)} epochs took {hours:.1f} hours, evaluation aside." if hours >= 0.1 else ""
     unreadable = trained[-1].get("unreadable_files") or 0
     if unreadable:
         words += f" {unreadable} files could not be read and were replaced."
@@ -537,7 +539,7 @@ def _trade_off(experiment, lists, notes):
     words = "Shaded: 95 % bands, by bootstrap over speakers. Dots: equal error rates."
     if notes:
         words += f" Without {', '.join(notes)}: see there."
-    return [note(words), grid(*pictures, large=True)]
+    return [note(words), grid(*pictures, kind="large")]
 
 
 def _list_section(experiment, scored, is_open):
@@ -559,7 +561,7 @@ def _list_section(experiment, scored, is_open):
         )
     ]  # fmt: skip
     about = f"{scored.row.model}: EER {scored.eer:.2f} % at the threshold {scored.threshold:.4f}."
-    return [note(about), grid(*pictures, *picture), grid(*tables, large=True)]
+    return [note(about), grid(*pictures, *picture), grid(*tables, kind="tables")]
 
 
 def _speakers_table(scored, errors, is_open):
@@ -661,8 +663,8 @@ a:hover { text-decoration: underline; }
 small { color: var(--quiet); font-size: .8rem; font-weight: 400; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1.5rem 1.75rem;
   margin: 1.25rem 0; }
-.grid.large { grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: .75rem 1.75rem; }
-.grid figure { align-self: end; }
+.grid.large, .grid.tables { grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr));
+  gap: .75rem 1.75rem; }
 .grid > * { min-width: 0; }
 figure { margin: 0; break-inside: avoid; }
 figcaption { margin-bottom: .25rem; color: var(--quiet); font-size: .85rem; overflow-wrap: anywhere; }
@@ -698,6 +700,8 @@ summary { padding: .25rem 0; cursor: pointer; font-weight: 600; font-size: .95re
   h2 { break-after: avoid; }
   tr { break-inside: avoid; }
   .wide { overflow: visible; }
+  .note { break-after: avoid; }
   .grid, .grid.large { grid-template-columns: repeat(2, 1fr); }
+  .grid.tables { display: block; }
 }
 """

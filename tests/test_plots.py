@@ -38,8 +38,15 @@ def shapes(svg):
     return sum(element.tag.endswith("}path") for element in root.iter())
 
 
+def legend(svg):
+    """How many lines of words the legend of an SVG picture has."""
+    elements = xml.etree.ElementTree.fromstring(svg).iter()
+    (found,) = (element for element in elements if element.get("id", "").startswith("legend"))
+    return sum(element.get("id", "").startswith("text") for element in found.iter())
+
+
 # Mathematics that is none, what matplotlib leaves out of legends, and letters that its font lacks.
-@pytest.mark.parametrize("name", ["$x", "_O", "\u4e2d\u6587", "<b>&"])
+@pytest.mark.parametrize("name", ["$x_$", "_O", "\u4e2d\u6587", "<b>&"])
 def test_pictures_of_a_report_show_any_name(name):
     random = np.random.default_rng(2)
     labels = random.integers(0, 2, 200)
@@ -50,6 +57,7 @@ def test_pictures_of_a_report_show_any_name(name):
     one = plots.course_picture({name: ([1, 2], [3.0, 4.0])}, "EER (%)", logarithmic=True)
     two = plots.course_picture({name: ([1, 2], [3.0, 4.0]), "b": ([2], [0.0])}, "EER (%)", logarithmic=True)
     assert shapes(one) < shapes(two)
+    assert (legend(one), legend(two), legend(plots.det_picture({name: (scores, labels)}, {}))) == (1, 2, 1)
     without = plots.histogram_picture(scores, labels, {name: None})
     assert shapes(without) < shapes(plots.histogram_picture(scores, labels, {name: 0.5}))
 

@@ -13,8 +13,9 @@ import report
 from dataLoader import TrialList
 from tools import InputError, equal_error_rate, sha256, write_scores
 
-NASTY = "O <i>&amp;$x_1$"  # the name of a list: HTML, an entity, and what matplotlib takes for mathematics
+NASTY = 'O <i>&amp;"$x_$'  # the name of a list: HTML, an entity, and what matplotlib takes for mathematics
 VOID = {"meta", "img"}
+KNOWN = {"id", "class", "href", "src", "alt", "open", "lang", "charset", "name", "content", "colspan"}
 
 
 class Page(html.parser.HTMLParser):
@@ -31,8 +32,8 @@ class Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         assert tag != "script"
+        assert {name for name, _ in attributes} <= KNOWN
         self.sources += [value for name, value in attributes if name in ("src", "href", "action")]
-        assert not any(name.startswith("on") for name, _ in attributes)
         if tag not in VOID:
             self.open.append(tag)
         if tag == "section":
@@ -128,8 +129,8 @@ class MadeUp:
                 lists["valid"]["eer"] *= 0.5 * epoch  # the first epoch is the chosen one
                 lists["H"]["eer"] = 30.0 + epoch
             self.history.append({
-                "epoch": epoch, "step": epoch, "loss": 9.0 - epoch, "accuracy": 1.0, "learning_rate": 0.1, "margin": 0.2,
-                "utterances_per_second": 5, "waiting_percent": 0.1, "seconds": 900, "seconds_left": 1,
+                "epoch": epoch, "step": epoch, "loss": 9.0 - epoch, "accuracy": 1.0, "learning_rate": 0.1,
+                "margin": 0.2, "utterances_per_second": 5, "waiting_percent": 0.1, "seconds": 900, "seconds_left": 1,
                 "unreadable_files": 3, "lists": lists,
             })  # fmt: skip
         self.history[-1]["averages"] = {"ema": {"H": {**self.results["H"], "eer": 17.17}}}
@@ -206,7 +207,9 @@ def test_a_speakers_error_rate_is_that_of_its_trials(made_up):
 def test_speakers_without_both_kinds_of_trials_are_left_out():
     scores, label = np.array([0.9, 0.1, 0.8, 0.7]), np.array([1, 0, 0, 1])
     enrol, test = np.array([0, 0, 1, 2]), np.array([0, 1, 3, 2])  # 1 and 3 have no targets, 2 no non-targets
-    assert [errors.speaker for errors in report.errors_by_speaker(scores, label, enrol, test, 0.5)] == [0]
+    (errors,) = report.errors_by_speaker(scores, label, enrol, test, 0.9)
+    assert (errors.speaker, errors.targets, errors.others) == (0, 1, 1)
+    assert (errors.misses, errors.false_alarms) == (0, 0)  # who reaches the threshold is accepted
 
 
 def test_errors_by_duration_are_those_of_the_shorter_side(made_up):
@@ -249,7 +252,7 @@ def test_results_are_those_on_record(made_up):
     lead = " ".join(page.sections[""].split())
     assert "C=32" in lead and "77 classes" in lead and "3 of 5 epochs" in lead
     assert f"epoch 1, chosen on valid: {eer} % on {NASTY} (95 % interval 12.35 to 45.68)" in lead
-    assert "3 epochs of 0.8 hours" in page.text and "3 files could not be read" in page.text
+    assert "3 epochs took 0.8 hours" in page.text and "3 files could not be read" in page.text
 
 
 def test_a_page_stands_alone_and_shows_names_as_they_are(drawn):
@@ -334,10 +337,10 @@ def test_a_run_that_was_never_evaluated_has_a_page(made_up):
 
 
 def test_a_folder_without_an_experiment_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no settings.json and no results.json"):
+    with pytest.raises(InputError, match=r"no settings\.json and no results\.json"):
         report.write_report(tmp_path)
     (tmp_path / "settings.json").write_text("{")
-    with pytest.raises(InputError, match="settings.json is damaged"):
+    with pytest.raises(InputError, match=r"settings\.json is damaged"):
         report.write_report(tmp_path)
 
 
@@ -347,3 +350,9 @@ def test_speakers_are_named_by_the_folder_that_tells_them_apart(tmp_path):
     assert report.speaker_names(write_list(tmp_path / "a.txt", rows), enrol, test, 2) == ["y", "x"]
     flat = [tuple(str(cell).replace("/", "") for cell in row) for row in rows]  # no folders at all
     assert report.speaker_names(write_list(tmp_path / "b.txt", flat), enrol, test, 2) == ["ay1.wav", "ax1.wav"]
+
+
+def test_contents_and_attributes_of_an_element_are_escaped():
+    inner = report.tag("b", "a<b")
+    found = report.tag("p", inner, "&", class_="x", title='"<')
+    assert found == '<p class="x" title="&quot;&lt;"><b>a&lt;b</b>&amp;</p>'
