@@ -13,7 +13,7 @@ from test_frames import network_of
 from test_model import small_network
 
 import encoder as encoder_room
-from audio import Folder, UnreadableAudio
+from audio import AudioFile, Folder, UnreadableAudio
 from dataLoader import TrialList
 from pack import PackedFile, write_pack
 from pretrained import Pretrained
@@ -178,11 +178,14 @@ def test_files_of_a_pack_are_embedded_like_those_it_was_made_from(system, record
     assert found.seconds == pytest.approx(64000 / 24000, abs=1 / 16000)
 
 
-@pytest.mark.parametrize("system", ["speechbrain", "modelscope"])  # another resampling; another channel
-def test_a_folder_is_heard_as_the_system_does(system, recordings):
+@pytest.mark.parametrize(("system", "channel", "crossings"), [
+    ("ours", None, 32), ("speechbrain", None, 6), ("modelscope", 0, 32), ("wespeaker", 0, 6),
+])  # fmt: skip
+def test_a_folder_is_heard_as_the_system_does(system, channel, crossings, recordings):
     encoder = encoder_of(system)
     folder, _, (*_, odd, _) = recordings
-    expected = encoder.embed(folder / odd)
+    expected = encoder.embed_batch(AudioFile(folder / odd, channel, crossings).read()[None])[0].numpy()
+    assert np.array_equal(encoder.embed(folder / odd), expected)
     for root in (folder, str(folder), Folder(folder)):
         assert np.array_equal(encoder.embed_for_scoring([odd], root)[odd].embedding, expected)
         ((_, found, _),) = encoder.embed_files([odd], root)

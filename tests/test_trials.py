@@ -109,6 +109,15 @@ def test_the_same_file_twice_is_one_utterance(tmp_path):
     assert sorted(map(sorted, chosen_pairs(trials)[0])) == [["b/1", "b/2"], ["c/1", "c/2"]]
 
 
+def test_a_session_within_a_session(tmp_path):
+    """Sorted by name, the files of a folder may have those of another between them."""
+    files = ["a/s/1", "a/s/k/1", "a/s/k/2", "a/s/x", "b/1", "c/1"]
+    (tmp_path / "list.txt").write_text("".join(f"{file[0]} {file}\n" for file in files))
+    same, _ = chosen_pairs(make_trials(TrainingList(tmp_path / "list.txt"), "valid", 0))
+    between = [("a/s/1", "a/s/k/1"), ("a/s/1", "a/s/k/2"), ("a/s/k/1", "a/s/x"), ("a/s/k/2", "a/s/x")]
+    assert sorted(tuple(sorted(pair)) for pair in same) == between
+
+
 @pytest.mark.parametrize(("count", "complaint"), [
     (1, "--valid_speakers 1: at least 2"), (0, "--valid_speakers 0: at least 2"),
     (5, "--valid_speakers 5, but only 4 speakers have two utterances or more in .*list.txt"),
