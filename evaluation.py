@@ -126,6 +126,14 @@ def judge_calibration(ratios, trials):
     }
 
 
+def judged(history):
+    """Yield (record, kind, results) of every model that was evaluated after training began, the averages included."""
+    for record in history:
+        if record["epoch"] > 0:
+            for kind, results in {"model": record["lists"], **record.get("averages", {})}.items():
+                yield record, kind, results
+
+
 def result_line(name, result):
     """A result for the terminal; 95 % intervals in brackets."""
     low, high = result["interval"]["eer"]

@@ -13,7 +13,7 @@ import torch
 import distributed
 from averaging import MovingAverage, mean_of_models
 from encoder import SpeakerEncoder
-from evaluation import VALID, evaluate
+from evaluation import VALID, evaluate, judged
 from loss import AAMsoftmax
 from model import ECAPA_TDNN
 from plots import draw_training
@@ -330,14 +330,6 @@ def versions():
     }  # fmt: skip
 
 
-def judged(history):
-    """Yield (record, kind, results) of every model that was evaluated after training began, the averages included."""
-    for record in history:
-        if record["epoch"] > 0:
-            for kind, results in {"model": record["lists"], **record.get("averages", {})}.items():
-                yield record, kind, results
-
-
 def lowest_valid_eer(history):
     """The lowest EER on the held-out speakers so far; infinity if there is none."""
     return min((results[VALID]["eer"] for *_, results in judged(history) if VALID in results), default=math.inf)
@@ -359,14 +351,14 @@ def write_tensorboard(folder, record):
 
 def score_lines(history):
     """The lines of score.txt, one per evaluation; the EER is that of the first list, with its 95 % interval."""
-    lowest = math.inf
+    lowest = {}
     for record in (record for record in history if record["lists"] and record["epoch"] > 0):
-        result = next(iter(record["lists"].values()))
-        lowest = min(lowest, result["eer"])
+        name, result = next(iter(record["lists"].items()))
+        lowest[name] = min(lowest.get(name, math.inf), result["eer"])
         low, high = result["interval"]["eer"]
         yield (
             f"{record['epoch']} epoch, LR {record['learning_rate']:.6f}, LOSS {record['loss']:.3f}, "
-            f"ACC {record['accuracy']:.2f}%, EER {result['eer']:.2f}%, bestEER {lowest:.2f}%, "
+            f"ACC {record['accuracy']:.2f}%, EER {result['eer']:.2f}%, bestEER {lowest[name]:.2f}%, "
             f"minDCF(0.05) {result['min_dcf_0.05']:.4f}, minDCF(0.01) {result['min_dcf_0.01']:.4f}, "
             f"EER95 {low:.2f}-{high:.2f}%, TRIALS {result['trials']}, LIST {result['list_sha256'][:8]}\n"
         )

@@ -71,5 +71,5 @@ def test_the_mean_of_models_is_their_mean(tmp_path):
     for key in ("0.weight", "0.bias", "1.running_mean", "1.running_var"):
         expected = torch.stack([state[key].double() for state in states]).mean(0)
         torch.testing.assert_close(mean[key], expected.float(), rtol=1e-6, atol=1e-7)
-    with pytest.raises(InputError, match="gone.model does not exist"):
+    with pytest.raises(InputError, match=r"gone\.model does not exist"):
         mean_of_models([tmp_path / "gone.model"], states[2])

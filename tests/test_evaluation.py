@@ -139,14 +139,14 @@ def test_the_cohort_is_kept_beside_the_model(judged):
 
 def test_a_cohort_may_come_from_a_file(judged, corpus, tmp_path):
     folder, _, model = judged
-    flags = ["--eval_list", corpus / "trials.txt", "--eval_path", corpus / "eval", "--save_path", tmp_path, "--top_n", 3]
-    flags += ["--eval", "--initial_model", model, "--as_norm", "--device", "cpu"]
-    status, printed, complained = run_script(*flags, "--cohort", f"{model}.cohort.npz")  # and no training list
+    flags = ["--eval", "--initial_model", model, "--as_norm", "--top_n", 3, "--device", "cpu", "--save_path", tmp_path,
+             "--eval_list", corpus / "trials.txt", "--eval_path", corpus / "eval"]  # fmt: skip
+    status, _, complained = run_script(*flags, "--cohort", f"{model}.cohort.npz")  # and no training list
     assert status == 0, complained
     same = [column(where / "scores" / "trials.as_norm.txt") for where in (folder, tmp_path)]
     np.testing.assert_allclose(*same, rtol=1e-4, atol=1e-4)
     np.savez(tmp_path / "other.npz", embeddings=np.ones((5, 7), np.float32))
-    status, printed, complained = run_script(*flags, "--cohort", tmp_path / "other.npz")
+    status, _, complained = run_script(*flags, "--cohort", tmp_path / "other.npz")
     assert status == 2 and "other.npz has embeddings of 7 numbers, those of the model have 192" in complained
 
 

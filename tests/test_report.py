@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from sklearn.metrics import roc_curve
 
+import findings
 import report
 from dataLoader import TrialList
 from tools import InputError, equal_error_rate, sha256, write_scores
@@ -207,7 +208,7 @@ def test_a_speakers_error_rate_is_that_of_its_trials(made_up):
 def test_speakers_without_both_kinds_of_trials_are_left_out():
     scores, label = np.array([0.9, 0.1, 0.8, 0.7]), np.array([1, 0, 0, 1])
     enrol, test = np.array([0, 0, 1, 2]), np.array([0, 1, 3, 2])  # 1 and 3 have no targets, 2 no non-targets
-    (errors,) = report.errors_by_speaker(scores, label, enrol, test, 0.9)
+    (errors,) = findings.errors_by_speaker(scores, label, enrol, test, 0.9)
     assert (errors.speaker, errors.targets, errors.others) == (0, 1, 1)
     assert (errors.misses, errors.false_alarms) == (0, 0)  # who reaches the threshold is accepted
 
@@ -347,9 +348,9 @@ def test_a_folder_without_an_experiment_is_refused(tmp_path):
 def test_speakers_are_named_by_the_folder_that_tells_them_apart(tmp_path):
     rows = [(1, "a/x/1.wav", "a/x/2.wav", 0), (1, "a/y/1.wav", "a/y/2.wav", 0), (0, "a/x/1.wav", "a/y/1.wav", 0)]
     enrol, test = np.array([1, 0, 1]), np.array([1, 0, 0])
-    assert report.speaker_names(write_list(tmp_path / "a.txt", rows), enrol, test, 2) == ["y", "x"]
+    assert findings.speaker_names(write_list(tmp_path / "a.txt", rows), enrol, test, 2) == ["y", "x"]
     flat = [tuple(str(cell).replace("/", "") for cell in row) for row in rows]  # no folders at all
-    assert report.speaker_names(write_list(tmp_path / "b.txt", flat), enrol, test, 2) == ["ay1.wav", "ax1.wav"]
+    assert findings.speaker_names(write_list(tmp_path / "b.txt", flat), enrol, test, 2) == ["ay1.wav", "ax1.wav"]
 
 
 def test_contents_and_attributes_of_an_element_are_escaped():

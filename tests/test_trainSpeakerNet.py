@@ -18,6 +18,7 @@ from conftest import data_flags, run_script, start_script
 from sklearn.metrics import roc_curve
 
 import demoCorpus
+import experiment
 import trainSpeakerNet
 from augmentation import Augmentation
 from experiment import SpeakerNet
@@ -45,6 +46,11 @@ def assert_same_run(one, other):
     for key, moments in first["optimizer"]["state"].items():
         assert all(torch.equal(value, second["optimizer"]["state"][key][name]) for name, value in moments.items())
     assert results(one) == results(other)
+    models = [{path.name: torch.load(path, weights_only=True)["weights"] for path in (folder / "model").iterdir()}
+              for folder in (one, other)]  # fmt: skip
+    assert models[0].keys() == models[1].keys()
+    for name, weights in models[0].items():  # averages of weights among them
+        assert all(torch.equal(value, models[1][name][key]) for key, value in weights.items()), name
 
 
 def results(folder):
@@ -72,9 +78,10 @@ def trained(corpus, tmp_path_factory):
 def test_a_run_leaves_what_the_readme_says(trained):
     names = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
     assert names == {"score.txt", "metrics.jsonl", "settings.json", "state.pt", "training.png", "det.png",
-                     "scores/trials.txt", "model/model_0001.model", "model/model_0002.model", "model/best.model"}
+                     "scores/trials.txt", "model/model_0001.model", "model/model_0002.model"}
     form = (r"\d+ epoch, LR 0\.\d{6}, LOSS \d+\.\d{3}, ACC \d+\.\d\d%, EER \d+\.\d\d%, bestEER \d+\.\d\d%, "
-            r"minDCF\(0\.05\) \d\.\d{4}, minDCF\(0\.01\) \d\.\d{4}\n")
+            r"minDCF\(0\.05\) \d\.\d{4}, minDCF\(0\.01\) \d\.\d{4}, "
+            r"EER95 \d+\.\d\d-\d+\.\d\d%, TRIALS 120, LIST [0-9a-f]{8}\n")
     lines = (trained / "score.txt").read_text().splitlines(keepends=True)
     assert len(lines) == 2 and all(re.fullmatch(form, line) for line in lines)
     assert lines[1].startswith("2 epoch, LR 0.000970, ")
@@ -99,14 +106,11 @@ def test_the_scores_written_give_the_error_rate_reported(trained, corpus):
     assert (result["trials"], result["utterances"]) == (120, 16)
 
 
-def test_best_is_the_model_with_the_lowest_error(trained):
-    eers = [record["lists"]["trials"]["eer"] for record in results(trained)[1:]]
-    best = torch.load(trained / "model" / "best.model", weights_only=True)
-    assert best["epoch"] == 1 + int(np.argmin(eers))
-    assert best["scores"]["trials"]["eer"] == min(eers)
-    assert best["speakers"] == [f"id{number:05d}" for number in range(6)]
-    last = torch.load(trained / "model" / "model_0002.model", weights_only=True)["weights"]
-    assert all(torch.equal(value, last[key]) for key, value in state(trained)["weights"].items())
+def test_the_last_model_is_what_the_run_came_to(trained):
+    model = torch.load(trained / "model" / "model_0002.model", weights_only=True)
+    assert all(torch.equal(value, model["weights"][key]) for key, value in state(trained)["weights"].items())
+    assert model["scores"] == json.loads((trained / "metrics.jsonl").read_text().splitlines()[2])["lists"]
+    assert model["speakers"] == [f"id{number:05d}" for number in range(6)]
 
 
 def test_training_learns(command, corpus, tmp_path):
@@ -121,10 +125,10 @@ def test_training_learns(command, corpus, tmp_path):
     records = results(tmp_path / "e")
     assert status == 0 and "epoch 20/20 | step 80 | loss" in printed
     before, after = (records[i]["lists"]["seen"]["eer"] for i in (0, -1))
-    assert f"EER: {before:.2f}% before training, {after:.2f}% after epoch 20, lowest" in printed
+    assert f"EER on seen: {before:.2f}% before training, {after:.2f}% after epoch 20\n" in printed
     assert records[-1]["loss"] < 0.3 * records[1]["loss"]
     assert after < before
-    assert [path.name for path in sorted((tmp_path / "e" / "model").iterdir())] == ["best.model", "model_0020.model"]
+    assert [path.name for path in sorted((tmp_path / "e" / "model").iterdir())] == ["model_0020.model"]
 
 
 def test_bf16_follows_float32(command, corpus, tmp_path):
@@ -146,7 +150,7 @@ def test_a_step_never_waits_for_the_device(corpus, monkeypatch):
     optimizer = torch.optim.Adam(network.parameters(), foreach=True)
     waveform = augmentation(torch.empty(8, 9840, dtype=torch.int16, device=device), 1, 0)
     label, place = torch.empty(8, dtype=torch.int64, device=device), torch.empty(8, 4, device=device)
-    loss, accuracy = network(waveform, label, place)
+    loss, accuracy = network(waveform, label, place, torch.empty((), device=device))
     loss.backward()
     optimizer.step()
     assert loss.shape == accuracy.shape == () and all(weight.grad is not None for weight in network.parameters())
@@ -178,11 +182,13 @@ def test_the_same_seed_gives_the_same_weights_with_any_number_of_threads(command
 
 @pytest.fixture(scope="module")
 def long(corpus, tmp_path_factory):
-    """Flags of a run with epochs of 48 steps, about a second each."""
+    """Flags of a run with epochs of 32 steps, about a second each, that climbs every rung of the recipe."""
     four_times = tmp_path_factory.mktemp("list") / "train_list.txt"
     four_times.write_text(4 * (corpus / "train_list.txt").read_text())
     return [*data_flags(corpus), *SMALL, "--train_list", four_times, "--batch_size", 2, "--max_epoch", 4,
-            "--test_step", 2]  # fmt: skip
+            "--test_step", 2, "--valid_speakers", 2, "--speed_perturb", "--optimizer", "adamw", "--schedule", "cosine",
+            "--warmup", 0.5, "--clip", 5, "--margin_rise", 0.5, 2.5, "--sub_centres", 2, "--top_k", 2, "--ema", 0.9,
+            "--average", 3]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +219,7 @@ def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(long, tmp_path
             assert "Traceback" not in complained
         steps_when_stopped.append(state(folder)["step"])
     if number != signal.SIGKILL:
-        assert any(0 < step < 48 for step in steps_when_stopped), steps_when_stopped  # saved in the middle of an epoch
+        assert any(0 < step < 32 for step in steps_when_stopped), steps_when_stopped  # saved in the middle of an epoch
     status, printed, complained = run_script(*long, "--save_path", folder)
     assert status == 0, complained
     assert "going on after step" in printed
@@ -224,17 +230,17 @@ def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(long, tmp_path
 
 def test_a_stop_during_evaluation(command, long, tmp_path, undisturbed, monkeypatch):
     """The epoch is kept, and evaluated when the run goes on."""
-    evaluate = trainSpeakerNet.evaluate
+    evaluate = experiment.evaluate
 
-    def stopped(encoder, *arguments):
+    def stopped(encoder, *arguments, **more):
         if (tmp_path / "e" / "metrics.jsonl").exists():
             raise KeyboardInterrupt
-        return evaluate(encoder, *arguments)
+        return evaluate(encoder, *arguments, **more)
 
-    monkeypatch.setattr(trainSpeakerNet, "evaluate", stopped)
+    monkeypatch.setattr(experiment, "evaluate", stopped)
     flags = [*long, "--save_path", tmp_path / "e"]
     assert command(trainSpeakerNet, *flags)[0] == 130
-    assert (state(tmp_path / "e")["epoch"], state(tmp_path / "e")["step"]) == (2, 48)
+    assert (state(tmp_path / "e")["epoch"], state(tmp_path / "e")["step"]) == (2, 32)
     assert [record["epoch"] for record in results(tmp_path / "e")] == [0, 1]
     monkeypatch.undo()
     assert run_script(*flags)[0] == 0
@@ -314,7 +320,7 @@ def test_the_demo_trains_on_what_it_generates(command, tmp_path, monkeypatch):
     status, printed, error = command(trainSpeakerNet, "--demo", *small, "--save_path", tmp_path / "demo")
     assert status == 0, error
     assert "36 utterances of 4 speakers, 3 steps of 12 an epoch" in printed
-    assert re.search(r"2 epochs done.* EER: \d+\.\d\d% before training, \d+\.\d\d% after epoch 2", printed)
+    assert re.search(r"2 epochs done.* EER on trials: \d+\.\d\d% before training, \d+\.\d\d% after epoch 2", printed)
     assert results(tmp_path / "demo")[-1]["lists"]["trials"]["utterances"] == 54
 
 
@@ -345,8 +351,9 @@ def test_evaluation_needs_nothing_but_model_list_and_audio(command, corpus, tmp_
     )  # fmt: skip
     assert status == 0, error
     noted = results(trained)[2]["lists"]["trials"]
-    assert f"trials: EER {noted['eer']:.2f}% | minDCF(0.05) {noted['min_dcf_0.05']:.4f} | minDCF(0.01) " in printed
-    assert "120 trials, 16 utterances" in printed and "second: EER" in printed and "60 trials" in printed
+    low, high = noted["interval"]["eer"]
+    assert f"  trials: EER {noted['eer']:.2f}% [{low:.2f}, {high:.2f}] | minDCF(0.05) " in printed
+    assert "120 trials, 16 utterances, 4 speakers" in printed and "second: EER" in printed and "60 trials" in printed
     found = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
     assert found["trials"]["eer"] == noted["eer"]
     assert (tmp_path / "out" / "scores" / "trials.txt").read_text() == (trained / "scores" / "trials.txt").read_text()
@@ -378,6 +385,55 @@ def test_fine_tuning_keeps_the_encoder(command, corpus, tmp_path, trained):
     assert torch.allclose(tuned["speaker_encoder.fc6.weight"], weights["speaker_encoder.fc6.weight"], atol=1e-6)
     # Again the same command: it goes on, and does not start from the model once more.
     assert "going on after step" in command(trainSpeakerNet, *flags, "--save_path", tmp_path / "new")[1]
+
+
+def test_large_margin_fine_tuning_takes_the_true_speakers_along(command, corpus, tmp_path, undisturbed):
+    """Of a model trained with speech at three speeds and two sub-centres; judged on speakers it was not trained on."""
+    model = undisturbed / "model" / "average_0004.model"
+    before = torch.load(model, weights_only=True)
+    assert before["weights"]["speaker_loss.weight"].shape == (12, 2, 192)
+    flags = [*data_flags(corpus), "--finetune_margin", "--initial_model", model, "--num_frames", 60, "--batch_size", 8,
+             "--max_epoch", 1, "--device", "cpu", "--amp", "off", "--bank_mb", 5]  # fmt: skip
+    still = ["--lr", 1e-12, "--lr_final", 1e-12]
+    status, printed, error = command(
+        trainSpeakerNet, *flags, *still, "--valid_speakers", 2, "--save_path", tmp_path / "e"
+    )
+    assert status == 0, error
+    assert "and its classifier, of which 4 of 12 classes: those of speech at another speed are dropped" in printed
+    assert "margin 0.50" in printed and "at one of three speeds" not in printed
+    after = state(tmp_path / "e")
+    torch.testing.assert_close(
+        after["weights"]["speaker_loss.weight"], before["weights"]["speaker_loss.weight"][:4], rtol=0, atol=1e-7
+    )
+    assert after["settings"]["m"] == 0.5 and after["settings"]["sub_centres"] == 2
+    assert (tmp_path / "e" / "scores" / "valid_trials.txt").read_text() == (
+        undisturbed / "scores" / "valid_trials.txt"
+    ).read_text()
+    status, _, error = command(trainSpeakerNet, *flags, "--valid_speakers", 4, "--save_path", tmp_path / "other")
+    assert status == 2 and "--valid_speakers 4 holds out 2 speakers, such as id0000" in error
+
+
+def test_the_strong_recipe_sets_what_it_says(command, corpus, tmp_path):
+    status, _, error = command(
+        trainSpeakerNet, *data_flags(corpus), *SMALL, "--recipe", "strong", "--save_path", tmp_path / "e"
+    )
+    assert status == 0, error
+    settings = json.loads((tmp_path / "e" / "settings.json").read_text())["settings"]
+    assert settings["optimizer"] == "sgd" and settings["s"] == 32 and settings["lr"] == 0.1 * 8 / 64
+    assert settings["max_epoch"] == 2  # given
+    assert state(tmp_path / "e")["weights"]["speaker_loss.weight"].shape == (18, 3, 192)
+    assert (tmp_path / "e" / "model" / "average_0002.model").exists()
+    models = [torch.load(tmp_path / "e" / "model" / f"{name}.model", weights_only=True)["weights"]
+              for name in ("model_0001", "model_0002", "average_0002")]  # fmt: skip
+    for key in ("speaker_encoder.conv1.weight", "speaker_encoder.bn5.running_var", "speaker_loss.weight"):
+        torch.testing.assert_close(models[2][key], (models[0][key] + models[1][key]) / 2)
+
+
+def test_more_epochs_would_bend_a_schedule_that_ends(command, corpus, tmp_path):
+    flags = [*data_flags(corpus), *SMALL, "--max_epoch", 1, "--schedule", "cosine", "--save_path", tmp_path / "e"]
+    assert command(trainSpeakerNet, *flags)[0] == 0
+    status, _, error = command(trainSpeakerNet, *flags, "--max_epoch", 2)
+    assert status == 2 and "was begun with --max_epoch 1, not 2" in error
 
 
 STRANGERS = {
@@ -503,6 +559,23 @@ def test_the_learning_rate_is_a_function_of_the_step():
     (["--initial_model", "{model}", "--C", 16], "--C 16, but {model} has C=8"),
     (["--demo"], "--demo brings its own data: leave out --eval_list --eval_path --musan_path"),
     (["--demo", "--eval", "--initial_model", "x"], "choose"),
+    (["--finetune_margin"], "--finetune_margin needs --initial_model FILE, the model to go on from"),
+    (["--recipe", "strong", "--optimizer", "adam"], "--recipe strong has learning rates for sgd: with "),
+    (["--valid_speakers", 1], "--valid_speakers 1: at least 2 are needed"),
+    (["--valid_speakers", 7], "--valid_speakers 7, but only 6 speakers have two utterances or more in {corpus}/train_"),
+    (["--valid_speakers", 5], "fewer than 2 of the 6 speakers in {corpus}/train_list.txt would remain to train on"),
+    (["--margin_rise", 3, 1], "--margin_rise must be two epochs, the second not before the first, not [3.0, 1.0]"),
+    (["--average", 9], "--average 9 is more than the 2 epochs that there will be"),
+    (["--ema", 1], "--ema must be less than 1, not 1.0"),
+    (["--lr_final", 0], "--lr_final must be more than 0, not 0.0"),
+    (["--as_norm"], "--as_norm is part of an evaluation: give --eval"),
+    (["--calibrate"], "--calibrate is part of an evaluation: give --eval"),
+    (["--eval", "--initial_model", "{model}", "--as_norm", "--cohort", "{tmp}/none.npz"], "{tmp}/none.npz does not"),
+    (["--eval", "--initial_model", "{model}", "--as_norm", "--train_path", "{tmp}"], "is --train_path right?"),
+    (["--eval_list", "{tmp}/valid.txt"], "--eval_list {tmp}/valid.txt: so are the trials of --valid_speakers called"),
+    (["--compare", "{tmp}/none.txt", "{tmp}/trials.txt"], "{tmp}/none.txt cannot be read as a score file"),
+    (["--compare", "a", "b", "--eval_list", "a", "b"], "--compare needs one --eval_list, that of both score files"),
+    (["--report"], "{tmp}/e has no settings.json and no results.json"),
 ])  # fmt: skip
 def test_misuse_gets_one_line(command, corpus, tmp_path, trained, flags, complaint):
     (tmp_path / "trials.txt").write_text("1 a b\n0 a c\n")
@@ -580,7 +653,6 @@ def test_best_goes_by_one_list(command, corpus, tmp_path, trained):
     assert command(trainSpeakerNet, *flags)[0] == 0
     eer = results(folder)[-1]["lists"]["hard"]["eer"]
     assert (folder / "score.txt").read_text().splitlines()[-1].count(f"EER {eer:.2f}%, bestEER {eer:.2f}%") == 1
-    assert torch.load(folder / "model" / "best.model", weights_only=True)["epoch"] == 3
 
 
 def test_unreadable_training_files_are_replaced_and_counted(command, corpus, tmp_path):
