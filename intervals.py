@@ -5,10 +5,11 @@ unlucky speaker spoils hundreds of them at once. What is drawn anew is therefore
 subsets bootstrap of Bolle et al. 2004; for pairs, the pigeonhole bootstrap of Owen 2007). A same-speaker trial counts
 as often as its speaker was drawn, a different-speaker trial the product of how often its two were.
 
-What is made of the draws was chosen by coverage (tests/coverage.py). The percentiles of a bootstrap over trials hold
-the truth in 10 to 80 % of the cases, not 95 %. Those of a bootstrap over speakers do too rarely, too: errors scatter by
-factors rather than by differences; minDCF, the least of many noisy costs, comes out too small, in a replicate yet more
-than in the list; and a spread estimated from few speakers needs Student's t. So a metric x has the interval
+What is made of the draws was chosen by coverage (tests/interval_coverage.py). The percentiles of a bootstrap over
+trials hold the truth in 10 to 80 % of the cases, not 95 %. Those of a bootstrap over speakers do too rarely, too:
+errors scatter by factors rather than by differences; minDCF, the least of many noisy costs, comes out too small, in a
+replicate yet more than in the list; and a spread estimated from few speakers needs Student's t. So a metric x has the
+interval
 
     exp(2 log x - mean(log x*) +- t sd(log x*) sqrt(S / (S - 1))),
 

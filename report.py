@@ -232,8 +232,8 @@ def _training(experiment):
             svg = course_picture({"": tuple(zip(*points))}, unit or title.lower(), reaches=least)
             last = f"{points[-1][1]:,.0f}" if points[-1][1] >= 100 else f"{points[-1][1]:.3g}"
             pictures.append(figure(svg, title, f"last {last} {unit}"))
-    seen = {name for record in tested for name in record["lists"]}
-    for name in sorted(seen, key=lambda name: (name == VALID, name)):
+    seen = dict.fromkeys(name for record in tested for name in record["lists"])
+    for name in sorted(seen, key=lambda name: name == VALID):
         pictures.append(_course_of_list(tested, name))
     hours = sum(record.get("seconds", 0) for record in trained) / 3600
     words = f"{len(trained)} epochs took {hours:.1f} hours, evaluation aside." if hours >= 0.1 else ""

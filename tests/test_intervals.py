@@ -1,10 +1,9 @@
-"""Intervals: exact on weighted trials, honest on simulated ones. tests/coverage.py does the latter at length."""
+"""Intervals: exact on weighted trials, honest on simulated ones; of those interval_coverage.py has many more."""
 
-import importlib.util
 import itertools
-import pathlib
 from types import SimpleNamespace
 
+import interval_coverage as simulated
 import numpy as np
 import pytest
 from scipy.stats import t as student
@@ -20,11 +19,6 @@ from intervals import (
     speakers_of,
 )
 from tools import equal_error_rate, error_curve, min_dcf
-
-# By its path: whoever measures the coverage of tests has a package of that name.
-specification = importlib.util.spec_from_file_location("simulated", pathlib.Path(__file__).with_name("coverage.py"))
-simulated = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(simulated)
 
 
 def random_trials(seed, ties=False, speakers=6, count=150):
