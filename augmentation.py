@@ -190,6 +190,11 @@ class Augmentation(nn.Module):
             augmented[rows] = self._reverberate(augmented[rows], response)
         return augmented
 
+    def masks(self, count, epoch, step, first=0):
+        """(count, 4) numbers in [0, 1) that place the masks of SpecAugment (model.py), for those rows of the batch."""
+        place = row_numbers(self.seed, "specaugment", epoch, step, first=first, count=count, columns=4)
+        return to_device(torch.from_numpy(place).float(), self.noises.device)
+
     @staticmethod
     def _on_a_core(waveform):
         """Whether to work on a few rows at a time, and to add one noise after the other: as much as a core's cache

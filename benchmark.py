@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from audio import SAMPLE_RATE
 from augmentation import Augmentation
 from customary import compare_with_customary
-from dataLoader import CropLoader, row_numbers, to_device
+from dataLoader import CropLoader, to_device
 from encoder import SpeakerEncoder, Utterance, choose_device, score_trials
 from experiment import SpeakerNet
 from loss import AAMsoftmax
@@ -298,9 +298,9 @@ def measure_training(args, device, limits, exact, host):
     whole = faster(network)
 
     def step(waveform, label):
-        places = row_numbers(0, "specaugment", 1, 0, count=size, columns=4)
         waveform = augmentation(to_device(waveform, device), 1, 0)
-        learn(whole, waveform, to_device(label, device), to_device(torch.from_numpy(places).float(), device))
+        margin = to_device(torch.tensor(0.2), device)
+        learn(whole, waveform, to_device(label, device), augmentation.masks(size, 1, 0), margin)
         optimizer.step()
 
     # What each stage gets from the one before it.

@@ -19,7 +19,7 @@ import torch
 
 import distributed
 from augmentation import Augmentation
-from dataLoader import CropLoader, row_numbers, to_device
+from dataLoader import CropLoader, to_device
 from demoCorpus import make_demo
 from encoder import SpeakerEncoder, choose_device
 from evaluation import VALID, Background, Test, compare_files, evaluate, open_tests, open_training_list
@@ -181,19 +181,18 @@ def train(args):
         meter = Meter(args, run, loader)
         with stop.deferred():
             for step, waveform, label in meter.watch(loader.epoch(run.epoch, first_step=run.step)):
-                meter.learning_rate = learning_rate(args, (run.epoch - 1) * loader.steps + step, loader.steps)
-                meter.margin = margin(args, (run.epoch - 1) * loader.steps + step, loader.steps)
+                steps_before = (run.epoch - 1) * loader.steps + step
+                meter.margin = margin(args, steps_before, loader.steps)
+                meter.learning_rate = learning_rate(args, steps_before, loader.steps)
                 optimizer.param_groups[0]["lr"] = meter.learning_rate
-                now = to_device(torch.tensor(meter.margin), device)
                 for first, crops, speakers in zip(parts, waveform.split(rows), label.split(rows)):
                     crops, speakers = to_device(crops, device), to_device(speakers, device)
                     if perturb:
                         crops, speakers = perturb(crops, speakers, run.epoch, step, first)
                     crops = augmentation(crops, run.epoch, step, first)
-                    place = row_numbers(args.seed, "specaugment", run.epoch, step, first=first, count=rows, columns=4)
-                    place = to_device(torch.from_numpy(place).float(), device)
+                    masks = augmentation.masks(rows, run.epoch, step, first)
                     with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
-                        loss, accuracy = network(crops, speakers, place, now)
+                        loss, accuracy = network(crops, speakers, masks, to_device(torch.tensor(meter.margin), device))
                     (loss / args.accumulate).backward()
                     meter.add(loss, accuracy)
                 if args.clip:

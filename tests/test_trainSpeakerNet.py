@@ -59,8 +59,9 @@ def results(folder):
     for record in records:
         for name in ("seconds", "seconds_left", "utterances_per_second", "waiting_percent"):
             record.pop(name, None)
-        for result in record["lists"].values():
-            result.pop("seconds")
+        for found in (record["lists"], *record.get("averages", {}).values()):
+            for result in found.values():
+                result.pop("seconds")
     return records
 
 
