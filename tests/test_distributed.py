@@ -119,12 +119,20 @@ def test_the_first_step_is_equal_to_rounding(one, corpus, tmp_path):
 
 
 def test_parts_of_a_batch_and_processes_are_cut_alike(one, corpus, tmp_path):
-    """Without common statistics, two processes see what one sees in two parts."""
+    """Without common statistics, two processes see what one sees in two parts; with every rung of the recipe."""
     flags, _ = one
     flags = [flag for flag in flags if flag != "--sync_bn"]
+    flags += ["--speed_perturb", "--valid_speakers", 2, "--ema", 0.5, "--average", 2, "--margin_rise", 0.5, 1.5]
+    flags += ["--clip", 1]
     assert finish(start(2, *flags, "--save_path", tmp_path / "two"))[0] == 0
     assert finish(start(1, *flags, "--accumulate", 2, "--save_path", tmp_path / "parts"))[0] == 0
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "parts"), rel=2e-3)
+    found = {(each, kind): torch.load(tmp_path / each / "model" / f"{kind}_0002.model", weights_only=True)["weights"]
+             for each in ("two", "parts") for kind in ("model", "ema", "average")}  # fmt: skip
+    for key in ("speaker_encoder.fc6.weight", "speaker_encoder.conv1.weight", "speaker_loss.weight"):
+        for kind in ("ema", "average"):  # far nearer to each other than to what they average
+            apart = torch.dist(found["two", kind][key], found["parts", kind][key])
+            assert apart < 0.2 * torch.dist(found["two", kind][key], found["two", "model"][key]), (key, kind)
 
 
 def test_stopped_as_two_and_continued_as_one(one, tmp_path):
