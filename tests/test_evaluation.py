@@ -190,3 +190,35 @@ def test_scores_of_another_list_are_refused(command, corpus, tmp_path, monkeypat
         (tmp_path / "wrong.txt").write_text("".join(wrong) if wrong[0] else "\n" + "".join(wrong[1:]))
         status, _, complained = compared(command, corpus / "trials.txt", "good.txt", "wrong.txt")
         assert status == 2 and message in complained and len(complained.splitlines()) == 1
+
+
+# ---- looking at it ---------------------------------------------------------------------------------------------------
+
+
+def test_tensorboard_is_told_what_metrics_jsonl_is_told(corpus, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    folder = tmp_path / "e"
+    run_script(*data_flags(corpus), *SMALL, "--tensorboard", "--ema", 0.5, "--save_path", folder, check=True)
+    events = accumulator.EventAccumulator(str(folder / "tensorboard")).Reload()
+    records = history(folder)
+    for tag, values in (
+        ("training/loss", {record["epoch"]: record["loss"] for record in records[1:]}),
+        ("trials/eer/model", {record["epoch"]: record["lists"]["trials"]["eer"] for record in records}),
+        ("trials/eer/ema", {record["epoch"]: record["averages"]["ema"]["trials"]["eer"] for record in records[1:]}),
+    ):
+        assert {event.step: event.value for event in events.Scalars(tag)} == pytest.approx(values, rel=1e-6)
+
+
+def test_tensorboard_is_missed_before_the_work(command, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    status, _, error = command(trainSpeakerNet, *data_flags(corpus), "--tensorboard", "--save_path", tmp_path / "e")
+    assert status == 2 and "--tensorboard needs a package that is not here: pip install tensorboard" in error
+
+
+def test_a_report_of_a_run_and_of_an_evaluation(command, held, judged):
+    """What it shows is tested in test_report.py; here, that it finds what the trainer leaves."""
+    for folder, shown in ((held, "chosen on valid"), (judged[0], "trials.calibrated")):
+        status, printed, error = command(trainSpeakerNet, "--report", "--save_path", folder)
+        assert status == 0 and printed.strip() == str(folder / "report.html"), error
+        page = (folder / "report.html").read_text()
+        assert shown in page and "No scores to look at" not in page
