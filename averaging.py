@@ -34,12 +34,13 @@ class MovingAverage:
 def mean_of_models(paths, last):
     """The mean of the weights in model files and of ``last``, a state dict like theirs. Counts are those of the last.
 
-    Float64 sums, so that the order does not matter. Raises InputError when a file is absent or damaged.
+    Float64 sums, so that the order does not matter, on the CPU, since Apple's GPUs have none. Raises InputError when a
+    file is absent or damaged.
     """
-    sums = {key: value.double() for key, value in last.items() if value.is_floating_point()}
+    sums = {key: value.cpu().double() for key, value in last.items() if value.is_floating_point()}
     for path in paths:
         weights = load_checkpoint(path, "model")["weights"]
         for key in sums:
-            sums[key] += weights[key].to(sums[key].device)
+            sums[key] += weights[key]
     means = {key: (value / (len(paths) + 1)).to(last[key].dtype) for key, value in sums.items()}
     return {**last, **means}

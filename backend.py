@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+import distributed
 from audio import UnreadableAudio
 from calibration import fit_llr, quality_features
 from tools import InputError, cohort_statistics, progress_bar, sha256, symmetric_norm, whole_file
@@ -53,10 +54,9 @@ def make_cohort(encoder, listing, source, threads):
     of_speaker = np.split(np.argsort(listing.label, kind="stable"), np.cumsum(np.bincount(listing.label))[:-1])
     lines = [each[np.linspace(0, len(each) - 1, min(len(each), UTTERANCES)).astype(int)] for each in of_speaker]
     lines = np.concatenate(lines)
-    # Remarks on utterances hardly fit for it are left unsaid: among twenty, one does little harm.
-    found = encoder.embed_files([listing.files[line] for line in lines], source, threads)
-    found = progress_bar(iterable=found, total=len(lines), desc="cohort", unit="utt", delay=1)
-    found = [embedding for _, embedding, _ in found]
+    files = [listing.files[line] for line in lines]
+    found = distributed.share(embed_all, files, encoder, source, threads)
+    found = [found[file] for file in files]
     readable = np.array([not isinstance(each, UnreadableAudio) for each in found])
     if not readable.all():
         first = found[int(np.argmin(readable))]
@@ -68,6 +68,14 @@ def make_cohort(encoder, listing, source, threads):
     return Cohort(vectors, _about(len(vectors), listing))
 
 
+def embed_all(files, encoder, source, threads):
+    """{file: embedding (D,), or UnreadableAudio}."""
+    # Remarks on utterances hardly fit for it are left unsaid: among twenty, one does little harm.
+    found = encoder.embed_files(files, source, threads)
+    found = progress_bar(iterable=found, total=len(files), desc="cohort", unit="utt", delay=1)
+    return {file: embedding for file, embedding, _ in found}
+
+
 def cohort_beside(checkpoint_path, encoder, listing, source, threads):
     """``make_cohort``, kept as <checkpoint>.cohort.npz for the next time.
 
@@ -77,14 +85,19 @@ def cohort_beside(checkpoint_path, encoder, listing, source, threads):
     """
     path = Path(f"{checkpoint_path}.cohort.npz")
     origin = {"list_sha256": list_hash(listing), "model": encoder.fingerprint(), "utterances": UTTERANCES}
+    kept = None
     with contextlib.suppress(InputError):  # absent or damaged: it is made anew
         kept = _read_arrays(path)
-        if all(str(kept.get(key)) == str(value) for key, value in origin.items()):
-            return Cohort(kept["embeddings"], _about(len(kept["embeddings"]), listing))
+        if any(str(kept.get(key)) != str(value) for key, value in origin.items()):
+            kept = None
+    kept = distributed.gather(kept)[0]  # all do what the first one found
+    if kept is not None:
+        return Cohort(kept["embeddings"], _about(len(kept["embeddings"]), listing))
     cohort = make_cohort(encoder, listing, source, threads)
     try:
-        with whole_file(path) as file:
-            np.savez(file, embeddings=cohort.vectors, **origin)
+        if distributed.rank() == 0:
+            with whole_file(path) as file:
+                np.savez(file, embeddings=cohort.vectors, **origin)
     except OSError as error:
         warnings.warn(f"{path} cannot be written ({error.strerror}): the cohort is not kept", stacklevel=2)
     return cohort
@@ -133,7 +146,7 @@ def list_hash(listing):
 
 
 def _about(count, listing):
-    name = f"{listing.path.name} (sha256 {list_hash(listing)[:8]})"
+    name = f"{listing.path.name} (sha256 {listing.sha256[:8]})"
     return f"{count} speakers of {name}, at most {UTTERANCES} utterances each"
 
 

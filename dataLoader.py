@@ -8,6 +8,7 @@ drawn before, so that a resumed run goes on exactly, with any number of reading 
 import collections
 import concurrent.futures
 import copy
+import hashlib
 import math
 import pathlib
 import sys
@@ -54,12 +55,13 @@ def to_device(tensor, device):
 
 
 def read_lines(path, flag):
-    """The lines of a list that are not blank, as (line number, fields). InputError if absent or empty."""
+    """([(line number, fields)] of the lines that are not blank, SHA-256 of the file). InputError if absent or empty."""
     path = pathlib.Path(path)
     if not path.exists():
         raise InputError(f"{flag} {path} does not exist")
     try:
-        text = path.read_text(encoding="utf-8-sig")  # -sig: Windows editors put an invisible mark at the beginning
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")  # -sig: Windows editors put an invisible mark at the beginning
     except UnicodeDecodeError as error:
         raise InputError(f"{flag} {path} is not a text file ({error.reason} at byte {error.start})") from error
     except OSError as error:
@@ -67,15 +69,18 @@ def read_lines(path, flag):
     lines = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise InputError(f"{flag} {path} is empty")
-    return lines
+    return lines, hashlib.sha256(content).hexdigest()
 
 
 class TrainingList:
-    """Lines ``<speaker> <path>``: ``files`` (N paths), ``label`` (N,) int64, ``speakers`` (names, sorted)."""
+    """Lines ``<speaker> <path>``: ``files`` (N paths), ``label`` (N,) int64, ``speakers`` (names, sorted).
+
+    ``sha256``: of the file that they were read from.
+    """
 
     def __init__(self, path, flag="--train_list"):
         self.path = pathlib.Path(path)
-        lines = read_lines(path, flag)
+        lines, self.sha256 = read_lines(path, flag)
         for number, fields in lines:
             if len(fields) != 2:
                 hint = "; this looks like a trial list" if len(fields) == 3 and fields[0] in ("0", "1") else ""
@@ -99,10 +104,13 @@ class TrainingList:
 
 
 class TrialList:
-    """Lines ``<1|0> <enrolment path> <test path>``: ``label`` (N,) int64, ``enrol`` and ``test`` (N paths each)."""
+    """Lines ``<1|0> <enrolment path> <test path>``: ``label`` (N,) int64, ``enrol`` and ``test`` (N paths each).
+
+    ``sha256``: of the file that they were read from, or of what ``tools.write_trials`` would write.
+    """
 
     def __init__(self, path, flag="--eval_list"):
-        lines = read_lines(path, flag)
+        lines, self.sha256 = read_lines(path, flag)
         for number, fields in lines:
             if len(fields) != 3 or fields[0] not in ("0", "1"):
                 hint = "; this looks like a training list" if len(fields) == 2 else ""
@@ -116,6 +124,7 @@ class TrialList:
         """A list that was made, not read: its columns, and the path that it goes by in messages."""
         trials = cls.__new__(cls)
         trials._set(path, label, enrol, test, range(1, len(label) + 1))
+        trials.sha256 = hashlib.sha256(trials.text().encode()).hexdigest()
         return trials
 
     def _set(self, path, label, enrol, test, line_numbers):
@@ -130,6 +139,10 @@ class TrialList:
 
     def __len__(self):
         return len(self.label)
+
+    def text(self):
+        """The list as a file has it."""
+        return "".join(f"{label} {enrol} {test}\n" for label, enrol, test in zip(self.label, self.enrol, self.test))
 
 
 def check_files(listing, source, flag):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 import distributed
-from audio import Folder, check_folder
+from audio import Folder, UnreadableAudio, check_folder
 from backend import BackEnd, Utterances, cohort_beside, read_cohort
 from calibration import actual_dcf, cllr, min_cllr
 from dataLoader import TrainingList, TrialList, check_files
@@ -16,7 +16,7 @@ from encoder import score_trials
 from intervals import bootstrap_intervals, compare, speakers_of
 from pack import Pack, open_source
 from plots import draw_det
-from tools import InputError, equal_error_rate, min_dcf, read_scores, sha256, threshold_at, write_scores
+from tools import InputError, equal_error_rate, min_dcf, read_scores, threshold_at, write_scores
 from trials import hold_out, make_trials
 
 VALID = "valid"  # what the trials of held-out training speakers are called
@@ -34,10 +34,12 @@ def open_tests(args):
     tests = {}
     for path in args.eval_list:
         name = Path(path).stem
-        if name == VALID:
+        if name in (VALID, f"{VALID}_trials"):
             raise InputError(f"--eval_list {path}: so are the trials of --valid_speakers called; rename it")
-        if name in tests:
-            raise InputError(f"--eval_list has two lists called {name}: their scores would go to one file; rename one")
+        for other in tests:  # a back-end's scores are <name>.as_norm and so on
+            if f"{name}.".startswith(f"{other}.") or other.startswith(f"{name}."):
+                both = f"two lists called {name}" if name == other else f"lists called {other} and {name}"
+                raise InputError(f"--eval_list has {both}: their scores could go to one file; rename one")
         trials = TrialList(path)
         check_folder(args.eval_path, "--eval_path")
         if (Path(args.eval_path) / "pack.json").exists():
@@ -63,38 +65,43 @@ def evaluate(encoder, tests, args, background=None, kind=""):
     a ``kind`` of model beside the main one, such as "ema".
     """
     began = time.perf_counter()
-    sources = dict.fromkeys(test.source for test in tests.values())
+    sources, back_ends = dict.fromkeys(test.source for test in tests.values()), {}
     for source in sources:
         lists = [test.trials for test in tests.values() if test.source is source]
         sources[source] = utterances_of(encoder, lists, source, args)
+        back_ends[source] = background.back_end(sources[source]) if background else None
     results, curves = {}, {}
     for test_name, (trials, source) in tests.items():
         scored = {test_name: score_trials(trials, sources[source])}
         if background:
-            more = background.back_end(sources[source]).score(trials, background.calibration)
+            more = back_ends[source].score(trials, background.calibration)
             if not encoder.system.crops:
                 del more["cosine"]  # that is the system's score
             scored.update((f"{test_name}.{step}", scores) for step, scores in more.items())
         for name, scores in scored.items():
             result = judge(scores, trials)
             if background and not name.endswith(".cosine") and name != test_name:
-                result["cohort"] = background.cohort.about
+                result["cohort"] = background.in_words(name.endswith(".mean"))
             if name.endswith(".calibrated"):
                 result |= judge_calibration(scores, trials)
-            results[name] = {**result, "seconds": time.perf_counter() - began}
+            results[name] = result
             curves[name] = scores, trials.label
             if not kind and distributed.rank() == 0:
                 write_scores(Path(args.save_path) / "scores" / f"{name}.txt", scores, trials)
             print(f"  {result_line(f'{name} ({kind})' if kind else name, results[name])}")
     if curves and not kind and distributed.rank() == 0:
         draw_det(Path(args.save_path) / "det.png", curves)
+    print(f"  {sum(map(len, sources.values()))} utterances, {time.perf_counter() - began:.0f} s")
     return results
 
 
 def utterances_of(encoder, lists, source, args):
     """{file: Utterance} of some TrialLists, the work shared by all processes."""
     files = [file for trials in lists for column in (trials.enrol, trials.test) for file in column]
-    return distributed.share(encoder.embed_for_scoring, files, source, args.n_cpu)
+    try:
+        return distributed.share(encoder.embed_for_scoring, files, source, args.n_cpu)
+    except UnreadableAudio as error:
+        raise InputError(f"{error}; no trial is left out: mend it, or take its lines out of the list") from error
 
 
 def judge(scores, trials):
@@ -112,7 +119,7 @@ def judge(scores, trials):
         "trials": len(trials),
         "utterances": len({*trials.enrol, *trials.test}),
         "speakers": speakers,
-        "list_sha256": sha256(trials.path),
+        "list_sha256": trials.sha256,
     }  # fmt: skip
 
 
@@ -148,7 +155,7 @@ def result_line(name, result):
     parts.append(f"list {result['list_sha256'][:8]}")
     if "cohort" in result:
         parts.append(f"cohort {result['cohort']}")
-    return " | ".join([*parts, f"{result['seconds']:.0f} s"])
+    return " | ".join(parts)
 
 
 # ---- what a back-end learns ------------------------------------------------------------------------------------------
@@ -163,32 +170,53 @@ class Background:
 
     def __init__(self, encoder, args):
         """Check what it needs; InputError naming the flag. The long work is ``learn``'s."""
-        self.encoder, self.args, self.calibration = encoder, args, None
+        self.encoder, self.args, self.calibration, self.trials = encoder, args, None, None
         if args.calibrate or not args.cohort:
             listing, self.source = open_training_list(args)
-            known = np.isin(np.array(listing.speakers)[listing.label], encoder.held_out or [])
-            self.listing, self.held = listing.subset(np.flatnonzero(~known)), listing.subset(np.flatnonzero(known))
-            if args.calibrate and not known.any():
-                self.listing, self.held = hold_out(listing, min(1000, max(2, len(listing.speakers) // 5)))
-                warnings.warn(
-                    f"{args.initial_model} held no speakers of {listing.path} out of its training (--valid_speakers): "
-                    f"--calibrate takes {len(self.held.speakers)} of them all the same. If it knows them, the "
-                    "likelihood ratios will promise too much",
-                    stacklevel=2,
-                )
+            held = np.isin(np.array(listing.speakers)[listing.label], encoder.held_out or [])
+            self.listing, self.held = listing.subset(np.flatnonzero(~held)), listing.subset(np.flatnonzero(held))
+            if len(self.listing.speakers) < 2 and not args.cohort:
+                besides = f" besides those that {args.initial_model} held out" if held.any() else ""
+                raise InputError(f"--train_list {listing.path}: a cohort needs at least two speakers{besides}")
+            self.about_held = "who were held out of training"
+            if args.calibrate and not held.any():
+                count = min(1000, max(2, len(listing.speakers) // 5))
+                self.listing, self.held = hold_out(listing, count, asked="--calibrate: holding out")
+                self.about_held = "whom the model may know"
+                if distributed.rank() == 0:
+                    warnings.warn(
+                        f"{args.initial_model} held no speakers of {listing.path} out of its training "
+                        f"(--valid_speakers): --calibrate takes {len(self.held.speakers)} of them all the same. If it "
+                        "knows them, the likelihood ratios will promise too much",
+                        stacklevel=2,
+                    )
         if args.cohort:
             self.cohort = read_cohort(args.cohort, encoder)
-        self.trials = make_trials(self.held, "calibration") if args.calibrate else None
+        if args.calibrate:
+            self.trials = make_trials(self.held, "calibration")
 
     def learn(self):
-        """Embed the cohort, unless that was done before, and the calibration's trials."""
+        """Embed the calibration's trials, and the cohort, unless that was done before."""
         args = self.args
+        if self.trials:  # first: it takes minutes and may find a file that cannot be read, the cohort takes hours
+            utterances = utterances_of(self.encoder, [self.trials], self.source, args)
         if not args.cohort:
             self.cohort = cohort_beside(args.initial_model, self.encoder, self.listing, self.source, args.n_cpu)
         if self.trials:
-            utterances = utterances_of(self.encoder, [self.trials], self.source, args)
             self.calibration = self.back_end(utterances).calibrate(self.trials)
-            print(f"calibrated on {len(self.trials)} trials of {len(self.held.speakers)} held-out speakers")
+            print(f"calibrated on {len(self.trials)} trials of {len(self.held.speakers)} speakers {self.about_held}")
+
+    def in_words(self, mean_only):
+        """Which cohort, and how much of it counts: the mean of all, or the nearest of each utterance, too."""
+        nearest = min(self.args.top_n, len(self.cohort.vectors))
+        return self.cohort.about + ("" if mean_only else f", the nearest {nearest} of each utterance")
+
+    def as_data(self):
+        """What was learnt, for results.json; None without --calibrate."""
+        if self.calibration:
+            weights, bias = self.calibration
+            about = {"speakers": self.held.speakers, "trials": len(self.trials)}
+            return {**about, "weights": weights.tolist(), "bias": bias}
 
     def back_end(self, utterances):
         """A BackEnd for {file: Utterance}."""

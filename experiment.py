@@ -20,7 +20,7 @@ from plots import draw_training
 from pretrained import SYSTEMS, Pretrained, build_network, load_pretrained
 from recipe import make_optimizer
 from speed import SpeedPerturbation
-from tools import InputError, RunError, load_checkpoint, read_history, save_checkpoint, sha256, write_text, write_trials
+from tools import InputError, RunError, load_checkpoint, read_history, save_checkpoint, sha256, write_text
 
 DATA_FLAGS = {"train_list", "train_path", "eval_list", "eval_path", "musan_path", "rir_path"}
 
@@ -98,6 +98,7 @@ class Run:
             state["optimizer"]["param_groups"][0]["fused"] = self.optimizer.param_groups[0]["fused"]
             self.optimizer.load_state_dict(state["optimizer"])
             self.epoch, self.step, self.sums = state["epoch"], state["step"], state["sums"]
+            self._check_models_to_average()
             print(f"{self.folder}: going on after step {self.step} of epoch {self.epoch}")
         elif self.history:
             raise InputError(
@@ -114,11 +115,10 @@ class Run:
         """Write down what is being done; a new run also its state, so that it is known by its settings."""
         position = self.epoch, self.step, sorted(self.recorded()), self.speakers, sorted(self.lists.values())
         distributed.check_same(position, "--save_path and the lists must lie on a disk that all machines share")
-        settings = {"settings": self._settings(), "sha256": self.lists, "versions": versions(), "command": sys.argv}
         if distributed.rank() == 0:
-            write_text(self.folder / "settings.json", json.dumps(settings, indent=2) + "\n")
+            write_text(self.folder / "settings.json", json.dumps(provenance(self.args, self.lists), indent=2) + "\n")
             if VALID in tests:
-                write_trials(tests[VALID].trials)
+                write_text(tests[VALID].trials.path, tests[VALID].trials.text())
         if self.is_new:
             self.save_state(None)
 
@@ -136,12 +136,9 @@ class Run:
         weights = {key.removeprefix(prefix): value for key, value in state["weights"].items() if prefix in key}
         return build_network(weights, args.system)
 
-    def _settings(self):
-        return {name: value for name, value in vars(self.args).items() if name != "given"}
-
     def _refuse_other_settings(self, state):
         mend = "to continue it give the same, for another run choose another --save_path"
-        free = FREE_TO_CHANGE - ({"max_epoch"} if self.args.schedule != "step" else set())  # it shapes the schedule
+        free = FREE_TO_CHANGE - (set() if can_go_further(self.args) else {"max_epoch"})
         for name, before in state["settings"].items():
             now = getattr(self.args, name, None)
             came_or_went = name in ("musan_path", "rir_path") and bool(now) != bool(before)
@@ -169,7 +166,10 @@ class Run:
                 self.args.s = initial.scale
 
     def _take_classifier(self, initial):
-        """The encoder came with the model; its classifier is taken if it tells the same speakers apart. Says so."""
+        """The encoder came with the model; its classifier is taken if it tells the same speakers apart. Says so.
+
+        InputError if it is not and --finetune_margin was asked for, whose small learning rate cannot teach a new one.
+        """
         theirs, ours = initial.classifier, self.network.speaker_loss.weight
         encoder = self.network.speaker_encoder
         left, whole = "and its classifier", theirs
@@ -179,14 +179,21 @@ class Run:
         same = theirs is not None and initial.speakers == self.speakers and theirs.shape == ours.shape
         if same:
             ours.data.copy_(theirs)
-        elif theirs is None:
-            left = f"; it came without a classifier, a new one begins, for {self.args.n_class} speakers"
         else:
-            whose = "who are not named" if initial.speakers is None else "who are others"
-            left = (
-                f"; not its classifier of {len(whole)} speakers, {whose}: a new one begins, for "
-                f"{self.args.n_class}"
-            )
+            if theirs is None:
+                reason = "it came without a classifier"
+            elif initial.speakers is None:
+                reason = f"its classifier of {len(whole)} classes does not name its speakers"
+            elif initial.speakers != self.speakers:
+                reason = f"its classifier is for {len(initial.speakers)} other speakers"
+            else:
+                reason = f"its classifier has the form {tuple(whole.shape)}, not {tuple(ours.shape)}"
+            if self.args.finetune_margin:
+                raise InputError(
+                    f"--finetune_margin {self.args.initial_model}: {reason}, and the learning rate is too small for a "
+                    "new one; --train_list, --valid_speakers and --n_class must be those of its training"
+                )
+            left = f"; {reason}: a new one begins, for {self.args.n_class} speakers"
         print(
             f"{self.args.initial_model} ({SYSTEMS[initial.system].title}): took the encoder, {describe(encoder)} in "
             f"{len(encoder.state_dict())} tensors{' ' if same else ''}{left}"
@@ -217,17 +224,29 @@ class Run:
                 networks["ema"] = self.moving_average.network
             if self.args.average > 1 and self.epoch == self.args.max_epoch:
                 networks["average"] = copy.deepcopy(self.network)
-                before = range(self.epoch - self.args.average + 1, self.epoch)
-                files = [self._model_file("model", epoch) for epoch in before]
+                files = [self._model_file("model", epoch) for epoch in self._before_average()]
                 networks["average"].load_state_dict(mean_of_models(files, self.network.state_dict()))
         return networks
+
+    def _before_average(self):
+        """The epochs, but for the last one, whose models --average needs."""
+        return range(self.args.max_epoch - self.args.average + 1, self.args.max_epoch)
+
+    def _check_models_to_average(self):
+        needed = [self._model_file("model", epoch) for epoch in self._before_average() if epoch in self.recorded()]
+        missing = [file for file in needed if not file.exists()]
+        if missing:
+            raise InputError(
+                f"--max_epoch {self.args.max_epoch} with --average {self.args.average} needs {missing[0]}, which was "
+                "not kept: give another --max_epoch"
+            )
 
     def _model_file(self, kind, epoch):
         return self.folder / "model" / f"{kind}_{epoch:04d}.model"
 
     def _contents(self, kind):
         return {
-            "kind": kind, "settings": self._settings(), "versions": versions(), "epoch": self.epoch,
+            "kind": kind, "settings": settings_of(self.args), "versions": versions(), "epoch": self.epoch,
             "train_list_sha256": self.lists[self.args.train_list], "speakers": self.speakers,
             "valid_speakers": self.held_out, "weights": self.network.state_dict(),
         }  # fmt: skip
@@ -321,6 +340,20 @@ def describe(network):
     """A network in a few words."""
     millions = sum(weight.numel() for weight in network.parameters()) / 1e6
     return f"{type(network).__name__}{f' C={network.C}' if hasattr(network, 'C') else ''}, {millions:.1f} M weights"
+
+
+def can_go_further(args):
+    """Whether a larger --max_epoch changes nothing of the epochs before: not if schedules end with the last epoch."""
+    return args.schedule == "step" and args.recipe == "customary" and not args.finetune_margin
+
+
+def settings_of(args):
+    return {name: value for name, value in vars(args).items() if name != "given"}
+
+
+def provenance(args, lists):
+    """All that a result rests on but the audio, for settings.json and results.json. lists: {path: SHA-256}."""
+    return {"settings": settings_of(args), "sha256": lists, "versions": versions(), "command": sys.argv}
 
 
 def versions():

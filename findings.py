@@ -14,18 +14,22 @@ from dataLoader import TrialList
 from evaluation import VALID, judged
 from intervals import speakers_of
 from pack import Pack
-from tools import InputError, equal_error_rate, progress_bar, read_history, sha256
+from tools import InputError, are_results, equal_error_rate, progress_bar, read_history
 
 WORST = 20  # so many trials of each kind, and speakers, are named
 DURATIONS = np.array([0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, math.inf])  # edges of the bins, seconds
 
 
 class Row(NamedTuple):
-    """A line of the results: what was evaluated, on which list, and the outcome as metrics.jsonl has it."""
+    """A line of the results: what was evaluated, on which list, and the outcome as metrics.jsonl has it.
+
+    ``scored``: whether its scores were written to scores/<name>.txt, as a later evaluation's may have been.
+    """
 
     model: str
     name: str
     result: dict
+    scored: bool = False
 
 
 class Experiment:
@@ -42,14 +46,14 @@ class Experiment:
             raise InputError(f"{self.folder} has no settings.json and no results.json: it is no experiment's folder")
         self.is_training = bool(training)
         content = training or evaluation
-        self.settings = content.get("settings", {})
+        self.settings = content["settings"]
         self.sha256, self.versions = content.get("sha256", {}), content.get("versions", {})
         self.command = content.get("command", [])
         self.history = read_history(self.folder / "metrics.jsonl") if training else []
         # Both, when a model was evaluated into the folder of its training: lists of either are found.
         self.eval_lists = [*self.settings.get("eval_list", [])]
         if training and evaluation:
-            self.eval_lists += evaluation.get("settings", {}).get("eval_list", [])
+            self.eval_lists += evaluation["settings"].get("eval_list", [])
         tested = [record for record in self.history if record["lists"]]
         self.last = tested[-1] if tested else None
         valid = [each for each in judged(self.history) if VALID in each[2]]
@@ -75,7 +79,7 @@ class Experiment:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path} is damaged: {error}") from error
-        if not isinstance(content, dict):
+        if not isinstance(content, dict) or not is_sound(content):
             raise InputError(f"{path} is not what trainSpeakerNet.py writes: delete it, or name another folder")
         return content
 
@@ -90,15 +94,15 @@ class Experiment:
         if self.last:
             also = f", chosen on {VALID}" if chosen == (self.last, "model") else ""
             name = f"epoch {self.last['epoch']}, the last{also}" if self.last["epoch"] else "before training"
-            yield from (Row(name, *item) for item in self.last["lists"].items())
+            yield from (Row(name, *item, scored=True) for item in self.last["lists"].items())
             for kind, results in self._averages().items():
                 if chosen != (self.last, kind):
                     yield from (Row(kind, *item) for item in results.items())
 
     def _evaluation_rows(self, evaluation):
         if evaluation:
-            model = Path(evaluation.get("settings", {}).get("initial_model", "")).name or "the model"
-            yield from (Row(model, *item) for item in evaluation.get("results", {}).items())
+            model = Path(evaluation["settings"].get("initial_model", "")).name or "the model"
+            yield from (Row(model, *item, scored=True) for item in evaluation.get("results", {}).items())
 
     def list_of(self, name):
         """The name of the list that a result ("O", or "O.as_norm" of a back-end) is about."""
@@ -114,7 +118,7 @@ class Experiment:
         if path not in self._listings:
             self._listings[path] = Listing(path, self.settings.get("train_path" if name == VALID else "eval_path"))
         hashes = {row.result.get("list_sha256") for row in self.rows if row.name == name} - {None}
-        if name != VALID and hashes and self._listings[path].sha256 not in hashes:
+        if name != VALID and hashes and self._listings[path].trials.sha256 not in hashes:
             raise InputError(f"the trial list {path} has changed since it was evaluated")
         return self._listings[path]
 
@@ -126,12 +130,26 @@ class Experiment:
         return np.array([known[file] for file in files])
 
 
+def is_sound(content):
+    """Whether the parts of settings.json or results.json that are looked at are what they should be."""
+    settings, results = content.get("settings"), content.get("results", {})
+    return (
+        isinstance(settings, dict)
+        and isinstance(settings.get("initial_model", ""), str)
+        and isinstance(lists := settings.get("eval_list", []), list)
+        and all(isinstance(path, str) for path in lists)
+        and all(isinstance(content.get(name, {}), dict) for name in ("sha256", "versions"))
+        and isinstance(content.get("command", []), list)
+        and are_results(results)
+    )
+
+
 class Listing:
     """A trial list and the speakers in it: ``trials``, a TrialList; ``enrol_speaker`` and ``test_speaker`` (N,) numbers
-    of ``speakers``, their names; ``root``, where the audio was; ``sha256`` of the list."""
+    of ``speakers``, their names; ``root``, where the audio was."""
 
     def __init__(self, path, root):
-        self.trials, self.root, self.sha256 = TrialList(path, "the trial list"), root, sha256(path)
+        self.trials, self.root = TrialList(path, "the trial list"), root
         self.enrol_speaker, self.test_speaker, count = speakers_of(self.trials)
         self.speakers = speaker_names(self.trials, self.enrol_speaker, self.test_speaker, count)
 
@@ -159,7 +177,8 @@ class ScoredList:
         self.label = trials.label
         self.eer, self.threshold = equal_error_rate(self.scores, self.label)
         # The file has 8 decimals: a few pairs of scores that nearly tie may have changed sides.
-        rows = [row for row in experiment.rows if row.name == name and abs(row.result["eer"] - self.eer) < 0.01]
+        scored = [row for row in experiment.rows if row.name == name and row.scored]
+        rows = [row for row in scored if abs(row.result["eer"] - self.eer) < 0.01]
         if not rows:
             raise InputError(f"scores/{path.name} has an EER of {self.eer:.2f} %, that of none of the results above")
         self.row = rows[0]

@@ -90,7 +90,7 @@ def draw_training(path, history):
     accuracy.set_ylabel("training accuracy (%)", color="tab:orange")
     for name in tested[-1]["lists"] if tested else []:
         points = [(r["epoch"], r["lists"][name]["eer"]) for r in tested if name in r["lists"]]
-        lower.plot(*zip(*points), marker=".", label=f"{name}: last {points[-1][1]:.2f} %, best "
+        lower.plot(*zip(*points), marker=".", label=f"{name}: last {points[-1][1]:.2f} %, lowest "
                                                     f"{min(eer for _, eer in points):.2f} %")
     if tested:
         lower.legend()

@@ -154,6 +154,8 @@ def _check_mode(args):
     modes = [name for name in ("eval", "demo", "compare", "report", "finetune_margin") if getattr(args, name)]
     if len(modes) > 1:
         raise InputError(f"--{' and --'.join(modes)} are different things to do: choose one")
+    if args.finetune_margin and args.recipe != "customary":
+        raise InputError(f"--recipe {args.recipe} and --finetune_margin are bundles for two stages: choose one")
     begun = not args.eval and (Path(args.save_path) / "state.pt").exists()  # its weights are in there
     if args.initial_model and not begun and not Path(args.initial_model).exists():
         raise InputError(f"--initial_model {args.initial_model} does not exist")
@@ -167,6 +169,9 @@ def _check_mode(args):
         raise InputError("--compare needs one --eval_list, that of both score files")
     if args.as_norm | args.calibrate and not args.eval:
         raise InputError(f"--{'as_norm' if args.as_norm else 'calibrate'} is part of an evaluation: give --eval")
+    without = [name for name in ("cohort", "top_n") if name in args.given and not (args.as_norm or args.calibrate)]
+    if without:
+        raise InputError(f"--{without[0]} is for the scores of --eval --as_norm and --calibrate: give one of them")
     if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise InputError("--tensorboard needs a package that is not here: pip install tensorboard")
 
@@ -183,10 +188,29 @@ def _check_numbers(args):
     for name in ("lr", "lr_final", "s"):
         if not 0 < getattr(args, name) < math.inf:
             raise InputError(f"--{name} must be more than 0, not {getattr(args, name)}")
+    ends = args.schedule != "step"  # the learning rate at --lr_final
+    useless = {"lr_final": not ends, "lr_decay": ends}
+    for name in ("lr_final", "lr_decay"):
+        if useless[name] and name in args.given:
+            raise InputError(f"--{name} has no part in --schedule {args.schedule}: leave it out, or choose another")
+    if ends and args.lr_final > args.lr:
+        raise InputError(f"--lr_final {args.lr_final} is more than --lr {args.lr}: the learning rate would rise")
+    if args.lr_decay > 1:
+        raise InputError(f"--lr_decay must be at most 1, not {args.lr_decay}")
+    if args.m >= math.pi / 2:
+        raise InputError(f"--m must be less than pi/2, not {args.m}: an angle in radians, customarily 0.2 to 0.5")
+    if args.top_k and not args.m:
+        raise InputError("--top_k needs a margin: its penalty rises with --m, which is 0")
+    if args.warmup > args.max_epoch:
+        raise InputError(f"--warmup {args.warmup} is more than the {args.max_epoch} epochs that there will be")
     if args.ema >= 1:
         raise InputError(f"--ema must be less than 1, not {args.ema}: the share of the average that stays")
     if not 0 <= args.margin_rise[0] <= args.margin_rise[1] < math.inf:
         raise InputError(f"--margin_rise must be two epochs, the second not before the first, not {args.margin_rise}")
+    if args.margin_rise[1] > args.max_epoch:
+        raise InputError(f"--margin_rise ends in epoch {args.margin_rise[1]:g}, but there will be {args.max_epoch}")
+    if args.average == 1:
+        raise InputError("--average 1 is the last model itself: give 2 or more, or 0")
     if args.average > args.max_epoch:
         raise InputError(f"--average {args.average} is more than the {args.max_epoch} epochs that there will be")
     if args.seed >= 2**63:

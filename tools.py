@@ -35,8 +35,14 @@ def run_command(main, failure=1):
     script = pathlib.Path(sys.argv[0]).name
     # A log file shows each line as it is printed; the name of a file may be no text.
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
-    write = tqdm.write if sys.stderr.isatty() else print  # tqdm's knows about bars
-    warnings.showwarning = lambda message, *_: write(f"{script}: warning: {message}", file=sys.stderr)
+    write, said = tqdm.write if sys.stderr.isatty() else print, set()  # tqdm's knows about bars
+
+    def warn(message, *_):
+        if str(message) not in said:  # an evaluation says the same as the one before
+            said.add(str(message))
+            write(f"{script}: warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = warn
     try:
         sys.exit(main())
     except (InputError, RunError, OSError) as error:  # OSError: a disk that is full or gone
@@ -316,10 +322,26 @@ def read_history(path):
     """The records of a metrics.jsonl, or [] when there is none; a line cut short by a crash is left out."""
     path = pathlib.Path(path)
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(json.JSONDecodeError):
             records.append(json.loads(line))
-    return records
+    return [each for each in records if _is_record(each)]
+
+
+def are_results(results):
+    """Whether this is {name: {"eer": EER in %, ...}}, as an evaluation gives it."""
+    return isinstance(results, dict) and all(
+        isinstance(each, dict) and isinstance(each.get("eer"), (int, float)) for each in results.values()
+    )
+
+
+def _is_record(record):
+    return (
+        isinstance(record, dict)
+        and isinstance(record.get("epoch"), int)
+        and isinstance(averages := record.get("averages", {}), dict)
+        and all(are_results(results) for results in [record.get("lists"), *averages.values()])
+    )
 
 
 def write_scores(path, scores, trials):
@@ -347,9 +369,3 @@ def read_scores(path, trials):
     if len(lines) != len(trials):
         raise InputError(f"{path} has {len(lines)} scores, but {trials.path} has {len(trials)} trials")
     return scores
-
-
-def write_trials(trials):
-    """A trial list that was made and not read: as a file, where its path says."""
-    rows = zip(trials.label, trials.enrol, trials.test)
-    write_text(trials.path, "".join(f"{label} {enrol} {test}\n" for label, enrol, test in rows))

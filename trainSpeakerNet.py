@@ -23,7 +23,7 @@ from dataLoader import CropLoader, to_device
 from demoCorpus import make_demo
 from encoder import SpeakerEncoder, choose_device
 from evaluation import VALID, Background, Test, compare_files, evaluate, open_tests, open_training_list
-from experiment import DATA_FLAGS, Run, describe, take_width
+from experiment import DATA_FLAGS, Run, can_go_further, describe, provenance, take_width
 from pretrained import SYSTEMS
 from progress import Meter, StopSignal, log_line
 from recipe import OPTIMIZERS, RECIPES, bundle, check_settings, describe_bundles, learning_rate, margin
@@ -210,7 +210,8 @@ def train(args):
             due = run.epoch % args.test_step == 0 or run.epoch == args.max_epoch
             run.record(summary, run.evaluated(tests) if due else {})
         run.next_epoch()
-    print(f"{run.folder}: {args.max_epoch} epochs done; a larger --max_epoch goes on from here{run.error_rates()}")
+    more = "; a larger --max_epoch goes on from here" if can_go_further(args) else ""
+    print(f"{run.folder}: {args.max_epoch} epochs done{more}{run.error_rates()}")
 
 
 # ---- odds and ends ---------------------------------------------------------------------------------------------------
@@ -246,7 +247,8 @@ def evaluate_only(args):
     if background:
         background.learn()
     results = evaluate(encoder, tests, args, background)
-    content = {"settings": {k: v for k, v in vars(args).items() if k != "given"}, "results": results}
+    content = provenance(args, {path: test.trials.sha256 for path, test in zip(args.eval_list, tests.values())})
+    content |= {"model": encoder.fingerprint(), "calibration": background and background.as_data(), "results": results}
     if distributed.rank() == 0:
         write_text(Path(args.save_path) / "results.json", json.dumps(content, indent=2) + "\n")
     print(f"the score of every trial: {args.save_path}/scores/; curves: {args.save_path}/det.png")
@@ -282,7 +284,8 @@ def main():
     with distributed.connected():
         with distributed.first_complains():
             args = distributed.together(read_settings, sys.argv[1:])
-        distributed.first(check_writable, args.save_path, "--save_path")
+        if not (args.compare or args.report):  # they read
+            distributed.first(check_writable, args.save_path, "--save_path")
         try:
             if args.demo:
                 use_demo_corpus(args)
@@ -299,7 +302,9 @@ def main():
             raise RunError(f"out of memory with --batch_size {args.batch_size}: {mend}") from error
         except KeyboardInterrupt as interrupt:
             again = shlex.join(["python", *sys.argv]) if distributed.size() == 1 else "the same torchrun command"
-            kept = "" if args.eval else f"; {args.save_path}/state.pt has everything up to when it was last saved"
+            state = Path(args.save_path) / "state.pt"
+            trains = not (args.eval or args.compare or args.report) and state.exists()
+            kept = f"; {state} has everything up to when it was last saved" if trains else ""
             if distributed.rank() == 0:
                 print(f"\nstopped{kept}. To go on: {again}", file=sys.stderr)
             return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)

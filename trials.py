@@ -15,22 +15,22 @@ from dataLoader import TrialList
 from tools import InputError
 
 
-def hold_out(listing, count, seed=0):
+def hold_out(listing, count, seed=0, asked="--valid_speakers"):
     """Set speakers of a TrainingList aside, with all their utterances -> (kept, held), two TrainingLists.
 
     They are drawn evenly from those with at least two utterances. InputError when there are not ``count`` of them, or
-    when fewer than two speakers would be held or kept.
+    when fewer than two speakers would be held or kept; ``asked`` says what of the command line wants so many.
     """
     utterances = utterances_of(listing)
     enough = [speaker for speaker, files in enumerate(utterances) if len(files) > 1]
     if count < 2:
-        raise InputError(f"--valid_speakers {count}: at least 2 are needed for trials between different speakers")
+        raise InputError(f"{asked} {count}: at least 2 are needed for trials between different speakers")
     if count > len(enough):
         have = f"only {len(enough)} speakers have two utterances or more in {listing.path}"
-        raise InputError(f"--valid_speakers {count}, but {have}")
+        raise InputError(f"{asked} {count}, but {have}")
     if len(utterances) - count < 2:
         remain = f"fewer than 2 of the {len(utterances)} speakers in {listing.path} would remain to train on"
-        raise InputError(f"--valid_speakers {count}: {remain}")
+        raise InputError(f"{asked} {count}: {remain}")
     held = np.isin(listing.label, np.random.default_rng(seed).choice(enough, count, replace=False))
     return listing.subset(np.flatnonzero(~held)), listing.subset(np.flatnonzero(held))
 

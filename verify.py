@@ -183,7 +183,7 @@ def audio_of(path, root=None):
     if path.suffix.lower() not in (".txt", ".lst", ".list"):
         return [str(path)]
     root, files = Path(root or path.parent), []
-    for number, fields in read_lines(path, "--embed"):
+    for number, fields in read_lines(path, "--embed")[0]:
         if len(fields) == 1 or (root / " ".join(fields)).is_file():  # a path with spaces
             files.append(" ".join(fields))
         elif len(fields) > 3 or Path(fields[0]).suffix.lower() in AUDIO_SUFFIXES:

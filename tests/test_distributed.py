@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
@@ -98,6 +100,23 @@ def test_two_processes_evaluate_as_one(one, corpus, tmp_path):
     scores = [[float(line.split()[0]) for line in (folder / "scores" / "trials.txt").read_text().splitlines()]
               for folder in (alone, tmp_path / "e")]  # fmt: skip
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+def test_two_processes_share_the_cohort(one, corpus, tmp_path):
+    _, alone = one
+    evaluation = [*data_flags(corpus), "--eval", "--calibrate", "--top_n", 3, "--device", "cpu"]
+    found = {}
+    for processes in (1, 2):
+        model = tmp_path / f"{processes}.model"
+        shutil.copy(alone / "model" / "model_0002.model", model)
+        folder = tmp_path / str(processes)
+        more = ["--initial_model", model, "--save_path", folder]
+        status, _, complained = finish(start(processes, *evaluation, *more))
+        assert status == 0 and complained.count("held no speakers") == 1, complained
+        lines = (folder / "scores" / "trials.calibrated.txt").read_text().splitlines()
+        found[processes] = [float(line.split()[0]) for line in lines]
+        assert np.load(f"{model}.cohort.npz")["embeddings"].shape[1] == 192
+    assert found[1] == pytest.approx(found[2], rel=1e-3, abs=1e-3)
 
 
 def test_the_first_step_is_equal_to_rounding(one, corpus, tmp_path):

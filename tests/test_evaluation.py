@@ -1,6 +1,7 @@
 """Judging models as users do: several lists in one go, the back-end, held-out speakers, two systems side by side."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -129,6 +130,64 @@ def test_all_results_say_on_what_they_rest(judged, held, corpus):
     # The part's scores are those of the whole list.
     whole, part = (column(folder / "scores" / f"{name}.as_norm.txt") for name in ("trials", "part"))
     np.testing.assert_array_equal(part, whole[::2])
+
+
+def test_calibration_is_learnt_from_those_who_were_held_out(judged, command, corpus, tmp_path, monkeypatch):
+    folder, printed, model = judged
+    everybody = set(TrainingList(corpus / "train_list.txt").speakers)
+    held = set(SpeakerEncoder.from_checkpoint(model).held_out)
+    learnt = json.loads((folder / "results.json").read_text())["calibration"]
+    assert len(held) == 2 and set(learnt["speakers"]) == held
+    assert f"calibrated on {learnt['trials']} trials of 2 speakers who were held out of training" in printed
+    # The trials themselves, and the cohort's utterances: what is asked of the encoder.
+    asked = []
+    embed_files, embed_for_scoring = SpeakerEncoder.embed_files, SpeakerEncoder.embed_for_scoring
+
+    def note(kind, embed):
+        def noting(self, files, *args):
+            asked.append((kind, {file.split("/")[0] for file in files}))
+            return embed(self, files, *args)
+
+        return noting
+
+    monkeypatch.setattr(SpeakerEncoder, "embed_files", note("cohort", embed_files))
+    monkeypatch.setattr(SpeakerEncoder, "embed_for_scoring", note("trials", embed_for_scoring))
+    content = torch.load(model, weights_only=True)
+    flags = [*data_flags(corpus), "--eval", "--calibrate", "--top_n", 3, "--device", "cpu", "--save_path", tmp_path]
+    for name, change, complaint in (("held", {}, None), ("none", {"valid_speakers": []}, "held no speakers of")):
+        torch.save({**content, **change}, tmp_path / f"{name}.model")
+        status, printed, complained = command(trainSpeakerNet, *flags, "--initial_model", tmp_path / f"{name}.model")
+        assert status == 0 and (complaint is None) == ("held no speakers" not in complained)
+        (first, calibrated_on), (second, cohort), (third, tested) = asked
+        assert (first, second, third) == ("trials", "cohort", "trials")
+        assert not calibrated_on & cohort and calibrated_on | cohort == everybody and not tested & everybody
+        assert (calibrated_on == held) == (name == "held") or complaint
+        assert ("whom the model may know" in printed) == bool(complaint)
+        asked.clear()
+
+
+def test_a_list_without_a_cohort_is_refused(judged, command, corpus, tmp_path):
+    _, _, model = judged
+    held = SpeakerEncoder.from_checkpoint(model).held_out
+    lines = (corpus / "train_list.txt").read_text().splitlines(keepends=True)
+    (tmp_path / "held.txt").write_text("".join(line for line in lines if line.split()[0] in held))
+    status, _, error = command(
+        trainSpeakerNet, *data_flags(corpus), "--eval", "--as_norm", "--initial_model", model, "--train_list",
+        tmp_path / "held.txt", "--save_path", tmp_path / "e"
+    )  # fmt: skip
+    assert status == 2 and "a cohort needs at least two speakers besides those that" in error
+
+
+def test_an_unreadable_file_of_a_trial_made_here_is_named(judged, command, corpus, tmp_path):
+    _, _, model = judged
+    shutil.copytree(corpus / "train", tmp_path / "train")
+    spoilt = next((tmp_path / "train").rglob(f"{SpeakerEncoder.from_checkpoint(model).held_out[0]}/*/*.wav"))
+    spoilt.write_bytes(b"no audio")
+    status, _, error = command(
+        trainSpeakerNet, *data_flags(corpus), "--eval", "--calibrate", "--initial_model", model, "--train_path",
+        tmp_path / "train", "--save_path", tmp_path / "e"
+    )  # fmt: skip
+    assert status == 2 and f"{spoilt} " in error and "or take its lines out of the list" in error
 
 
 def test_the_cohort_is_kept_beside_the_model(judged):

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_curve
 import findings
 import report
 from dataLoader import TrialList
-from tools import InputError, equal_error_rate, sha256, write_scores
+from tools import InputError, equal_error_rate, read_history, sha256, write_scores
 
 NASTY = 'O <i>&amp;"$x_$'  # the name of a list: HTML, an entity, and what matplotlib takes for mathematics
 VOID = {"meta", "img"}
@@ -254,6 +254,31 @@ def test_results_are_those_on_record(made_up):
     assert "C=32" in lead and "77 classes" in lead and "3 of 5 epochs" in lead
     assert f"epoch 1, chosen on valid: {eer} % on {NASTY} (95 % interval 12.35 to 45.68)" in lead
     assert "3 epochs took 0.8 hours" in page.text and "3 files could not be read" in page.text
+
+
+def test_scores_are_told_of_the_model_that_they_are_of(made_up):
+    """The chosen model has the same EER on this list, but its scores were written over."""
+    scored = findings.ScoredList(findings.Experiment(made_up.folder), NASTY)
+    assert scored.row.model == "epoch 3, the last"
+    assert "epoch 3, the last" in made_up.page().sections[NASTY]
+
+
+@pytest.mark.parametrize(
+    "content", [{}, [], 5, {"settings": None}, {"settings": {"eval_list": None}}, {"settings": {"eval_list": [1]}},
+                {"settings": {}, "results": []}, {"settings": {}, "results": {"H": {}}}, {"settings": {}, "sha256": 1}]
+)  # fmt: skip
+@pytest.mark.parametrize("file", ["settings.json", "results.json"])
+def test_a_damaged_folder_gets_one_line(made_up, file, content):
+    (made_up.folder / file).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"{file} is not what trainSpeakerNet.py writes"):
+        report.write_report(made_up.folder)
+
+
+def test_damaged_lines_of_the_record_are_left_out(made_up):
+    with open(made_up.folder / "metrics.jsonl", "ab") as file:
+        file.write(b'{}\n[]\n5\n\xff\xfe\n{"epoch": 4, "lists": {"H": 3}}\n{"epoch": 4, "lists"')
+    assert read_history(made_up.folder / "metrics.jsonl") == made_up.history
+    made_up.page()
 
 
 def test_a_page_stands_alone_and_shows_names_as_they_are(drawn):

@@ -59,9 +59,6 @@ def results(folder):
     for record in records:
         for name in ("seconds", "seconds_left", "utterances_per_second", "waiting_percent"):
             record.pop(name, None)
-        for found in (record["lists"], *record.get("averages", {}).values()):
-            for result in found.values():
-                result.pop("seconds")
     return records
 
 
@@ -380,7 +377,7 @@ def test_fine_tuning_keeps_the_encoder(command, corpus, tmp_path, trained):
     flags = [*data_flags(corpus), *still, "--train_list", fewer]
     status, printed, _ = command(trainSpeakerNet, *flags, "--save_path", tmp_path / "new")
     assert status == 0
-    assert "; not its classifier of 6 speakers, who are others: a new one begins, for 4\n" in printed
+    assert "; its classifier is for 6 other speakers: a new one begins, for 4 speakers\n" in printed
     tuned = state(tmp_path / "new")["weights"]
     assert tuned["speaker_loss.weight"].shape == (4, 192)
     assert torch.allclose(tuned["speaker_encoder.fc6.weight"], weights["speaker_encoder.fc6.weight"], atol=1e-6)
@@ -412,6 +409,8 @@ def test_large_margin_fine_tuning_takes_the_true_speakers_along(command, corpus,
     ).read_text()
     status, _, error = command(trainSpeakerNet, *flags, "--valid_speakers", 4, "--save_path", tmp_path / "other")
     assert status == 2 and "--valid_speakers 4 holds out 2 speakers, such as id0000" in error
+    status, _, error = command(trainSpeakerNet, *flags, "--save_path", tmp_path / "other")  # a new classifier: useless
+    assert status == 2 and "its classifier is for 4 other speakers, and the learning rate is too small" in error
 
 
 def test_the_strong_recipe_sets_what_it_says(command, corpus, tmp_path):
@@ -437,6 +436,16 @@ def test_more_epochs_would_bend_a_schedule_that_ends(command, corpus, tmp_path):
     assert status == 2 and "was begun with --max_epoch 1, not 2" in error
 
 
+def test_models_to_average_that_were_not_kept_are_missed_before_the_work(command, corpus, tmp_path):
+    flags = [*data_flags(corpus), *SMALL, "--average", 2, "--eval_list", "--save_path", tmp_path / "e"]
+    assert command(trainSpeakerNet, *flags, "--max_epoch", 3)[0] == 0  # keeps those of epochs 2 and 3
+    status, _, error = command(trainSpeakerNet, *flags, "--max_epoch", 4)
+    assert status == 0, error
+    (tmp_path / "e" / "model" / "model_0004.model").unlink()
+    status, _, error = command(trainSpeakerNet, *flags, "--max_epoch", 5)
+    assert status == 2 and f"needs {tmp_path}/e/model/model_0004.model, which was not kept" in error
+
+
 STRANGERS = {
     "speechbrain": lambda: published.speechbrain_shapes(8), "taoruijie": lambda: published.taoruijie_shapes(8, 5),
     "modelscope": lambda: published.speechbrain_shapes(8), "wespeaker": lambda: published.wespeaker_shapes(8),
@@ -454,9 +463,9 @@ def test_fine_tuning_a_stranger(command, corpus, tmp_path, system):
     status, printed, error = command(trainSpeakerNet, *still)
     assert status == 0, error
     if system == "taoruijie":
-        assert "; not its classifier of 5 speakers, who are not named: a new one begins, for 6\n" in printed
+        assert "; its classifier of 5 classes does not name its speakers: a new one begins, for 6 speakers\n" in printed
     else:
-        assert "; it came without a classifier, a new one begins, for 6 speakers\n" in printed
+        assert "; it came without a classifier: a new one begins, for 6 speakers\n" in printed
     theirs = load_pretrained(model, system).network.state_dict()
     ours = state(tmp_path / "still")["weights"]
     for key, value in theirs.items():
@@ -567,7 +576,23 @@ def test_the_learning_rate_is_a_function_of_the_step():
     (["--valid_speakers", 5], "fewer than 2 of the 6 speakers in {corpus}/train_list.txt would remain to train on"),
     (["--margin_rise", 3, 1], "--margin_rise must be two epochs, the second not before the first, not [3.0, 1.0]"),
     (["--average", 9], "--average 9 is more than the 2 epochs that there will be"),
+    (["--average", 1], "--average 1 is the last model itself: give 2 or more, or 0"),
     (["--ema", 1], "--ema must be less than 1, not 1.0"),
+    (["--m", 30], "--m must be less than pi/2, not 30.0"),
+    (["--m", 0, "--top_k", 5], "--top_k needs a margin"),
+    (["--warmup", 3], "--warmup 3.0 is more than the 2 epochs that there will be"),
+    (["--margin_rise", 1, 3], "--margin_rise ends in epoch 3, but there will be 2"),
+    (["--lr_decay", 1.5], "--lr_decay must be at most 1, not 1.5"),
+    (["--lr_final", 1e-4], "--lr_final has no part in --schedule step"),
+    (["--schedule", "cosine", "--lr_decay", 0.9], "--lr_decay has no part in --schedule cosine"),
+    (["--schedule", "cosine", "--lr", 1e-6], "--lr_final 1e-05 is more than --lr 1e-06: the learning rate would rise"),
+    (["--recipe", "strong", "--finetune_margin", "--initial_model", "{model}"], "bundles for two stages: choose one"),
+    (["--eval", "--initial_model", "{model}", "--cohort", "x.npz"], "--cohort is for the scores of --eval --as_norm"),
+    (["--top_n", 5], "--top_n is for the scores of --eval --as_norm and --calibrate: give one of them"),
+    (["--eval_list", "{tmp}/valid_trials.txt"], "so are the trials of --valid_speakers called; rename it"),
+    (["--eval_list", "{corpus}/trials.txt", "{tmp}/trials.as_norm.txt"], "has lists called trials and trials.as_norm"),
+    (["--eval", "--calibrate", "--initial_model", "{model}", "--train_list", "{tmp}/singles.txt"],
+     "--calibrate: holding out 2, but only 0 speakers have two utterances or more"),
     (["--lr_final", 0], "--lr_final must be more than 0, not 0.0"),
     (["--as_norm"], "--as_norm is part of an evaluation: give --eval"),
     (["--calibrate"], "--calibrate is part of an evaluation: give --eval"),
@@ -583,6 +608,7 @@ def test_misuse_gets_one_line(command, corpus, tmp_path, trained, flags, complai
     (tmp_path / "packed").mkdir()
     (tmp_path / "packed" / "pack.json").write_text("{}")
     (tmp_path / "one.txt").write_text("id00000 id00000/session0/00000.wav\n")
+    (tmp_path / "singles.txt").write_text("".join(f"id0000{i} id0000{i}/session0/00000.wav\n" for i in range(5)))
     names = {"tmp": tmp_path, "corpus": corpus, "model": trained / "model" / "model_0001.model"}
     flags = [str(flag).format(**names) for flag in flags]
     status, _, error = command(trainSpeakerNet, *data_flags(corpus), *SMALL[2:], "--save_path", tmp_path / "e", *flags)
