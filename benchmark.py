@@ -15,7 +15,6 @@ import contextlib
 import itertools
 import json
 import math
-import re
 import sys
 import time
 import zlib
@@ -44,6 +43,7 @@ from tools import (
     equal_error_rate,
     keep_memory,
     min_dcf,
+    ran_out_of_memory,
     run_command,
     threshold_at,
     write_text,
@@ -173,8 +173,8 @@ def named(stage):
     """Running out of memory in here is a RunError that says so in one line."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one; the CPU has none of its own
-        if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out_of_memory(error):
             raise
         raise RunError(f"out of memory in the stage '{stage}': try a smaller --batch_size, or --amp bf16") from error
 

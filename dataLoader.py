@@ -201,9 +201,7 @@ class CropLoader:
 
     def epoch(self, epoch, first_step=0):
         """Yield (step, waveform (R, samples) int16, label (R,) int64) for steps from first_step, R = len(rows)."""
-        random = random_stream(self.seed, "order", epoch)
-        order = np.resize(random.permutation(len(self.listing)), self.steps * self.batch_size)
-        place = random.random(len(order))
+        order, place = self._order(epoch)
         pool = concurrent.futures.ThreadPoolExecutor(self.threads, thread_name_prefix="reader")
         ahead = collections.deque()
         try:
@@ -217,6 +215,18 @@ class CropLoader:
                 yield self._finished(*ahead.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _order(self, epoch):
+        """(list positions of all crops of an epoch, where in the utterances they are)."""
+        random = random_stream(self.seed, "order", epoch)
+        order = np.resize(random.permutation(len(self.listing)), self.steps * self.batch_size)
+        return order, random.random(len(order))
+
+    def lines_of(self, epoch, step):
+        """The lines of the training list that a whole batch is made of."""
+        positions = self._order(epoch)[0][step * self.batch_size : (step + 1) * self.batch_size]
+        listing = self.listing
+        return [f"{listing.speakers[listing.label[each]]} {listing.files[each]}\n" for each in positions]
 
     def _start_reading(self, pool, index, place):
         waveform = torch.empty(len(index), self.samples, dtype=torch.int16, pin_memory=self.pin_memory)

@@ -5,6 +5,7 @@ import json
 import math
 import platform
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 import distributed
 from averaging import MovingAverage, mean_of_models
-from encoder import SpeakerEncoder
+from encoder import SpeakerEncoder, choose_device
 from evaluation import VALID, evaluate, judged
 from loss import AAMsoftmax
 from model import ECAPA_TDNN
@@ -20,14 +21,18 @@ from plots import draw_training
 from pretrained import SYSTEMS, Pretrained, build_network, load_pretrained
 from recipe import make_optimizer
 from speed import SpeedPerturbation
-from tools import InputError, RunError, load_checkpoint, read_history, save_checkpoint, sha256, write_text
+from state import load_state, save_state
+from tools import InputError, RunError, ran_out_of_memory, read_history, save_checkpoint, sha256, write_text
 
 DATA_FLAGS = {"train_list", "train_path", "eval_list", "eval_path", "musan_path", "rir_path"}
 
 # What a continued run may do otherwise than it began: where things lie, how often it looks, how long it goes on, how it
 # is computed (parts and processes differ in what batch norm sees, as far as --sync_bn does not hold them together).
 FREE_TO_CHANGE = DATA_FLAGS | {"save_path", "max_epoch", "test_step", "n_cpu", "device", "compile", "accumulate",
-                               "tensorboard"}
+                               "tensorboard", "save_minutes"}
+
+
+VOXCELEB2_SPEAKERS = 5994
 
 
 class SpeakerNet(torch.nn.Module):
@@ -54,11 +59,11 @@ class Run:
     def __init__(self, args, listing, device, held_out=()):
         self.args = args
         self.folder = Path(args.save_path)
-        self.state_file = self.folder / "state.pt"
         self.speakers, self.held_out = listing.speakers, list(held_out)
         self.device = device
         self.lists = {path: sha256(path) for path in [args.train_list, *args.eval_list]}
         self.epoch, self.step, self.sums = 1, 0, None
+        self.skipped_in_a_row, self.saved = 0, time.monotonic()
         if len(self.speakers) < 2:
             raise InputError(f"{listing.path} has a single speaker: there is nothing to tell apart")
         if args.n_class is None:
@@ -67,7 +72,7 @@ class Run:
             raise InputError(f"--n_class {args.n_class}, but {listing.path} has {len(self.speakers)} speakers")
 
         torch.manual_seed(args.seed)
-        state = load_checkpoint(self.state_file, "training state") if self.state_file.exists() else None
+        state = load_state(self.folder)
         initial = None
         if state:
             encoder = self._encoder_of(state)
@@ -251,6 +256,9 @@ class Run:
             "valid_speakers": self.held_out, "weights": self.network.state_dict(),
         }  # fmt: skip
 
+    def save_is_due(self):
+        return time.monotonic() - self.saved >= 60 * self.args.save_minutes
+
     def save_state(self, sums):
         """Write all that is needed to go on from (epoch, step) exactly."""
         self.sums = sums
@@ -263,8 +271,9 @@ class Run:
             distributed.mean_statistics(self.moving_average.network)
             rest["moving_average"] = self.moving_average.network.state_dict()
         if distributed.rank() == 0:
-            save_checkpoint(self.state_file, {**self._contents("training state"), **rest})
+            save_state(self.folder, {**self._contents("training state"), **rest})
         distributed.anyone(False)  # none goes on, or ends, before it is written
+        self.saved = time.monotonic()
 
     def next_epoch(self):
         self.epoch, self.step, self.sums = self.epoch + 1, 0, None
@@ -361,6 +370,35 @@ def versions():
         "python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__,
         "processes": distributed.size(),
     }  # fmt: skip
+
+
+def what_fits(args):
+    """A line about a batch that filled the memory: how many crops at a time would not, tried out."""
+    size, accumulate = distributed.size(), args.accumulate
+    rows = args.batch_size // (accumulate * size)
+    if args.eval:
+        return "out of memory: another process may hold the rest; --device cpu has more"
+    device = choose_device(distributed.own_device(args.device))
+    classes = (args.n_class or VOXCELEB2_SPEAKERS) * (len(SpeedPerturbation.FACTORS) if args.speed_perturb else 1)
+    classifier = AAMsoftmax(classes, sub_centres=args.sub_centres, top_k=args.top_k)
+    network = SpeakerNet(ECAPA_TDNN(C=args.C), classifier).to(device)
+    _optimizer = [torch.empty_like(weight) for weight in network.parameters() for _ in range(2)]  # as much as it keeps
+    said = f"out of memory with {rows} crops at a time"
+    while args.batch_size % (2 * accumulate * size) == 0 and rows >= 4:
+        rows, accumulate = rows // 2, 2 * accumulate
+        try:
+            crops = torch.randn(rows, args.num_frames * 160 + 240, device=device)
+            label = torch.zeros(rows, dtype=torch.int64, device=device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
+                loss, _ = network(crops, label, torch.rand(rows, 4), torch.tensor(args.m, device=device))
+            loss.backward()
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            network.zero_grad()
+        else:
+            return f"{said}; {rows} fit: --accumulate {accumulate} keeps the recipe"
+    return f"{said}, and with {rows}: try --amp bf16, a smaller --C or --num_frames"
 
 
 def lowest_valid_eer(history):

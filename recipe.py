@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from state import has_state
 from tools import InputError
 
 # ---- schedules -------------------------------------------------------------------------------------------------------
@@ -56,11 +57,23 @@ OPTIMIZERS = "adam", "adamw", "sgd"
 
 def make_optimizer(args, parameters, device):
     """Adam with an L2 penalty, AdamW (Loshchilov and Hutter, ICLR 2019) or SGD with Nesterov's momentum of 0.9."""
-    # Fused: one pass over all weights instead of a dozen for each tensor.
+    # Fused: one pass over all weights instead of a dozen for each tensor; and a step can be skipped (take_step).
     settings = {"lr": args.lr, "weight_decay": args.weight_decay, "fused": device.type != "mps"}
     if args.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **settings)
+        optimizer = torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **settings)
+        for weight in optimizer.param_groups[0]["params"]:  # a first step that is skipped would leave it uninitialised
+            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        return optimizer
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.optimizer](parameters, **settings)
+
+
+def take_step(optimizer, spoilt):
+    """A step of the optimizer, which does nothing if ``spoilt`` is 1 and not 0: a 0-d float tensor, not waited for."""
+    if optimizer.param_groups[0]["fused"]:
+        optimizer.found_inf = spoilt  # what torch.amp.GradScaler tells an optimizer
+        optimizer.step()
+    elif not spoilt.item():
+        optimizer.step()
 
 
 # ---- bundles of flags ------------------------------------------------------------------------------------------------
@@ -156,7 +169,7 @@ def _check_mode(args):
         raise InputError(f"--{' and --'.join(modes)} are different things to do: choose one")
     if args.finetune_margin and args.recipe != "customary":
         raise InputError(f"--recipe {args.recipe} and --finetune_margin are bundles for two stages: choose one")
-    begun = not args.eval and (Path(args.save_path) / "state.pt").exists()  # its weights are in there
+    begun = not args.eval and has_state(args.save_path)  # its weights are in there
     if args.initial_model and not begun and not Path(args.initial_model).exists():
         raise InputError(f"--initial_model {args.initial_model} does not exist")
     if args.eval and not args.initial_model:
@@ -180,7 +193,8 @@ def _check_numbers(args):
     # A batch of 1 has no statistics for batch norm.
     least = {"num_frames": 2, "max_epoch": 1, "batch_size": 2, "accumulate": 1, "test_step": 1, "n_cpu": 1,
              "n_class": 1, "seed": 0, "lr_decay": 0, "weight_decay": 0, "m": 0, "bank_mb": 1, "warmup": 0, "clip": 0,
-             "ema": 0, "average": 0, "valid_speakers": 0, "top_n": 2, "sub_centres": 1, "top_k": 0}
+             "ema": 0, "average": 0, "valid_speakers": 0, "top_n": 2, "sub_centres": 1, "top_k": 0,
+             "save_minutes": 0}
     for name, minimum in least.items():
         value = getattr(args, name)
         if value is not None and not minimum <= value < math.inf:

@@ -45,7 +45,9 @@ def run_command(main, failure=1):
     warnings.showwarning = warn
     try:
         sys.exit(main())
-    except (InputError, RunError, OSError) as error:  # OSError: a disk that is full or gone
+    except (InputError, RunError, OSError) as error:
+        if isinstance(error, OSError) and error.filename:  # a disk that is full or gone
+            error = RunError(f"{error.filename}: {error.strerror}")
         print(f"{script}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else failure)
     except KeyboardInterrupt:
@@ -238,8 +240,11 @@ def whole_file(path, mode="wb", sync=True):
             if sync:
                 os.fsync(file.fileno())
         os.replace(beside, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def write_text(path, text):
@@ -269,6 +274,12 @@ def save_checkpoint(path, checkpoint):
     """Write a dict of tensors, numbers, strings and containers of them, whole or not at all."""
     with whole_file(path) as file:
         torch.save(checkpoint, file)
+
+
+def ran_out_of_memory(error):
+    """Whether that is what an exception of PyTorch means; on a CPU it has no class of its own."""
+    said = re.search("out of memory|can't allocate memory", str(error))
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (isinstance(error, RuntimeError) and bool(said))
 
 
 class Placeholder:

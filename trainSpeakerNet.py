@@ -8,7 +8,9 @@
 """
 
 import argparse
+import contextlib
 import json
+import math
 import shlex
 import signal
 import sys
@@ -23,13 +25,14 @@ from dataLoader import CropLoader, to_device
 from demoCorpus import make_demo
 from encoder import SpeakerEncoder, choose_device
 from evaluation import VALID, Background, Test, compare_files, evaluate, open_tests, open_training_list
-from experiment import DATA_FLAGS, Run, can_go_further, describe, provenance, take_width
+from experiment import DATA_FLAGS, Run, can_go_further, describe, provenance, take_width, what_fits
 from pretrained import SYSTEMS
 from progress import Meter, StopSignal, log_line
-from recipe import OPTIMIZERS, RECIPES, bundle, check_settings, describe_bundles, learning_rate, margin
+from recipe import OPTIMIZERS, RECIPES, bundle, check_settings, describe_bundles, learning_rate, margin, take_step
 from report import write_report
 from speed import SpeedPerturbation
-from tools import InputError, RunError, check_writable, keep_memory, run_command, write_text
+from state import has_state, only_run_in
+from tools import InputError, RunError, check_writable, keep_memory, ran_out_of_memory, run_command, write_text
 from trials import hold_out, make_trials
 
 # ---- settings: edit the paths here, or pass them as flags ------------------------------------------------------------
@@ -99,6 +102,8 @@ def build_parser():
     add("--average",       0,       "at the end evaluate also the mean of the models of the last so many epochs")
     add("--test_step",     1,       "evaluate, and keep a model, every so many epochs")
     add("--valid_speakers", 0,      "hold out so many training speakers: best.model is chosen on trials of theirs")
+    add("--save_minutes",  15.0,    "write the state at least so often, to go on from there after a crash; the last two "
+                                    "are kept")
     add("--seed",          0,       "of weights, order, crops and augmentation")
     add("--tensorboard",   False,   "write what metrics.jsonl has for TensorBoard, too (pip install tensorboard)")
 
@@ -195,15 +200,17 @@ def train(args):
                         loss, accuracy = network(crops, speakers, masks, to_device(torch.tensor(meter.margin), device))
                     (loss / args.accumulate).backward()
                     meter.add(loss, accuracy)
-                if args.clip:
-                    torch.nn.utils.clip_grad_norm_(network.parameters(), args.clip)
-                optimizer.step()
+                norm = torch.nn.utils.clip_grad_norm_(network.parameters(), args.clip or math.inf)
+                take_step(optimizer, meter.spoilt(norm, step))
                 optimizer.zero_grad()
                 run.after_step(step, loader.steps)
-                if distributed.anyone(stop.requested):
-                    stop.requested = stop.requested or signal.SIGTERM
-                    break
-            run.save_state(meter.sums())
+                if distributed.anyone(stop.requested or run.save_is_due()):
+                    run.save_state(meter.sums())
+                    if distributed.anyone(stop.requested):
+                        stop.requested = stop.requested or signal.SIGTERM
+                        break
+            else:
+                run.save_state(meter.sums())
         if run.epoch not in run.recorded():
             summary = meter.summary()
             print(log_line(summary, args))
@@ -279,35 +286,42 @@ def use_demo_corpus(args):
     args.musan_path, args.rir_path = str(corpus / "musan"), str(corpus / "rirs")
 
 
+def carry_out(args):
+    if args.demo:
+        use_demo_corpus(args)
+    if args.report:
+        print(write_report(args.save_path))
+    elif args.compare:
+        compare_files(args)
+    elif args.eval:
+        evaluate_only(args)
+    else:
+        train(args)
+
+
 def main():
     keep_memory()
     with distributed.connected():
         with distributed.first_complains():
             args = distributed.together(read_settings, sys.argv[1:])
-        if not (args.compare or args.report):  # they read
+        writes = not (args.compare or args.report)
+        if writes:
             distributed.first(check_writable, args.save_path, "--save_path")
-        try:
-            if args.demo:
-                use_demo_corpus(args)
-            if args.report:
-                print(write_report(args.save_path))
-            elif args.compare:
-                compare_files(args)
-            elif args.eval:
-                evaluate_only(args)
-            else:
-                train(args)
-        except torch.OutOfMemoryError as error:
-            mend = "--accumulate 2 (or 4, ...) keeps the recipe with less; so does --amp bf16"
-            raise RunError(f"out of memory with --batch_size {args.batch_size}: {mend}") from error
-        except KeyboardInterrupt as interrupt:
-            again = shlex.join(["python", *sys.argv]) if distributed.size() == 1 else "the same torchrun command"
-            state = Path(args.save_path) / "state.pt"
-            trains = not (args.eval or args.compare or args.report) and state.exists()
-            kept = f"; {state} has everything up to when it was last saved" if trains else ""
-            if distributed.rank() == 0:
-                print(f"\nstopped{kept}. To go on: {again}", file=sys.stderr)
-            return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+        with only_run_in(args.save_path) if writes and distributed.rank() == 0 else contextlib.nullcontext():
+            try:
+                return carry_out(args)
+            except KeyboardInterrupt as interrupt:
+                again = shlex.join(["python", *sys.argv]) if distributed.size() == 1 else "the same torchrun command"
+                trains = writes and not args.eval and has_state(args.save_path)
+                kept = f"; {args.save_path}/state.pt has everything up to when it was last saved" if trains else ""
+                if distributed.rank() == 0:
+                    print(f"\nstopped{kept}. To go on: {again}", file=sys.stderr)
+                return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out_of_memory(error):
+                    raise
+            # Not in the except clause: what filled the memory is gone now.
+            raise RunError(what_fits(args))
 
 
 if __name__ == "__main__":

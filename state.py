@@ -1,0 +1,81 @@
+"""The state of a training run on disk: the last two, checked when they are read; and who may write beside them."""
+
+import contextlib
+import os
+import socket
+import warnings
+from pathlib import Path
+
+import torch
+
+from tools import InputError, load_checkpoint, whole_file
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LAST, BEFORE, DAMAGED = "state.pt", "state_before.pt", "state_damaged.pt"
+
+
+def save_state(folder, content):
+    """Write a state, whole or not at all; the one before stays, as state_before.pt. At no moment is there none."""
+    last = Path(folder) / LAST
+    with whole_file(last) as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())  # the new one is on the disk before the old one makes room for it
+        if last.exists():
+            os.replace(last, last.with_name(BEFORE))
+
+
+def load_state(folder):
+    """The last state that is whole, None if there never was one. Says which one it is, unless it is the last.
+
+    A damaged one is kept as state_damaged.pt, so that it does not take the place of the good one when the next is
+    saved. InputError when none is whole.
+    """
+    complaints = []
+    for path in (Path(folder) / LAST, Path(folder) / BEFORE):
+        if path.exists():
+            try:
+                content = load_checkpoint(path, "training state")
+            except InputError as error:
+                complaints.append(str(error))
+                continue
+            if path.name == BEFORE:
+                print(f"{'; '.join(complaints) or f'{folder}/{LAST} is missing'}: going on from {path}, the one before")
+                with contextlib.suppress(FileNotFoundError):  # missing, or another process of this run was quicker
+                    os.replace(path.with_name(LAST), path.with_name(DAMAGED))
+            return content
+    if complaints:
+        raise InputError(f"{'; '.join(complaints)}: to begin anew, choose another --save_path")
+    return None
+
+
+def has_state(folder):
+    return any((Path(folder) / name).exists() for name in (LAST, BEFORE))
+
+
+@contextlib.contextmanager
+def only_run_in(folder):
+    """Keep other runs from writing to a folder as long as this lasts. InputError naming the process that does already.
+
+    The lock is the kernel's: it ends with the process, however that ends. The file .lock stays, and says nothing.
+    """
+    with open(Path(folder) / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            who = file.read().strip() or "another process"
+            raise InputError(
+                f"--save_path {folder} is being written to by {who}: wait for it to end, or choose another folder"
+            ) from error
+        except OSError as error:  # some network disks have no locks
+            warnings.warn(f"{folder} cannot be locked ({error.strerror}): see that no other run writes there", stacklevel=3)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
