@@ -74,7 +74,10 @@ def only_run_in(folder):
                 f"--save_path {folder} is being written to by {who}: wait for it to end, or choose another folder"
             ) from error
         except OSError as error:  # some network disks have no locks
-            warnings.warn(f"{folder} cannot be locked ({error.strerror}): see that no other run writes there", stacklevel=3)
+            complaint = f"{folder} cannot be locked ({error.strerror}): see to it that no other run writes there"
+            warnings.warn(complaint, stacklevel=3)
+        for leftover in Path(folder).rglob(".*.part"):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

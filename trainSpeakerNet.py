@@ -102,8 +102,7 @@ def build_parser():
     add("--average",       0,       "at the end evaluate also the mean of the models of the last so many epochs")
     add("--test_step",     1,       "evaluate, and keep a model, every so many epochs")
     add("--valid_speakers", 0,      "hold out so many training speakers: best.model is chosen on trials of theirs")
-    add("--save_minutes",  15.0,    "write the state at least so often, to go on from there after a crash; the last two "
-                                    "are kept")
+    add("--save_minutes",  15.0,    "write the state at least so often, to go on from after a crash; two are kept")
     add("--seed",          0,       "of weights, order, crops and augmentation")
     add("--tensorboard",   False,   "write what metrics.jsonl has for TensorBoard, too (pip install tensorboard)")
 

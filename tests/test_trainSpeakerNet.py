@@ -75,8 +75,8 @@ def trained(corpus, tmp_path_factory):
 
 def test_a_run_leaves_what_the_readme_says(trained):
     names = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
-    assert names == {"score.txt", "metrics.jsonl", "settings.json", "state.pt", "training.png", "det.png",
-                     "scores/trials.txt", "model/model_0001.model", "model/model_0002.model"}
+    assert names == {"score.txt", "metrics.jsonl", "settings.json", "state.pt", "state_before.pt", "training.png",
+                     "det.png", ".lock", "scores/trials.txt", "model/model_0001.model", "model/model_0002.model"}
     form = (r"\d+ epoch, LR 0\.\d{6}, LOSS \d+\.\d{3}, ACC \d+\.\d\d%, EER \d+\.\d\d%, bestEER \d+\.\d\d%, "
             r"minDCF\(0\.05\) \d\.\d{4}, minDCF\(0\.01\) \d\.\d{4}, "
             r"EER95 \d+\.\d\d-\d+\.\d\d%, TRIALS 120, LIST [0-9a-f]{8}\n")
@@ -637,21 +637,33 @@ def test_a_trial_whose_audio_is_broken_is_named_before_training(command, corpus,
 
 
 def test_a_loss_that_explodes_ends_the_run_and_keeps_the_weights_before(command, corpus, tmp_path):
-    flags = [*data_flags(corpus), *SMALL, "--lr", 1e30, "--save_path", tmp_path / "e"]
+    flags = [*data_flags(corpus), *SMALL, "--lr", 1e30, "--max_epoch", 9, "--eval_list", "--save_path", tmp_path / "e"]
     status, _, error = command(trainSpeakerNet, *flags)
     assert status == 1 and "Traceback" not in error
-    assert re.search(r"trainSpeakerNet\.py: the loss became nan in epoch \d, at step \d", error)
+    assert "trainSpeakerNet.py: the gradient was not finite in step" in error
+    assert re.search(r"and neither in the (9|1\d) before: try a smaller --lr", error)
+    assert f"{tmp_path}/e/state.pt has the weights that were last saved" in error
     assert all(value.isfinite().all() for value in state(tmp_path / "e")["weights"].values())
 
 
-def test_out_of_memory_is_said_in_a_line(command, corpus, tmp_path, monkeypatch):
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+@pytest.mark.parametrize(
+    "room, said", [(2, "; 2 fit: --accumulate 4 keeps the recipe"), (1, ", and with 2: try --amp")]
+)
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory_is_said_with_what_fits(command, corpus, tmp_path, monkeypatch, room, said, error):
+    forward = AAMsoftmax.forward
+
+    def full(self, embedding, *rest):
+        if len(embedding) > room:
+            raise error
+        return forward(self, embedding, *rest)
 
     monkeypatch.setattr(AAMsoftmax, "forward", full)
     status, _, error = command(trainSpeakerNet, *data_flags(corpus), *SMALL, "--save_path", tmp_path / "e")
-    assert status == 1 and "Traceback" not in error
-    assert "out of memory with --batch_size 8: --accumulate 2" in error
+    assert status == 1 and f"trainSpeakerNet.py: out of memory with 8 crops at a time{said}" in error
+    assert "Traceback" not in error
 
 
 def test_weights_that_explode_are_not_saved(command, corpus, tmp_path, monkeypatch):
