@@ -6,9 +6,7 @@ import socket
 import warnings
 from pathlib import Path
 
-import torch
-
-from tools import InputError, load_checkpoint, whole_file
+from tools import InputError, load_checkpoint, save_tensors, whole_file
 
 try:
     import fcntl
@@ -22,7 +20,7 @@ def save_state(folder, content):
     """Write a state, whole or not at all; the one before stays, as state_before.pt. At no moment is there none."""
     last = Path(folder) / LAST
     with whole_file(last) as file:
-        torch.save(content, file)
+        save_tensors(content, file)
         file.flush()
         os.fsync(file.fileno())  # the new one is on the disk before the old one makes room for it
         if last.exists():

@@ -273,7 +273,17 @@ def sha256(path):
 def save_checkpoint(path, checkpoint):
     """Write a dict of tensors, numbers, strings and containers of them, whole or not at all."""
     with whole_file(path) as file:
-        torch.save(checkpoint, file)
+        save_tensors(checkpoint, file)
+
+
+def save_tensors(content, file):
+    """torch.save into an open file; a disk that is full is an OSError, as everywhere else."""
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # torch's writer makes a riddle of it
+            raise error.__context__ from None
+        raise
 
 
 def ran_out_of_memory(error):
@@ -326,6 +336,9 @@ def load_checkpoint(path, kind, content=None):
     found = checkpoint.get("kind") if isinstance(checkpoint, dict) else None
     if found != kind:
         raise InputError(f"{path} is not a {kind} of this repository" + (f" but a {found}" if found else ""))
+    with zipfile.ZipFile(path) as file:  # torch.load does not look at the checksums
+        if file.testzip():
+            raise InputError(f"{path} is damaged: the checksum of {file.testzip()} in it is another")
     return checkpoint
 
 

@@ -55,8 +55,11 @@ def voice(pitch, seconds, seed):
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def make_corpus(folder):
     """A corpus in the layouts of VoxCeleb, MUSAN and RIRS_NOISES: 6 + 4 "speakers", 4 utterances of about 2 s each."""
-    folder = tmp_path_factory.mktemp("corpus")
     lists = {"train": [], "eval": []}
     for number, pitch in enumerate([80, 97, 115, 140, 170, 205, 90, 105, 155, 220]):
         side = "train" if number < 6 else "eval"
