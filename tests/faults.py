@@ -31,6 +31,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from conftest import data_flags, make_corpus  # noqa: E402
 
+import evaluation  # noqa: E402
 import experiment  # noqa: E402
 import trainSpeakerNet  # noqa: E402
 from loss import AAMsoftmax  # noqa: E402
@@ -49,7 +50,7 @@ class Life:
     """
 
     def __init__(self, folder, *flags, prepare=None):
-        self.seen, self.log = mmap.mmap(-1, 8), folder.with_suffix(".log")
+        self.seen, self.log = mmap.mmap(-1, 8), Path(tempfile.mkstemp(suffix=".log")[1])
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
@@ -251,7 +252,7 @@ def two_runs(scene):
     os.kill(first.pid, signal.SIGSTOP)
     second = Life(folder, *scene.flags)
     assert second.finish() == 2, second.said()
-    assert f"--save_path {folder} is being written to by process {first.pid} on" in first.log.read_text()  # same log
+    assert f"--save_path {folder} is being written to by process {first.pid} on" in second.said()
     os.kill(first.pid, signal.SIGCONT)
     assert first.finish() == 0, first.said()
     scene.assert_same(folder)
@@ -259,7 +260,7 @@ def two_runs(scene):
 
 
 def small_disk(scene, action):
-    """Run in a file system of 32 MB of our own: the return value of action(folder), in a child. None: not allowed."""
+    """Run in a file system of 300 MB of our own: the return value of action(folder), in a child. None: not allowed."""
     folder, said = scene.folder / "disk", scene.folder / f"{action.__name__}.json"
     folder.mkdir(exist_ok=True)
     child = os.fork()
@@ -274,8 +275,8 @@ def small_disk(scene, action):
                 Path("/proc/self/setgroups").write_text("deny")
                 Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
                 Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
-            for command in (["mount", "--make-rprivate", "/"], ["mount", "-t", "tmpfs", "-o", "size=32m", "t", folder]):
-                if subprocess.run(command, stderr=subprocess.DEVNULL).returncode:
+            for command in (["--make-rprivate", "/"], ["-t", "tmpfs", "-o", "size=300m", "tmpfs", folder]):
+                if subprocess.run(["mount", *command], stderr=subprocess.DEVNULL).returncode:
                     os._exit(77)
             said.write_text(json.dumps(action(folder)))
             os._exit(0)
@@ -290,34 +291,46 @@ def small_disk(scene, action):
 
 
 def full_disk(scene):
-    """a disk that is full: a state, then a model, a score file"""
+    """a disk that is full at a state, a model, a score file, a record"""
 
     def fill(disk):
         happened = []
-        for name, free in (("state", 9), ("later", 22)):
-            folder = disk / name
-            stuffing = disk / "stuffing"
-            stuffing.write_bytes(bytes(max(0, 32 - free) << 20))
-            life = Life(folder, *scene.flags)
-            life.log = scene.folder / f"{name}.log"
-            assert life.finish() == 1, life.log
-            said = (disk / f"{name}.log").read_text()
-            line = said.strip().splitlines()[-1]
-            assert "No space left on device" in line and str(folder) in line and "Traceback" not in said, said
-            happened.append(line.rpartition("/")[2])
+
+        def fill_before(module, function):
+            """Another process fills the disk just before that is called for the second time."""
+
+            def prepare():
+                plain, calls = getattr(module, function), itertools.count(1)
+
+                def late(*args, **more):
+                    if next(calls) == 2:
+                        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+                        (disk / "stuffing").write_bytes(bytes(free))
+                    return plain(*args, **more)
+
+                setattr(module, function, late)
+
+            return prepare
+
+        for module, function in ((experiment, "save_state"), (experiment, "save_checkpoint"),
+                                 (evaluation, "write_scores"), (experiment, "write_text")):  # fmt: skip
+            folder = disk / function
+            life = Life(folder, *scene.flags, prepare=fill_before(module, function))
+            assert life.finish() == 1, life.said()
+            line = life.said().strip().splitlines()[-1]
+            assert f"{folder}/" in line and "No space left on device" in line and "Traceback" not in life.said(), line
+            happened.append(line.split(":")[1].rpartition("/")[2])
             assert_whole(folder)
-            stuffing.unlink()
-            subprocess.run(["mount", "-o", "remount,size=300m", disk], check=True)
+            (disk / "stuffing").unlink()
             scene.run(folder)
             scene.assert_same(folder)
             shutil.rmtree(folder)
-            subprocess.run(["mount", "-o", "remount,size=32m", disk], check=True)
         return happened
 
     said = small_disk(scene, fill)
     if said is None:
         return 0, "not tried: mounting is not allowed here", "-"
-    return len(said), f"stopped: {'; '.join(said)}; with room, went on to the same end", "a step"
+    return len(said), f"stopped, naming {', '.join(said)}; with room, went on to the same end", "a step"
 
 
 def read_only_disk(scene):
@@ -329,14 +342,10 @@ def read_only_disk(scene):
         assert life.wait_until(lambda life: life.steps >= 2), life.said()
         life.kill()
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        again = Life.__new__(Life)
-        again.seen, again.log = mmap.mmap(-1, 8), scene.folder / "readonly.log"
-        again.pid = os.fork()
-        if again.pid == 0:
-            again._live(folder, scene.flags, None)
+        again = Life(folder, *scene.flags)
         assert again.finish() == 2, again.said()
         assert_whole(folder)
-        subprocess.run(["mount", "-o", "remount,rw,size=300m", disk], check=True)
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
         scene.run(folder)
         scene.assert_same(folder)
         return again.said().strip()
@@ -387,7 +396,7 @@ def spoilt_data(scene):
         counts.append(json.loads(lines[-1])["unreadable_files"])
         assert_whole(folder)
     assert counts == [0, 1, 0, 1], counts
-    return 4, "noise and gone: replaced by the next line, counted, named; a shorter or other wav is just that", "that file"
+    return 4, "noise, nothing: replaced by the next line, counted, named; a shorter or other wav is just that", "a file"
 
 
 def odd_clock(scene):
@@ -460,6 +469,7 @@ def main():
     args = parser.parse_args()
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
+        tempfile.tempdir = folder
         scene = Scene(folder)
         for fault in FAULTS:
             if args.faults and fault.__name__ not in args.faults:
