@@ -300,8 +300,8 @@ def read_text(path, flag="", most=None):
     return text
 
 
-def load_arrays(path, flag):
-    """{name: array} of an .npz. Nothing in the file is executed.
+def load_arrays(path, flag, what="an .npz of arrays"):
+    """{name: array} of an .npz, which is to be ``what``. Nothing in the file is executed.
 
     InputError, beginning with the flag, when it is absent, no such thing, damaged, or claims to hold more than its size
     can explain.
@@ -314,7 +314,7 @@ def load_arrays(path, flag):
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except Exception as error:  # what a damaged file raises depends on the damage
-        raise InputError(f"{named} is not an .npz of arrays, or a damaged one ({type(error).__name__})") from error
+        raise InputError(f"{named} is not {what}, or a damaged one ({type(error).__name__})") from error
 
 
 def _check_unpacked_size(path, factor):
