@@ -156,7 +156,7 @@ class Pack:
         """Where files stand in ``offset`` and ``length``: (N,) int64, -1 for those that are not in the pack."""
         # What is longer than the longest name is not there, and would make all the others longer.
         wanted = [_encoded(file) for file in files]
-        fits = np.array([0 < len(name) <= self.names.itemsize for name in wanted])
+        fits = np.array([0 < len(name) <= self.names.itemsize for name in wanted], dtype=bool)
         wanted = np.array([name if fit else b"" for name, fit in zip(wanted, fits)], dtype=self.names.dtype)
         place = np.minimum(np.searchsorted(self.names, wanted), len(self.names) - 1)
         return np.where(fits & (self.names[place] == wanted), self.order[place], -1)
@@ -298,7 +298,7 @@ def _take_up(index, samples, itemsize, files, speakers):
     index.seek(0)
     for line, speaker, file in zip(index, speakers, files):
         begin = _encoded(f"{speaker}\t{file}\t{end}\t")
-        rest = re.fullmatch(rb"(\d+)\t\d+\n", line[len(begin) :]) if line.startswith(begin) else None
+        rest = re.fullmatch(rb"(\d{1,18})\t\d+\n", line[len(begin) :]) if line.startswith(begin) else None
         if not rest or end + int(rest[1]) > available:
             break
         done, end, kept, unreadable = done + 1, end + int(rest[1]), kept + len(line), unreadable + (rest[1] == b"0")

@@ -312,7 +312,10 @@ def load_arrays(path, flag, what="an .npz of arrays"):
     try:
         _check_unpacked_size(path, 100)  # numpy may compress: names by a lot, embeddings hardly at all
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("numpy gives the bytes of what is no array")
+        return arrays
     except Exception as error:  # what a damaged file raises depends on the damage
         raise InputError(f"{named} is not {what}, or a damaged one ({type(error).__name__})") from error
 

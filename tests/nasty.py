@@ -206,7 +206,7 @@ def arrays(good):
     } for change in (
         lambda x: x * np.float32("nan"), lambda x: x.astype(np.float64) + 1e300, lambda x: x[:, :5], lambda x: x[:0],
     ))  # fmt: skip
-    bomb = zip_of({**parts, "x.npy": npy({"descr": "|u1", "fortran_order": False, "shape": (1 << 29,)}, bytes(1 << 29))},
+    bomb = zip_of({**parts, "x.npy": npy({"descr": "|u1", "fortran_order": False, "shape": (1 << 27,)}, bytes(1 << 27))},
                   zipfile.ZIP_DEFLATED)  # fmt: skip
     return replaced | {
         "nan": npz(**nan), "1e300": npz(**large), "too narrow": npz(**narrow), "no rows": npz(**none), "bomb": bomb,
@@ -234,7 +234,7 @@ def checkpoints(good):
         "harm, old form": torch_file({**good, "x": Harm()}, _use_new_zipfile_serialization=False),
         "old form, cut": torch_file(good, _use_new_zipfile_serialization=False)[:-4000],
         "tar": b"storages" + bytes(504) + bytes(1024), "cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello",
-        "bomb": zip_of({**parts, record: bytes(1 << 29)}, zipfile.ZIP_DEFLATED),
+        "bomb": zip_of({**parts, record: bytes(1 << 27)}, zipfile.ZIP_DEFLATED),
         "a record cut": zip_of({**parts, record: parts[record][:8]}),
         "no data.pkl": zip_of({part: each for part, each in parts.items() if "data.pkl" not in part}),
         "a view of 2^40 numbers": torch_file(with_tensor(torch.zeros(1).expand(2**20, 2**20))),
