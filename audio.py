@@ -89,12 +89,13 @@ class AudioFile:
         """
         samples = self.length if samples is None else samples
         available = min(samples, self.length - start)
-        if self.up == self.down:
-            # libsndfile scales float files to int16 in its own way, so they take the road over float32.
-            direct = dtype == "float32" or (self.file.subtype == "PCM_16" and self.channel is not None)
-            waveform = self._read_mono(start, available, dtype if direct else "float32")
-        else:
-            waveform = self._resampled(start, available)
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of numbers near float32's end is seen below
+            if self.up == self.down:
+                # libsndfile scales float files to int16 in its own way, so they take the road over float32.
+                direct = dtype == "float32" or (self.file.subtype == "PCM_16" and self.channel is not None)
+                waveform = self._read_mono(start, available, dtype if direct else "float32")
+            else:
+                waveform = self._resampled(start, available)
         if waveform.dtype != np.int16 and not np.isfinite(waveform).all():
             raise UnreadableAudio(f"{self.path} holds samples that are not finite numbers")
         if waveform.dtype != dtype:

@@ -172,11 +172,6 @@ def state_content():
             "epoch": 3, "step": 2, "sums": [1.0], "train_list_sha256": "0" * 64}  # fmt: skip
 
 
-def small(shapes):
-    """Weights in the shapes of a system; those of the front end are left alone, the rest made of few numbers."""
-    return random_state(shapes)
-
-
 def gallery_arrays():
     vectors = np.random.default_rng(0).standard_normal((3, ENCODER.vector_size)).astype(np.float32)
     return {"names": np.array(["anna", "bo", "c"]), "vectors": vectors, "counts": np.array([1, 2, 3]),
@@ -210,7 +205,7 @@ def readers():
     lines = {"training": "".join(map(training, ("s0/0.wav", "s1/1.wav", "s0/2.wav"))).encode(),
              "trials": "".join(map(trials, ("s0/2.wav", "s1/1.wav"))).encode()}  # fmt: skip
     words = (b"../", b"/", b" ", b"\n", b"\t", b"\0", b"\xff", b"1 ", b"s0/0.wav", b"secret.wav", b"\xe2\x80\xa8", b"pipe.wav")
-    speechbrain, wespeaker = nasty.torch_file(small(speechbrain_shapes(8))), nasty.torch_file(small(wespeaker_shapes(8)))
+    speechbrain, wespeaker = nasty.torch_file(random_state(speechbrain_shapes(8))), nasty.torch_file(random_state(wespeaker_shapes(8)))
     classifier = {"classifier.ckpt": nasty.torch_file({"weight": torch.ones(2, 192)})}
     brain = {"embedding_model.ckpt": speechbrain, **classifier, "label_encoder.txt": LABELS}
     model = nasty.torch_file(model_content())
@@ -224,14 +219,14 @@ def readers():
         "pack": Reader("index.tsv", read_pack, lambda: [nasty.pack_files()], nasty.packs, (b"\t", b"\n", *NUMBERS)),
         "pack, begun": Reader("packing.json", read_pack, lambda: [begun_pack()], lambda: {}, (b"\t", b"\n", *NUMBERS)),
         "model": Reader("x.model", read_model("x.model"), lambda: [model], lambda: nasty.checkpoints(model_content())),
-        "TaoRuijie": Reader("x.model", read_model("x.model"), lambda: [nasty.torch_file(small(taoruijie_shapes(8, 3)))],
-                            lambda: nasty.checkpoints(small(taoruijie_shapes(8, 3)))),
+        "TaoRuijie": Reader("x.model", read_model("x.model"), lambda: [nasty.torch_file(random_state(taoruijie_shapes(8, 3)))],
+                            nasty.published),
         "SpeechBrain": Reader("embedding_model.ckpt", read_model(""), lambda: [brain],
-                              lambda: nasty.checkpoints(small(speechbrain_shapes(8)))),
+                              lambda: beside("classifier.ckpt", classifier["classifier.ckpt"], "embedding_model.ckpt", nasty.published())),
         "wespeaker": Reader("avg_model.pt", read_model("avg_model.pt"), lambda: [wespeaker],
-                            lambda: nasty.checkpoints(small(wespeaker_shapes(8)))),
+                            nasty.published),
         "pyannote": Reader("pytorch_model.bin", read_model(""), lambda: [nasty.torch_file(
-                           {"state_dict": small(pyannote_shapes()), "pyannote.audio": {}, "hyper_parameters": {}})], lambda: {}),
+                           {"state_dict": random_state(pyannote_shapes()), "pyannote.audio": {}, "hyper_parameters": {}})], nasty.published),
         "training state": Reader("state.pt", lambda folder: load_checkpoint(folder / "state.pt", "training state"),
                                  lambda: [nasty.torch_file(state_content())], lambda: nasty.checkpoints(state_content())),
         "hyperparams.yaml": Reader("hyperparams.yaml", read_model(""), lambda: [{**brain, "hyperparams.yaml": HYPERPARAMS.encode()}],

@@ -216,17 +216,22 @@ def arrays(good):
 
 
 def checkpoints(good):
-    """Files of torch.save: ``good``, the dict of one that would do, with its tensors under "weights" or by name."""
-    holder = good.get("weights", good)
-    name, tensor = next((name, each) for name, each in holder.items() if each.dim() == 3)
+    """Files of torch.save: ``good``, what one of ours has that would do."""
+    name, tensor = next((name, each) for name, each in good["weights"].items() if each.dim() == 3)
 
     def with_tensor(each):
-        changed = {**holder, name: each}
-        return {**good, "weights": changed} if "weights" in good else changed
+        return {**good, "weights": {**good["weights"], name: each}}
 
     whole = torch_file(good)
     parts = parts_of(whole)
     record = next(part for part in parts if "/data/" in part)
+    odd = {
+        "kind": (laughs(), torch.zeros(3), "x"), "weights": (laughs(), None),
+        "settings": ({"system": laughs()}, {"system": "pyannote"}, {"s": torch.zeros(3)}, {"s": 1 << 4000}, [1]),
+        "speakers": (laughs(), torch.zeros(3), "abc", [1], {"a": 1}), "valid_speakers": (laughs(), torch.zeros(3), "abc"),
+        "scores": (laughs(), torch.zeros(3), {"o": {"thresholds": {"EER": torch.zeros(3)}}}, {("a", "b"): {}}),
+        "state_dict": (laughs(), ""), "step": (laughs(), None), "epoch": (1.5,), "optimizer": (torch.zeros(3),),
+    }  # fmt: skip
     shadowed = torch.zeros_like(tensor)
     shadowed.numel = 3
     return {
@@ -247,15 +252,33 @@ def checkpoints(good):
         "8 bits": torch_file(with_tensor(tensor.to(torch.float8_e4m3fn))), "bool": torch_file(with_tensor(tensor > 0)),
         "no numbers": torch_file(with_tensor(tensor[:0])), "0-d": torch_file(with_tensor(torch.tensor(1.0))),
         "a list": torch_file([good]), "a tensor": torch_file(tensor), "a list of lists": torch_file(laughs()),
-        "names that are numbers": torch_file({**good, **{3: tensor, None: tensor, (1, 2): tensor}}),
         "state_dict as a list": torch_file({"state_dict": [1], "pyannote.audio": {}}),
         "state_dict as a tensor": torch_file({"state_dict": tensor, "pyannote.audio": tensor}),
-        **{f"{key} as {type(value).__name__} {number}": torch_file({**good, key: value})
-           for key in ("kind", "settings", "weights", "speakers", "valid_speakers", "scores", "epoch", "step",
-                       "optimizer", "hyper_parameters", "state_dict", "pyannote.audio")
-           for number, value in enumerate((laughs(), 1 << 4000, float("nan"), torch.zeros(3), {"system": laughs()}, "",
-                                           {"a": {"thresholds": {"EER": torch.zeros(3)}}}, {"system": "pyannote"},
-                                           {"s": torch.zeros(3)}, {"sample_rate": torch.zeros(3)}, None))},
+        "names that are no text": torch_file({**good, 3: tensor, (1, 2): tensor}),
+        **{f"{key} {number}": torch_file({**good, key: value}) for key, values in odd.items()
+           for number, value in enumerate(values)},
+    }  # fmt: skip
+
+
+def published():
+    """Files in the place of other people's weights."""
+    tensor = torch.zeros(3)
+    odd = [{"class": laughs()}, {"class": tensor}]
+    return {
+        "a pickle": pickle.dumps(Harm()), "harm": torch_file({"state_dict": {}, "x": Harm()}), "text": b"hello",
+        "a list": torch_file([1]), "a tensor": torch_file(tensor), "nothing": torch_file({}),
+        "state_dict as a list": torch_file({"state_dict": [1], "pyannote.audio": {}}),
+        "state_dict as a tensor": torch_file({"state_dict": tensor, "pyannote.audio": tensor}),
+        "names that are no text": torch_file({"speaker_encoder.conv1.weight": tensor, 3: tensor, (1, 2): tensor}),
+        **{f"architecture {number}": torch_file({"state_dict": {}, "pyannote.audio": {"architecture": each}})
+           for number, each in enumerate(odd)},
+        **{f"{key} {number}": torch_file({"state_dict": {}, "pyannote.audio": {}, "hyper_parameters": {key: each}})
+           for number, each in enumerate((laughs(), tensor, float("nan")))
+           for key in ("sample_rate", "num_channels", "sincnet")},
+        **{f"{key} of one number": torch_file({key: torch.tensor(1.0)})
+           for key in ("speaker_encoder.conv1.weight", "sincnet.conv1d.1.weight", "embedding.weight")},
+        "few channels": torch_file({"speaker_encoder.conv1.weight": torch.zeros(4, 80, 5)}),
+        "no channels": torch_file({"speaker_encoder.conv1.weight": torch.zeros(0, 80, 5)}),
     }  # fmt: skip
 
 

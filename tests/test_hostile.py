@@ -6,6 +6,7 @@ and structured cases from hypothesis. Then the numbers: no audio gives an embedd
 
 import json
 import os
+import shutil
 import string
 import tempfile
 from pathlib import Path
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from test_encoder import SYSTEMS, encoder_of, save_model
 from test_model import small_network
 
+import encoder as encoder_room
 import prepareData
 import trainSpeakerNet
 import verify
@@ -36,7 +38,7 @@ from tools import InputError, load_checkpoint, load_tensors, one_line, read_hist
 # ---- every reader ----------------------------------------------------------------------------------------------------
 
 READERS = fuzz.readers()
-MUTATIONS = {"pyannote": 5, "TaoRuijie": 10}  # their files are large
+MUTATIONS = {"pyannote": 3, "TaoRuijie": 5, "wespeaker": 5}  # their files are large
 
 # What is odd and yet can be read: all else that is nasty must be refused.
 HARMLESS = {}
@@ -149,8 +151,6 @@ def test_every_command_with_a_list_takes_the_one_flag(command, corpus, tmp_path,
         assert status == 2 and where in complaint and "--paths_anywhere" in complaint and complaint.count("\n") == 1
         status, _, complaint = command(module, *arguments, "--paths_anywhere")
         assert status == 0, complaint
-        import shutil
-
         shutil.rmtree(tmp_path / "e", ignore_errors=True)
 
 
@@ -202,7 +202,7 @@ def encoder():
 
 
 @pytest.mark.parametrize(("content", "complaint"), [
-    (nasty.flac_claiming(2**36 - 1), "claims 68719476735 samples in "), (nasty.flac_claiming(4001), "ends before"),
+    (nasty.flac_claiming(2**36 - 1), "claims 68719476735 samples in "), (nasty.flac_claiming(4001), "cannot be decoded"),
     (nasty.audio()["wav at a prime rate"], "claims a sample rate of 399989 Hz"),
     (nasty.audio()["float wav with infinity"], "not finite"), (nasty.audio()["float wav of 1e38"], "not finite"),
     (nasty.audio()["float wav of 1e300"], "not finite"),
@@ -232,10 +232,10 @@ def test_resampling_filters_do_not_pile_up():
 @pytest.mark.parametrize("name", ["x" * 300 + ".wav", "a\0b.wav", "x/" * 3000])
 def test_names_that_no_file_can_have(name, tmp_path, encoder):
     soundfile.write(tmp_path / "a", voice(120, 1.0, 0), 16000, format="WAV")  # which a reader of C strings would find
-    for read in (read_audio, encoder.embed, lambda path: verify.audio_of(path.with_name("list.txt"))):
+    for read in (read_audio, encoder.embed, lambda _: verify.audio_of(tmp_path / "list.txt")):
         (tmp_path / "list.txt").write_text(f"a {name} b c\n")
         with pytest.raises(InputError):
-            read(tmp_path / name)
+            read(f"{tmp_path}/{name}")
 
 
 # ---- packs -----------------------------------------------------------------------------------------------------------
@@ -316,7 +316,7 @@ VALUES = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.dictionaries(
     st.sampled_from(["kind", "settings", "weights", "speakers", "valid_speakers", "scores", "state_dict", "pyannote.audio",
                      "hyper_parameters", "optimizer", "epoch"]), VALUES, min_size=1, max_size=2,
@@ -357,7 +357,7 @@ SOUNDS = {
     "zeros": 0 * SPEECH, "dc": 0 * SPEECH + 0.25, "loud dc": 0 * SPEECH - 1e4, "tiny": 1e-8 * SPEECH, "huge": 1e4 * SPEECH,
     "denormal": 1e-40 * SPEECH, "one sample": SPEECH[:1] + 0.1, "one zero": np.zeros(1), "two samples": SPEECH[:2],
     "a click": np.eye(1, 32000)[0], "beyond float32's squares": 1e25 * SPEECH, "alternating": np.resize([1.0, -1.0], 32000),
-    "nan": np.append(SPEECH, np.nan), "infinity": np.append(SPEECH, -np.inf),
+    **{name: np.where(np.arange(len(SPEECH)) % 99, SPEECH, value) for name, value in (("nan", np.nan), ("infinity", -np.inf))},
 }  # fmt: skip
 FIT_NOTHING = ("nan", "infinity")
 
@@ -400,11 +400,13 @@ def test_no_audio_gives_an_embedding_that_is_not_finite(system, odd_sounds):
             assert np.allclose(found, encoder.embed(odd_sounds / file), rtol=1e-3, atol=1e-3 * np.abs(found).max())
 
 
-@pytest.mark.parametrize("system", ["ours", "speechbrain", "modelscope", "wespeaker", "pyannote"])
+@pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("level", [0.0, 0.25])
-def test_long_silence_and_dc(system, level, tmp_path):
+def test_long_silence_and_dc(system, level, tmp_path, monkeypatch):
     """In pieces, the mean and the variance come from sums, in which nothing must cancel to less than nothing."""
-    soundfile.write(tmp_path / "a.wav", np.full(16000 * 301, level), 16000, subtype="PCM_16")
+    monkeypatch.setattr(encoder_room, "LONG_SECONDS", 30)
+    monkeypatch.setattr(encoder_room, "PIECE_SECONDS", 10)
+    soundfile.write(tmp_path / "a.wav", np.full(16000 * 31, level), 16000, subtype="PCM_16")
     encoder = encoder_of(system)
     encoder._remark = lambda *_: ""  # what is said of it is tested elsewhere
     assert np.isfinite(encoder.embed(tmp_path / "a.wav")).all()
