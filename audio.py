@@ -67,6 +67,8 @@ class AudioFile:
         odd = ""
         if not 1000 <= rate <= 400_000 or max(self.up, self.down) > LARGEST_RATIO:
             odd = f"claims a sample rate of {rate} Hz"
+        elif frames >= 2**62:  # of FLAC from a pipe
+            odd = "does not say how long it is: write it anew, to a file"
         elif frames > SAMPLES_PER_BYTE * os.path.getsize(path):
             odd = f"claims {frames} samples in {os.path.getsize(path)} bytes"
         elif frames <= 0 or (channel or 0) >= channels:

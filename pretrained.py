@@ -233,9 +233,7 @@ def _load_ours(path, content, system):
     if threshold is not None:
         threshold = min(1.0, max(-1.0, threshold))
     origin = f"where misses and false alarms were equal on {listing}" if threshold is not None else ""
-    return Pretrained(
-        system, network, classifier, speakers, threshold, origin, thresholds, listing, scale, held_out
-    )
+    return Pretrained(system, network, classifier, speakers, threshold, origin, thresholds, listing, scale, held_out)
 
 
 def _load_taoruijie(path, content, system):
@@ -376,6 +374,8 @@ def _network(path, state, system, names=None, prefix=""):
         if [n for n in tensor.shape if n != 1] != [n for n in expected[key].shape if n != 1]:
             shapes = f"{tuple(tensor.shape)}, not {tuple(expected[key].shape)}"
             raise InputError(f"{path}: the tensor {their_name(key)} has the shape {shapes}")
+        if expected[key].is_floating_point() and not tensor.is_floating_point():
+            raise InputError(f"{path}: the tensor {their_name(key)} has numbers of the kind {tensor.dtype}")
         named[key] = tensor.detach().reshape(expected[key].shape).to(expected[key].dtype)
     network.load_state_dict(named, assign=True)
     return network.eval()
@@ -441,7 +441,8 @@ def _check_speechbrain_settings(path):
     fbank = settings.get("compute_features")
     others = [name for name in fbank if name not in ("n_mels", "sample_rate")] if isinstance(fbank, dict) else []
     if others:
-        raise InputError(f"{path}: compute_features sets {in_short(others[0])}; only SpeechBrain's defaults are known here")
+        other = in_short(others[0])
+        raise InputError(f"{path}: compute_features sets {other}; only SpeechBrain's defaults are known here")
 
 
 def _configuration(path):

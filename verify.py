@@ -60,8 +60,8 @@ class Gallery:
         kinds = "".join("-" if each is None else each.dtype.kind for each in (names, vectors, counts, model))
         size = self.encoder.vector_size
         # Shapes before contents: those of names without letters may claim any number of them.
-        fit = kinds == "UfiU" and vectors.shape[1:] == (size,) and names.shape == counts.shape == vectors.shape[:1] > (0,)
-        if not fit:
+        fit = kinds == "UfiU" and vectors.shape[1:] == (size,) and names.shape == counts.shape == vectors.shape[:1]
+        if not fit or not len(names):
             raise InputError(f"--gallery {self.path} is not a gallery, or a damaged one: its parts do not fit together")
         if str(model) != self.encoder.fingerprint():
             raise InputError(f"--gallery {self.path} was made with another model: its vectors mean nothing to this one")
@@ -184,18 +184,18 @@ def audio_of(path, root=None, anywhere=False):
         return files
     if path.suffix.lower() not in (".txt", ".lst", ".list"):
         return [str(path)]
-    root, files, named = Path(root or path.parent), [], root is not None
+    flag, root, files = "--root" if root else "the folder of the list", Path(root or path.parent), []
     for number, fields in read_lines(path, "--embed"):
         if len(fields) == 1 or os.path.isfile(root / " ".join(fields)):  # a path with spaces
             found = [" ".join(fields)]
         elif len(fields) > 3 or Path(fields[0]).suffix.lower() in AUDIO_SUFFIXES:
-            raise InputError(f"{path} line {number}: {root / ' '.join(fields)[:200]} does not exist; a path a line, alone or "
-                             "behind a speaker")  # fmt: skip
+            named = root / " ".join(fields)[:200]
+            raise InputError(f"{path} line {number}: {named} does not exist; a path a line, alone or behind a speaker")
         else:
             found = fields[1:]
         outside = [] if anywhere else [file for file in found if leads_out(file)]
         if outside:
-            raise refuse_to_leave(path, number, outside[0], "--root" if named else "the folder of the list")
+            raise refuse_to_leave(path, number, outside[0], flag)
         files += found
     return [str(root / file) for file in dict.fromkeys(files)]
 

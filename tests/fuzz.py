@@ -162,36 +162,82 @@ def read_gallery(folder):
 def model_content():
     """A model of ours, small enough to be read in milliseconds."""
     weights = {f"speaker_encoder.{key}": tensor for key, tensor in ENCODER.network.state_dict().items()}
-    return {"kind": "model", "settings": {"C": 8, "s": 30.0}, "weights": {**weights, "speaker_loss.weight": torch.ones(3, 192)},
-            "speakers": ["a", "b", "c"], "valid_speakers": ["d"], "scores": {"o": {"thresholds": {"EER": 0.5}}}}  # fmt: skip
+    return {
+        "kind": "model",
+        "settings": {"C": 8, "s": 30.0},
+        "weights": {**weights, "speaker_loss.weight": torch.ones(3, 192)},
+        "speakers": ["a", "b", "c"],
+        "valid_speakers": ["d"],
+        "scores": {"o": {"thresholds": {"EER": 0.5}}},
+    }
 
 
 def state_content():
     weights = {"speaker_encoder.conv1.weight": torch.ones(3, 4, 5), "speaker_loss.weight": torch.ones(3, 4)}
-    return {**model_content(), "kind": "training state", "weights": weights, "optimizer": {"state": {}, "param_groups": [{}]},
-            "epoch": 3, "step": 2, "sums": [1.0], "train_list_sha256": "0" * 64}  # fmt: skip
+    return {
+        **model_content(),
+        "kind": "training state",
+        "weights": weights,
+        "optimizer": {"state": {}, "param_groups": [{}]},
+        "epoch": 3,
+        "step": 2,
+        "sums": [1.0],
+        "train_list_sha256": "0" * 64,
+    }
 
 
 def gallery_arrays():
     vectors = np.random.default_rng(0).standard_normal((3, ENCODER.vector_size)).astype(np.float32)
-    return {"names": np.array(["anna", "bo", "c"]), "vectors": vectors, "counts": np.array([1, 2, 3]),
-            "model": np.array(ENCODER.fingerprint())}  # fmt: skip
+    return {
+        "names": np.array(["anna", "bo", "c"]),
+        "vectors": vectors,
+        "counts": np.array([1, 2, 3]),
+        "model": np.array(ENCODER.fingerprint()),
+    }
 
 
 def cohort_arrays():
     embeddings = np.random.default_rng(0).standard_normal((4, 192)).astype(np.float32)
-    return {"embeddings": embeddings, "speakers": np.array(["a", "b", "a", "c"]), "model": np.array(ENCODER.fingerprint())}
+    return {
+        "embeddings": embeddings,
+        "speakers": np.array(["a", "b", "a", "c"]),
+        "model": np.array(ENCODER.fingerprint()),
+    }
 
 
-SOUNDS = ({}, {"form": "FLAC"}, {"form": "OGG", "subtype": "VORBIS"}, {"form": "MP3", "subtype": "MPEG_LAYER_III"},
-          {"subtype": "FLOAT"}, {"rate": 44100, "channels": 2}, {"form": "AIFF"}, {"form": "W64"}, {"form": "AU"},
-          {"form": "CAF"}, {"form": "OGG", "subtype": "OPUS"}, {"subtype": "IMA_ADPCM"}, {"form": "RF64"})  # fmt: skip
+SOUNDS = (
+    {},
+    {"form": "FLAC"},
+    {"form": "OGG", "subtype": "VORBIS"},
+    {"form": "MP3", "subtype": "MPEG_LAYER_III"},
+    {"subtype": "FLOAT"},
+    {"rate": 44100, "channels": 2},
+    {"form": "AIFF"},
+    {"form": "W64"},
+    {"form": "AU"},
+    {"form": "CAF"},
+    {"form": "OGG", "subtype": "OPUS"},
+    {"subtype": "IMA_ADPCM"},
+    {"form": "RF64"},
+)
 SCORES = "".join(f"0.5 {enrol} {test}\n" for enrol, test in zip(TRIALS.enrol, TRIALS.test)).encode()
 HISTORY = b'{"epoch": 0, "lists": {}}\n{"epoch": 1, "loss": 2.5, "lists": {"o": {"eer": 3.0}}}\n'
-CONFIGURATION = (b'{"model": {"type": "ecapa-tdnn-sv", "model_config": {"sample_rate": 16000}, '
-                 b'"pretrained_model": "ecapa_tdnn.bin", "yesOrno_thr": 0.37}}')  # fmt: skip
+CONFIGURATION = (
+    b'{"model": {"type": "ecapa-tdnn-sv", "model_config": {"sample_rate": 16000}, '
+    b'"pretrained_model": "ecapa_tdnn.bin", "yesOrno_thr": 0.37}}'
+)
 LABELS = b"'id1' => 0\n'id2' => 1\n================\n'starting_index' => 0\n"
-NUMBERS = (b"0", b"-1", b"65536", b"2147483647", b"-2147483648", b"4294967296", b"9223372036854775808", b"1e999", b"nan")
+NUMBERS = (
+    b"0",
+    b"-1",
+    b"65536",
+    b"2147483647",
+    b"-2147483648",
+    b"4294967296",
+    b"9223372036854775808",
+    b"1e999",
+    b"nan",
+)
 
 
 def beside(name, weights, file, contents, more=None):
@@ -202,49 +248,137 @@ def beside(name, weights, file, contents, more=None):
 def readers():
     """{name: Reader} of everything that takes a file from elsewhere."""
     training, trials = (lambda path: f"s1 {path}\n"), (lambda path: f"1 s0/0.wav {path}\n0 {path} s0/0.wav\n")
-    lines = {"training": "".join(map(training, ("s0/0.wav", "s1/1.wav", "s0/2.wav"))).encode(),
-             "trials": "".join(map(trials, ("s0/2.wav", "s1/1.wav"))).encode()}  # fmt: skip
-    words = (b"../", b"/", b" ", b"\n", b"\t", b"\0", b"\xff", b"1 ", b"s0/0.wav", b"secret.wav", b"\xe2\x80\xa8", b"pipe.wav")
-    speechbrain, wespeaker = nasty.torch_file(random_state(speechbrain_shapes(8))), nasty.torch_file(random_state(wespeaker_shapes(8)))
+    lines = {
+        "training": "".join(map(training, ("s0/0.wav", "s1/1.wav", "s0/2.wav"))).encode(),
+        "trials": "".join(map(trials, ("s0/2.wav", "s1/1.wav"))).encode(),
+    }
+    words = (
+        b"../",
+        b"/",
+        b" ",
+        b"\n",
+        b"\t",
+        b"\0",
+        b"\xff",
+        b"1 ",
+        b"s0/0.wav",
+        b"secret.wav",
+        b"\xe2\x80\xa8",
+        b"pipe.wav",
+    )
+    speechbrain, wespeaker = (
+        nasty.torch_file(random_state(speechbrain_shapes(8))),
+        nasty.torch_file(random_state(wespeaker_shapes(8))),
+    )
     classifier = {"classifier.ckpt": nasty.torch_file({"weight": torch.ones(2, 192)})}
     brain = {"embedding_model.ckpt": speechbrain, **classifier, "label_encoder.txt": LABELS}
     model = nasty.torch_file(model_content())
     return {
-        "training list": Reader("list.txt", read_list(TrainingList), lambda: [lines["training"]],
-                                lambda: nasty.lists(training), words),
-        "trial list": Reader("list.txt", read_list(TrialList), lambda: [lines["trials"]], lambda: nasty.lists(trials), words),
-        "list to embed": Reader("list.txt", read_embed_list, lambda: list(lines.values()), lambda: nasty.lists(training), words),
-        "audio": Reader("a.wav", read_sound, lambda: [nasty.sound(**form) for form in SOUNDS], nasty.audio,
-                        (b"data", b"fmt ", b"LIST", b"fLaC", b"OggS", b"\xff\xff\xff\xff", bytes(4))),
+        "training list": Reader(
+            "list.txt", read_list(TrainingList), lambda: [lines["training"]], lambda: nasty.lists(training), words
+        ),
+        "trial list": Reader(
+            "list.txt", read_list(TrialList), lambda: [lines["trials"]], lambda: nasty.lists(trials), words
+        ),
+        "list to embed": Reader(
+            "list.txt", read_embed_list, lambda: list(lines.values()), lambda: nasty.lists(training), words
+        ),
+        "audio": Reader(
+            "a.wav",
+            read_sound,
+            lambda: [nasty.sound(**form) for form in SOUNDS],
+            nasty.audio,
+            (b"data", b"fmt ", b"LIST", b"fLaC", b"OggS", b"\xff\xff\xff\xff", bytes(4)),
+        ),
         "pack": Reader("index.tsv", read_pack, lambda: [nasty.pack_files()], nasty.packs, (b"\t", b"\n", *NUMBERS)),
         "pack, begun": Reader("packing.json", read_pack, lambda: [begun_pack()], lambda: {}, (b"\t", b"\n", *NUMBERS)),
         "model": Reader("x.model", read_model("x.model"), lambda: [model], lambda: nasty.checkpoints(model_content())),
-        "TaoRuijie": Reader("x.model", read_model("x.model"), lambda: [nasty.torch_file(random_state(taoruijie_shapes(8, 3)))],
-                            nasty.published),
-        "SpeechBrain": Reader("embedding_model.ckpt", read_model(""), lambda: [brain],
-                              lambda: beside("classifier.ckpt", classifier["classifier.ckpt"], "embedding_model.ckpt", nasty.published())),
-        "wespeaker": Reader("avg_model.pt", read_model("avg_model.pt"), lambda: [wespeaker],
-                            nasty.published),
-        "pyannote": Reader("pytorch_model.bin", read_model(""), lambda: [nasty.torch_file(
-                           {"state_dict": random_state(pyannote_shapes()), "pyannote.audio": {}, "hyper_parameters": {}})], nasty.published),
-        "training state": Reader("state.pt", lambda folder: load_checkpoint(folder / "state.pt", "training state"),
-                                 lambda: [nasty.torch_file(state_content())], lambda: nasty.checkpoints(state_content())),
-        "hyperparams.yaml": Reader("hyperparams.yaml", read_model(""), lambda: [{**brain, "hyperparams.yaml": HYPERPARAMS.encode()}],
-                                   lambda: beside("embedding_model.ckpt", speechbrain, "hyperparams.yaml", nasty.yamls("n_mels")),
-                                   (b"<<: ", b"&a ", b"*a", b"!!", b"- ", b"? ", b": ", b"{", b"[", b"!!timestamp ", b"\n  ")),
-        "label_encoder.txt": Reader("label_encoder.txt", read_model(""), lambda: [brain],
-                                    lambda: beside("embedding_model.ckpt", speechbrain, "label_encoder.txt", nasty.labels(), classifier),
-                                    (b" => ", b"'", b"(", b"\n", b"==", *NUMBERS)),
-        "config.yaml": Reader("config.yaml", read_model(""), lambda: [{"avg_model.pt": wespeaker, "config.yaml": b"model: ECAPA_TDNN_GLOB_c512\n"}],
-                              lambda: beside("avg_model.pt", wespeaker, "config.yaml", nasty.yamls("model")), (b"<<: ", b"&a ", b"*a", b"!!")),
-        "configuration.json": Reader("configuration.json", read_model(""), lambda: [{"ecapa_tdnn.bin": speechbrain, "configuration.json": CONFIGURATION}],
-                                     lambda: beside("ecapa_tdnn.bin", speechbrain, "configuration.json", nasty.jsons()), NUMBERS),
-        "gallery": Reader("g.npz", read_gallery, lambda: [nasty.npz(**gallery_arrays())], lambda: nasty.arrays(gallery_arrays()), NUMBERS),
-        "cohort": Reader("c.npz", lambda folder: read_cohort(folder / "c.npz", ENCODER),
-                         lambda: [nasty.npz(**cohort_arrays())], lambda: nasty.arrays(cohort_arrays()), NUMBERS),
-        "metrics.jsonl": Reader("metrics.jsonl", lambda folder: read_history(folder / "metrics.jsonl"), lambda: [HISTORY], nasty.histories, NUMBERS),
-        "score file": Reader("o.txt", lambda folder: read_scores(folder / "o.txt", TRIALS), lambda: [SCORES], lambda: nasty.scores(SCORES), NUMBERS),
-    }  # fmt: skip
+        "TaoRuijie": Reader(
+            "x.model",
+            read_model("x.model"),
+            lambda: [nasty.torch_file(random_state(taoruijie_shapes(8, 3)))],
+            nasty.published,
+        ),
+        "SpeechBrain": Reader(
+            "embedding_model.ckpt",
+            read_model(""),
+            lambda: [brain],
+            lambda: beside("classifier.ckpt", classifier["classifier.ckpt"], "embedding_model.ckpt", nasty.published()),
+        ),
+        "wespeaker": Reader("avg_model.pt", read_model("avg_model.pt"), lambda: [wespeaker], nasty.published),
+        "pyannote": Reader(
+            "pytorch_model.bin",
+            read_model(""),
+            lambda: [
+                nasty.torch_file(
+                    {"state_dict": random_state(pyannote_shapes()), "pyannote.audio": {}, "hyper_parameters": {}}
+                )
+            ],
+            nasty.published,
+        ),
+        "training state": Reader(
+            "state.pt",
+            lambda folder: load_checkpoint(folder / "state.pt", "training state"),
+            lambda: [nasty.torch_file(state_content())],
+            lambda: nasty.checkpoints(state_content()),
+        ),
+        "hyperparams.yaml": Reader(
+            "hyperparams.yaml",
+            read_model(""),
+            lambda: [{**brain, "hyperparams.yaml": HYPERPARAMS.encode()}],
+            lambda: beside("embedding_model.ckpt", speechbrain, "hyperparams.yaml", nasty.yamls("n_mels")),
+            (b"<<: ", b"&a ", b"*a", b"!!", b"- ", b"? ", b": ", b"{", b"[", b"!!timestamp ", b"\n  "),
+        ),
+        "label_encoder.txt": Reader(
+            "label_encoder.txt",
+            read_model(""),
+            lambda: [brain],
+            lambda: beside("embedding_model.ckpt", speechbrain, "label_encoder.txt", nasty.labels(), classifier),
+            (b" => ", b"'", b"(", b"\n", b"==", *NUMBERS),
+        ),
+        "config.yaml": Reader(
+            "config.yaml",
+            read_model(""),
+            lambda: [{"avg_model.pt": wespeaker, "config.yaml": b"model: ECAPA_TDNN_GLOB_c512\n"}],
+            lambda: beside("avg_model.pt", wespeaker, "config.yaml", nasty.yamls("model")),
+            (b"<<: ", b"&a ", b"*a", b"!!"),
+        ),
+        "configuration.json": Reader(
+            "configuration.json",
+            read_model(""),
+            lambda: [{"ecapa_tdnn.bin": speechbrain, "configuration.json": CONFIGURATION}],
+            lambda: beside("ecapa_tdnn.bin", speechbrain, "configuration.json", nasty.jsons()),
+            NUMBERS,
+        ),
+        "gallery": Reader(
+            "g.npz",
+            read_gallery,
+            lambda: [nasty.npz(**gallery_arrays())],
+            lambda: nasty.arrays(gallery_arrays()),
+            NUMBERS,
+        ),
+        "cohort": Reader(
+            "c.npz",
+            lambda folder: read_cohort(folder / "c.npz", ENCODER),
+            lambda: [nasty.npz(**cohort_arrays())],
+            lambda: nasty.arrays(cohort_arrays()),
+            NUMBERS,
+        ),
+        "metrics.jsonl": Reader(
+            "metrics.jsonl",
+            lambda folder: read_history(folder / "metrics.jsonl"),
+            lambda: [HISTORY],
+            nasty.histories,
+            NUMBERS,
+        ),
+        "score file": Reader(
+            "o.txt",
+            lambda folder: read_scores(folder / "o.txt", TRIALS),
+            lambda: [SCORES],
+            lambda: nasty.scores(SCORES),
+            NUMBERS,
+        ),
+    }
 
 
 def begun_pack():
@@ -436,14 +570,22 @@ def main():
             found = fuzz(name, args.cases // len(names), args.seed, pathlib.Path(folder))
         kinds = collections.Counter(outcome.kind for _, outcome, _ in found)
         slowest, largest = (max(getattr(outcome, key) for _, outcome, _ in found) for key in ("seconds", "megabytes"))
-        print(f"{name:20}{len(found):7}{kinds['refused']:9}{kinds['read']:7}{kinds['crashed']:9}{kinds['hung']:6}"
-              f"{slowest:11.2f}{largest:9.0f}", flush=True)  # fmt: skip
+        print(
+            f"{name:20}{len(found):7}{kinds['refused']:9}{kinds['read']:7}{kinds['crashed']:9}{kinds['hung']:6}"
+            f"{slowest:11.2f}{largest:9.0f}",
+            flush=True,
+        )
         for what, outcome, size in found:
             greedy = outcome.megabytes > MEMORY + size / 1e5
             if outcome.kind in ("crashed", "hung") or greedy or (what.startswith("seed") and outcome.kind != "read"):
-                where = outcome.message.strip().splitlines()[-1:] + re.findall(r'work.*/(\w+\.py", line \d+)', outcome.message)[-2:]
+                where = (
+                    outcome.message.strip().splitlines()[-1:]
+                    + re.findall(r'work.*/(\w+\.py", line \d+)', outcome.message)[-2:]
+                )
                 where = where or re.findall(r'"([^"]*", line \d+)', outcome.message)[-2:]
-                faults.setdefault((name, outcome.kind, *where, greedy and round(outcome.megabytes)), []).append((what, outcome))
+                faults.setdefault((name, outcome.kind, *where, greedy and round(outcome.megabytes)), []).append(
+                    (what, outcome)
+                )
     for (name, *fault), examples in faults.items():
         print(f"{name}: {fault}, {len(examples)} of them, such as {examples[0][0]}", file=sys.stderr)
         if os.environ.get("FUZZ_VERBOSE"):
