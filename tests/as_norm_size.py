@@ -14,8 +14,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from backend import BackEnd, Cohort, Utterances, centred  # noqa: E402
-from tools import cohort_statistics  # noqa: E402
+from backend import BackEnd, Cohort, Utterances, centred
+from tools import cohort_statistics
 
 TRIALS, UTTERANCES, COHORT, TOP_N, SIZE = 579_818, 145_160, 5_994, 300, 192
 
@@ -62,7 +62,8 @@ def main(device="cpu"):
     rows = random.integers(UTTERANCES, size=200)
     plain = np.array(list(brute_force(utterances.embeddings, cohort.vectors, rows))).T
     for name, ours, theirs in zip(("mean", "deviation"), found, plain):
-        print(f"{name} of the {TOP_N} highest: {np.max(np.abs(ours[rows] - theirs)):.1e} at most from float64 one by one")
+        error = np.max(np.abs(ours[rows] - theirs))
+        print(f"{name} of the {TOP_N} highest: {error:.1e} at most from float64, one by one")
 
 
 if __name__ == "__main__":
