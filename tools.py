@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import pickle
+import pickletools
 import re
 import signal
 import sys
@@ -315,6 +316,10 @@ def load_arrays(path, flag, what="an .npz of arrays"):
             arrays = {name: file[name] for name in file.files}
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):
             raise ValueError("numpy gives the bytes of what is no array")
+        for text in (array for array in arrays.values() if array.dtype.kind == "U" and array.nbytes):
+            codes = text.astype(text.dtype.newbyteorder("=")).ravel().view(np.uint32)
+            if (codes > sys.maxunicode).any():  # from which numpy makes no strings
+                raise ValueError("letters that there are not")
         return arrays
     except Exception as error:  # what a damaged file raises depends on the damage
         raise InputError(f"{named} is not {what}, or a damaged one ({type(error).__name__})") from error
@@ -354,6 +359,8 @@ def load_tensors(path, stand_in_for=()):
             zipped = zipfile.is_zipfile(path)
             if zipped:
                 _check_unpacked_size(path, 1)  # torch.save does not compress
+            if _heaviest_tuple(path, zipped) > 20_000:
+                raise ValueError("it holds tuples of tuples that would take for ever")
             # The form that Lightning writes, too.
             named = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped and stand_in_for else []
             places = [(Placeholder, name) for name in named if name.split(".")[0] in stand_in_for]
@@ -367,6 +374,39 @@ def load_tensors(path, stand_in_for=()):
             raise InputError(f"{path} is refused: it could run code on loading, it asks for {asked[1]}") from error
         reason = str(error).strip().split("\n")[0][:120]
         raise InputError(f"{path} is not a checkpoint, or a damaged one ({type(error).__name__}: {reason})") from error
+
+
+def _heaviest_tuple(path, zipped):
+    """How many things the largest tuple of a checkpoint's pickles holds, counted as often as it holds them.
+
+    A tuple that holds another twice, which holds another twice, and so on, is made of few bytes; but as the key of a
+    dict it is hashed as if it were written out. The pickles are gone through without making anything.
+    """
+    stack, marks, memo, heaviest = [], [], {}, 0
+    with contextlib.ExitStack() as opened, contextlib.suppress(Exception):  # of what is no pickle, torch will complain
+        if zipped:
+            archive = opened.enter_context(zipfile.ZipFile(path))
+            (name,) = (name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl")
+            file = opened.enter_context(archive.open(name))
+        else:
+            file = opened.enter_context(open(path, "rb"))  # the old form: five of them, one after the other
+        for _ in range(1 if zipped else 5):
+            for operation, argument, _ in pickletools.genops(file):
+                name, taken, given = operation.name, operation.stack_before, operation.stack_after
+                if name == "MARK":
+                    marks.append(len(stack))
+                elif "PUT" in name:
+                    memo[argument] = stack[-1]
+                elif "GET" in name:
+                    stack.append(memo[argument])
+                else:
+                    first = len(stack) - len(taken)
+                    if pickletools.markobject in taken:
+                        first = marks.pop() - taken.index(pickletools.markobject)
+                    weight = 1 + sum(stack[first:]) if "TUPLE" in name or name == "REDUCE" else 1
+                    stack[first:] = [weight] * len(given)
+                    heaviest = max(heaviest, weight)
+    return heaviest
 
 
 def _check_tensors(content, size):

@@ -34,6 +34,13 @@ def laughs(depth=60):
     return value
 
 
+def tuples(depth=60):
+    """A checkpoint with a tuple as a key that would take 2 ** depth steps to hash."""
+    doubled = b"".join(b"h%c\x86q%c" % (number, number + 1) for number in range(1, depth))
+    pickled = b"\x80\x02}q\x00K\x01\x85q\x01" + doubled + b"K\x01s."
+    return zip_of({part: pickled if "data.pkl" in part else each for part, each in parts_of(torch_file({})).items()})
+
+
 def torch_file(content, **settings):
     buffer = io.BytesIO()
     torch.save(content, buffer, **settings)
@@ -315,7 +322,9 @@ def checkpoints(good):
         "a view beside": torch_file({**good, "weights_of_others": torch.zeros(1).expand(2**40)}),
         "on no device": torch_file(with_tensor(torch.zeros(2**40, device="meta"))),
         "sparse": torch_file(with_tensor(torch.eye(3).to_sparse())),
-        "sparse and huge": torch_file(with_tensor(torch.sparse_coo_tensor(torch.zeros(2, 0), [], (2**40, 2**20)))),
+        "sparse and huge": torch_file(
+            with_tensor(torch.sparse_coo_tensor(torch.zeros(2, 0), [], (2**40, 2**20), check_invariants=False))
+        ),
         "quantised": torch_file(with_tensor(torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8))),
         "complex": torch_file(with_tensor(tensor.to(torch.complex64))),
         "attributes": torch_file(with_tensor(shadowed)),
@@ -342,6 +351,7 @@ def published():
     tensor = torch.zeros(3)
     odd = [{"class": laughs()}, {"class": tensor}]
     return {
+        "tuples of tuples": tuples(),
         "a pickle": pickle.dumps(Harm()),
         "harm": torch_file({"state_dict": {}, "x": Harm()}),
         "text": b"hello",

@@ -33,7 +33,7 @@ from dataLoader import CropLoader, TrainingList, TrialList, check_files
 from encoder import AudioWarning, SpeakerEncoder, score_trials
 from pack import Pack, write_pack
 from pretrained import load_pretrained
-from tools import InputError, load_checkpoint, load_tensors, one_line, read_history
+from tools import InputError, _heaviest_tuple, load_checkpoint, load_tensors, one_line, read_history
 
 # ---- every reader ----------------------------------------------------------------------------------------------------
 
@@ -348,6 +348,28 @@ def test_arrays_of_other_kinds_and_shapes(name, array):
                 read(Path(folder))
             except InputError as error:
                 assert folder in str(error)
+
+
+def test_letters_that_there_are_not(tmp_path):
+    arrays = fuzz.gallery_arrays()
+    arrays["names"] = np.full(3, 0x7FFFFFFF, "<u4").view("<U1")
+    np.savez(tmp_path / "g.npz", **arrays)
+    with pytest.raises(InputError, match=r"g\.npz is not a gallery, or a damaged one"):
+        fuzz.read_gallery(tmp_path)
+
+
+def test_tuples_are_weighed_before_they_are_made(tmp_path):
+    """Those of every form of checkpoint; what real ones hold weighs little."""
+    for content, form in ((fuzz.model_content(), True), (fuzz.model_content(), False)):
+        torch.save({**content, "x": ((1, 2), (3,))}, tmp_path / "x", _use_new_zipfile_serialization=form)
+        assert 6 <= _heaviest_tuple(tmp_path / "x", form) < 100
+    value = (1,)
+    for _ in range(20):
+        value = (value, value)
+    for form in (True, False):
+        torch.save({"x": value}, tmp_path / "x", _use_new_zipfile_serialization=form)
+        with pytest.raises(InputError, match="tuples of tuples"):
+            load_tensors(tmp_path / "x")
 
 
 VALUES = st.recursive(
