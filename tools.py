@@ -431,7 +431,7 @@ def _check_tensors(content, size):
 
 # What a file of each kind must have for anything to be done with it.
 CONTENTS = {
-    "model": {"settings": dict, "weights": dict},
+    "model": {"weights": dict},
     "training state": {"settings": dict, "weights": dict, "optimizer": dict, "epoch": int, "step": int,
                        "speakers": list, "train_list_sha256": str},
 }  # fmt: skip

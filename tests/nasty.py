@@ -323,7 +323,7 @@ def checkpoints(good):
         "on no device": torch_file(with_tensor(torch.zeros(2**40, device="meta"))),
         "sparse": torch_file(with_tensor(torch.eye(3).to_sparse())),
         "sparse and huge": torch_file(
-            with_tensor(torch.sparse_coo_tensor(torch.zeros(2, 0), [], (2**40, 2**20), check_invariants=False))
+            with_tensor(torch.sparse_coo_tensor(torch.zeros(2, 0), [], (2**40, 2**20), check_invariants=True))
         ),
         "quantised": torch_file(with_tensor(torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8))),
         "complex": torch_file(with_tensor(tensor.to(torch.complex64))),
