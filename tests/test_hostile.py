@@ -1,6 +1,6 @@
 """Hostile and broken input: nothing crashes, hangs, runs code, fills the memory, or leaves the folder that it is given.
 
-What tests/fuzz.py tries by the ten thousand, in small: every nasty file (nasty.py), some hundred with changed bytes,
+What tests/fuzz.py tries by the ten thousand, in small: every nasty file (nasty.py), two hundred with changed bytes,
 and structured cases from hypothesis. Then the numbers: no audio gives an embedding that is not finite.
 """
 
@@ -85,7 +85,7 @@ def test_broken_files_are_read_or_refused_in_one_line(name, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     reader = READERS[name]
     bad = reader.nasty()
-    count = len(reader.seeds()) + len(bad) + MUTATIONS.get(name, 30)
+    count = len(reader.seeds()) + len(bad) + MUTATIONS.get(name, 12)
     read = set()
     for what, case in fuzz.cases(name, reader, count, seed=0):
         outcome = fuzz.attempt(reader.read, tmp_path / "case", case)
@@ -193,7 +193,7 @@ def test_every_command_with_a_list_takes_the_one_flag(command, corpus, tmp_path,
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Zs", "Zl", "Zp", "Cc"]), min_size=1, max_size=20)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(NAMES, NAMES), min_size=1, max_size=8))
 def test_a_list_is_read_as_it_was_written(lines):
     lines[0] = (lines[0][0].lstrip("\ufeff") or "a", lines[0][1])  # which would be taken for the mark of an editor
@@ -206,7 +206,7 @@ def test_a_list_is_read_as_it_was_written(lines):
     assert listing.speakers == sorted(set(listing.speakers))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(st.binary(max_size=200) | st.text("01 ab/.\n\t\0\ufeff\u2028é", max_size=100).map(str.encode))
 def test_whatever_is_no_list_is_refused(content):
     with tempfile.TemporaryDirectory() as folder:
@@ -288,7 +288,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(st.sampled_from([*json.loads(nasty.pack_files()["pack.json"])]), JSON)
 def test_a_pack_of_odd_numbers_is_refused_or_read(key, value):
     case = nasty.pack_files(**({key: value} if key not in ("samples", "entries", "index_sha256") else {}))
@@ -304,7 +304,7 @@ def test_a_pack_of_odd_numbers_is_refused_or_read(key, value):
             assert pack.length.tolist() == [300, 200] and len(pack.open("a/2.wav").read()) == 200
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.integers(-(2**65), 2**65) | st.integers(-500, 1000), st.integers(-500, 1000)), max_size=4))
 def test_only_an_index_that_accounts_for_every_sample_is_read(rows):
     case = nasty.pack_files(names=[f"{n}.wav" for n in range(len(rows))], lengths=[length for _, length in rows],
@@ -333,11 +333,11 @@ def test_a_pack_that_was_begun_and_cannot_be_understood(root, tmp_path):
 
 ARRAYS = st.tuples(
     st.sampled_from(["f4", "f8", "f2", "i8", "u8", "U3", "S3", "?", "c8", "M8[s]", "V4"]),
-    st.lists(st.sampled_from([0, 1, 3, 192, 384]), max_size=3),
+    st.lists(st.sampled_from([0, 1, 3, 192, 384]), max_size=2),
 ).map(lambda form: np.zeros(form[1], form[0]))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(st.sampled_from(["names", "vectors", "counts", "model", "embeddings", "speakers"]), ARRAYS)
 def test_arrays_of_other_kinds_and_shapes(name, array):
     with tempfile.TemporaryDirectory() as folder:
@@ -390,7 +390,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     st.dictionaries(
         st.sampled_from(
