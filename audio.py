@@ -16,11 +16,17 @@ SAMPLE_RATE = 16000
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3"}  # what is taken from noise and response folders
 
 
+# No codec gets more samples out of a byte, not of digital silence: FLAC's limit is 5000. A longer file is a lie.
+SAMPLES_PER_BYTE = 10_000
+# The largest number in a ratio of sample rates (16000 : 44056 = 2000 : 5507): the resampling filter grows with it.
+LARGEST_RATIO = 50_000
+
+
 class UnreadableAudio(InputError):
     """A file that cannot be read, is empty, or holds no sound that could be used."""
 
 
-@functools.lru_cache
+@functools.lru_cache(maxsize=16)  # a filter may take 50 MB
 def low_pass(up, down, crossings):
     """The filter of torchaudio.functional.resample, as ``scipy.signal.resample_poly`` takes it, for rates up : down.
 
@@ -38,29 +44,38 @@ class AudioFile:
 
     channel: which of several channels (0, 1, ...); None: their mean. crossings: how sharp the resampling filter is
     (low_pass); torchaudio's default is 6, which lets frequencies up to 1 kHz too high through as others. ``length`` is
-    the number of samples at 16 kHz. UnreadableAudio, naming the file, when it has none.
+    the number of samples at 16 kHz. UnreadableAudio, naming the file, when it has none, when it is no regular file (a
+    pipe might never answer), or when its header cannot be true.
     """
 
     def __init__(self, path, channel=None, crossings=32):
         self.path = path
         self.crossings = crossings
+        if not os.path.isfile(path):
+            odd = "is a folder" if os.path.isdir(path) else "is not a regular file"
+            raise UnreadableAudio(f"{path} {odd if os.path.exists(path) else 'does not exist'}")
         try:
             # As bytes: a name that is no text is still a name.
             self.file = soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path)
         except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: headerless .raw
-            odd = "does not exist" if not pathlib.Path(path).exists() else "cannot be read as audio"
-            raise UnreadableAudio(f"{path} {'is a folder' if pathlib.Path(path).is_dir() else odd}") from error
-        if not 1000 <= self.file.samplerate <= 400_000:  # a filter for it would fill the memory
+            raise UnreadableAudio(f"{path} cannot be read as audio") from error
+        rate, frames, channels = self.file.samplerate, self.file.frames, self.file.channels
+        divisor = math.gcd(rate, SAMPLE_RATE)
+        self.up, self.down = SAMPLE_RATE // divisor, rate // divisor
+        self.length = -(-frames * self.up // self.down) if rate > 0 else 0
+        self.channel = 0 if channels == 1 else channel
+        odd = ""
+        if not 1000 <= rate <= 400_000 or max(self.up, self.down) > LARGEST_RATIO:
+            odd = f"claims a sample rate of {rate} Hz"
+        elif frames >= 2**62:  # of FLAC from a pipe
+            odd = "does not say how long it is: write it anew, to a file"
+        elif frames > SAMPLES_PER_BYTE * os.path.getsize(path):
+            odd = f"claims {frames} samples in {os.path.getsize(path)} bytes"
+        elif frames <= 0 or (channel or 0) >= channels:
+            odd = "is empty" if frames <= 0 else f"has {channels} channels, no channel {channel}"
+        if odd:
             self.file.close()
-            raise UnreadableAudio(f"{path} claims a sample rate of {self.file.samplerate} Hz")
-        divisor = math.gcd(self.file.samplerate, SAMPLE_RATE)
-        self.up, self.down = SAMPLE_RATE // divisor, self.file.samplerate // divisor
-        self.length = -(-self.file.frames * self.up // self.down)
-        self.channel = 0 if self.file.channels == 1 else channel
-        if self.length <= 0 or (channel or 0) >= self.file.channels:
-            self.file.close()
-            what = "is empty" if self.length <= 0 else f"has {self.file.channels} channels, no channel {channel}"
-            raise UnreadableAudio(f"{path} {what}")
+            raise UnreadableAudio(f"{path} {odd}")
 
     def __enter__(self):
         return self
@@ -71,16 +86,18 @@ class AudioFile:
     def read(self, start=0, samples=None, dtype="float32"):
         """Samples [start, start + samples) as float32 in [-1, 1] or int16; what lies past the end is wrapped around.
 
-        A part is the same whether it is read alone or out of the whole.
+        A part is the same whether it is read alone or out of the whole. UnreadableAudio if it cannot be decoded, is
+        shorter than the header says, holds numbers that are not finite, or does not fit in the memory.
         """
         samples = self.length if samples is None else samples
         available = min(samples, self.length - start)
-        if self.up == self.down:
-            # libsndfile scales float files to int16 in its own way, so they take the road over float32.
-            direct = dtype == "float32" or (self.file.subtype == "PCM_16" and self.channel is not None)
-            waveform = self._read_mono(start, available, dtype if direct else "float32")
-        else:
-            waveform = self._resampled(start, available)
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of numbers near float32's end is seen below
+            if self.up == self.down:
+                # libsndfile scales float files to int16 in its own way, so they take the road over float32.
+                direct = dtype == "float32" or (self.file.subtype == "PCM_16" and self.channel is not None)
+                waveform = self._read_mono(start, available, dtype if direct else "float32")
+            else:
+                waveform = self._resampled(start, available)
         if waveform.dtype != np.int16 and not np.isfinite(waveform).all():
             raise UnreadableAudio(f"{self.path} holds samples that are not finite numbers")
         if waveform.dtype != dtype:
@@ -105,6 +122,8 @@ class AudioFile:
             waveform = self.file.read(count, dtype=dtype, always_2d=True)
         except (soundfile.LibsndfileError, OSError) as error:
             raise UnreadableAudio(f"{self.path} cannot be decoded ({error})") from error
+        except MemoryError as error:
+            raise UnreadableAudio(f"{self.path} does not fit in the memory: {count} samples") from error
         if len(waveform) < count:
             raise UnreadableAudio(f"{self.path} ends before the length in its header: truncated?")
         return waveform.mean(axis=1) if self.channel is None else np.ascontiguousarray(waveform[:, self.channel])

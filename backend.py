@@ -14,7 +14,7 @@ import numpy as np
 import distributed
 from audio import UnreadableAudio
 from calibration import fit_llr, quality_features
-from tools import InputError, cohort_statistics, progress_bar, sha256, symmetric_norm, whole_file
+from tools import InputError, cohort_statistics, load_arrays, progress_bar, sha256, symmetric_norm, whole_file
 
 # Of each speaker, for the cohort. With more, a speaker's mean would move by less than a quarter (1 / sqrt(20)) of the
 # spread of the utterances, and VoxCeleb2 take nine times as long: 1.1 million utterances instead of 120,000.
@@ -87,12 +87,12 @@ def cohort_beside(checkpoint_path, encoder, listing, source, threads):
     origin = {"list_sha256": list_hash(listing), "model": encoder.fingerprint(), "utterances": UTTERANCES}
     kept = None
     with contextlib.suppress(InputError):  # absent or damaged: it is made anew
-        kept = _read_arrays(path)
-        if any(str(kept.get(key)) != str(value) for key, value in origin.items()):
-            kept = None
+        kept = load_arrays(path, "--cohort")
+        same = all(str(kept.get(key)) == str(value) for key, value in origin.items())
+        kept = _embeddings_of(kept, path, encoder) if same else None
     kept = distributed.gather(kept)[0]  # all do what the first one found
     if kept is not None:
-        return Cohort(kept["embeddings"], _about(len(kept["embeddings"]), listing))
+        return Cohort(kept, _about(len(kept), listing))
     cohort = make_cohort(encoder, listing, source, threads)
     try:
         if distributed.rank() == 0:
@@ -109,20 +109,11 @@ def read_cohort(path, encoder):
     ``speakers`` (K,): rows of one speaker are averaged; without it, each row counts as one. ``model``: the fingerprint
     of the encoder that made them. InputError when the file is no such thing, or not of this encoder.
     """
-    arrays = _read_arrays(path)
-    embeddings, speakers = arrays.get("embeddings"), arrays.get("speakers")
-    if embeddings is None or embeddings.ndim != 2 or embeddings.dtype.kind != "f":
-        raise InputError(f"--cohort {path} holds no array 'embeddings' (K, D), as verify.py --embed writes it")
-    if "model" in arrays and str(arrays["model"]) != encoder.fingerprint():
-        raise InputError(f"--cohort {path} was made with another model: its embeddings mean nothing to this one")
-    found, expected = embeddings.shape[1], encoder.network.embedding_size
-    if found != expected:
-        raise InputError(f"--cohort {path} has embeddings of {found} numbers, those of the model have {expected}")
-    if not np.isfinite(embeddings).all():
-        raise InputError(f"--cohort {path} holds embeddings that are not finite")
-    if speakers is not None and speakers.shape != embeddings.shape[:1]:
+    arrays = load_arrays(path, "--cohort")
+    embeddings, speakers = _embeddings_of(arrays, path, encoder), arrays.get("speakers")
+    if speakers is not None and (speakers.shape != embeddings.shape[:1] or speakers.dtype.kind not in "USiu"):
         raise InputError(f"--cohort {path} names {speakers.size} speakers of {len(embeddings)} embeddings")
-    vectors = embeddings.astype(np.float32) if speakers is None else speaker_means(embeddings, speakers)
+    vectors = embeddings if speakers is None else speaker_means(embeddings, speakers)
     kind = "embeddings" if speakers is None else "speakers"
     if len(vectors) < 2:
         raise InputError(f"--cohort {path} has {len(vectors)} {kind}: at least two are needed, better some hundred")
@@ -150,15 +141,21 @@ def _about(count, listing):
     return f"{count} speakers of {name}, at most {UTTERANCES} utterances each"
 
 
-def _read_arrays(path):
-    """{name: array} of an .npz; InputError when it is absent, or no such thing."""
-    if not Path(path).is_file():
-        raise InputError(f"--cohort {path} does not exist")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except Exception as error:  # what a damaged file raises depends on the damage
-        raise InputError(f"--cohort {path} is not an .npz of arrays, or a damaged one") from error
+def _embeddings_of(arrays, path, encoder):
+    """The array ``embeddings`` (K, D) float32 of a file. InputError unless it is there, finite and of this encoder."""
+    embeddings = arrays.get("embeddings")
+    if embeddings is None or embeddings.ndim != 2 or embeddings.dtype.kind != "f":
+        raise InputError(f"--cohort {path} holds no array 'embeddings' (K, D), as verify.py --embed writes it")
+    if "model" in arrays and str(arrays["model"]) != encoder.fingerprint():
+        raise InputError(f"--cohort {path} was made with another model: its embeddings mean nothing to this one")
+    found, expected = embeddings.shape[1], encoder.network.embedding_size
+    if found != expected:
+        raise InputError(f"--cohort {path} has embeddings of {found} numbers, those of the model have {expected}")
+    with np.errstate(over="ignore"):  # found out by the next line
+        embeddings = embeddings.astype(np.float32)
+    if not np.isfinite(embeddings).all():
+        raise InputError(f"--cohort {path} holds embeddings that are not finite")
+    return embeddings
 
 
 # ---- from utterances to scores ---------------------------------------------------------------------------------------

@@ -74,6 +74,7 @@ def build_parser():
                                                         "is measured too (0.2)")
     add("--train_list", default="", help="training list, lines <speaker> <path>")
     add("--train_path", default="", help="folder that its paths start from, or a pack of it")
+    add("--paths_anywhere", action="store_true", help="its paths may be absolute, or leave that folder by ..")
     add("--musan_path", default="", help="MUSAN, folder or pack; '' for none")
     add("--rir_path", default="", help="room responses, folder or pack; '' for none")
     add("--bank_mb", type=float, default=512, help="memory for noises and responses, MB (512)")

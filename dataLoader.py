@@ -10,7 +10,9 @@ import concurrent.futures
 import copy
 import hashlib
 import math
+import os
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -19,7 +21,7 @@ from tqdm import tqdm
 
 from audio import UnreadableAudio
 from pack import Pack
-from tools import InputError, RunError
+from tools import InputError, RunError, read_text, sha256
 
 # ---- randomness as a function of position ----------------------------------------------------------------------------
 
@@ -54,22 +56,28 @@ def to_device(tensor, device):
 # ---- lists -----------------------------------------------------------------------------------------------------------
 
 
+LONGEST_FIELD = 4096  # characters: the longest path of Linux; of arrays of names each entry is as long as the longest
+
+
 def read_lines(path, flag):
-    """([(line number, fields)] of the lines that are not blank, SHA-256 of the file). InputError if absent or empty."""
-    path = pathlib.Path(path)
-    if not path.exists():
-        raise InputError(f"{flag} {path} does not exist")
-    try:
-        content = path.read_bytes()
-        text = content.decode("utf-8-sig")  # -sig: Windows editors put an invisible mark at the beginning
-    except UnicodeDecodeError as error:
-        raise InputError(f"{flag} {path} is not a text file ({error.reason} at byte {error.start})") from error
-    except OSError as error:
-        raise InputError(f"{flag} {path} cannot be read as a list: {error.strerror}") from error
+    """([(line number, fields)] of the lines of a list that are not blank, SHA-256 of the file).
+
+    InputError if it is absent, empty, or no text, or has a field that is longer than any path.
+    """
+    text = read_text(path, flag)
     lines = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise InputError(f"{flag} {path} is empty")
-    return lines, hashlib.sha256(content).hexdigest()
+    for number, fields in lines:
+        if len(max(fields, key=len)) > LONGEST_FIELD:
+            raise InputError(f"{flag} {path} line {number}: a field has more than {LONGEST_FIELD} characters")
+    return lines, sha256(path)
+
+
+def quoted(fields):
+    """The fields of a line for a message, cut short if need be."""
+    line = " ".join(fields)
+    return f"'{line}'" if len(line) <= 200 else f"'{line[:200]}'..."
 
 
 class TrainingList:
@@ -84,11 +92,13 @@ class TrainingList:
         for number, fields in lines:
             if len(fields) != 2:
                 hint = "; this looks like a trial list" if len(fields) == 3 and fields[0] in ("0", "1") else ""
-                raise InputError(f"{path} line {number}: expected '<speaker> <path>', got '{' '.join(fields)}'{hint}")
+                raise InputError(f"{path} line {number}: expected '<speaker> <path>', got {quoted(fields)}{hint}")
         self.line_numbers = [number for number, _ in lines]
         self.files = [fields[1] for _, fields in lines]
-        self.speakers, self.label = np.unique([fields[0] for _, fields in lines], return_inverse=True)
-        self.speakers = self.speakers.tolist()
+        # Not with np.unique, whose arrays give every name the room of the longest.
+        self.speakers = sorted({fields[0] for _, fields in lines})
+        number = {speaker: label for label, speaker in enumerate(self.speakers)}
+        self.label = np.array([number[fields[0]] for _, fields in lines], dtype=np.int64)
 
     def subset(self, rows):
         """The lines at some positions (M,), in that order, as a list of their own: its speakers are numbered anew."""
@@ -114,8 +124,8 @@ class TrialList:
         for number, fields in lines:
             if len(fields) != 3 or fields[0] not in ("0", "1"):
                 hint = "; this looks like a training list" if len(fields) == 2 else ""
-                found = " ".join(fields)
-                raise InputError(f"{path} line {number}: expected '<1|0> <enrol> <test path>', got '{found}'{hint}")
+                expected = "'<1|0> <enrol> <test path>'"
+                raise InputError(f"{path} line {number}: expected {expected}, got {quoted(fields)}{hint}")
         label, enrol, test = zip(*(fields for _, fields in lines))
         self._set(path, [int(each) for each in label], enrol, test, [number for number, _ in lines])
 
@@ -145,13 +155,37 @@ class TrialList:
         return "".join(f"{label} {enrol} {test}\n" for label, enrol, test in zip(self.label, self.enrol, self.test))
 
 
-def check_files(listing, source, flag):
-    """InputError naming the first line of a TrainingList or TrialList whose file the source (Folder, Pack) lacks."""
+def leads_out(file):
+    """Whether the path of a file, as a list has it, is absolute or goes up: it may leave the folder of the list.
+
+    Links in the folder may lead anywhere: they are its owner's affair.
+    """
+    return os.path.isabs(file) or ".." in re.split(r"[/\\]", file)
+
+
+def refuse_to_leave(path, number, file, flag):
+    """The InputError for a line of a list whose path ``leads_out``."""
+    return InputError(
+        f"{path} line {number}: {file[:200]} leads out of {flag}, absolute or by ..; if you trust the list, "
+        "--paths_anywhere takes such paths"
+    )
+
+
+def check_files(listing, source, flag, anywhere=False):
+    """InputError naming the first line of a TrainingList or TrialList whose file the source (Folder, Pack) lacks.
+
+    Paths of a Folder that are absolute or have a ".." are refused in the same way, unless they may lead ``anywhere``.
+    Those of a Pack name what is in it, and lead nowhere.
+    """
     lines = {}  # each file once, with the line that names it first
     columns = (listing.files,) if isinstance(listing, TrainingList) else (listing.enrol, listing.test)
     for column in columns:
         for number, file in zip(listing.line_numbers, column):
             lines.setdefault(file, number)
+    if not anywhere and not isinstance(source, Pack):
+        outside = [(number, file) for file, number in lines.items() if leads_out(file)]
+        if outside:
+            raise refuse_to_leave(listing.path, *min(outside), flag)
     missing = source.missing(list(lines))
     if missing:
         number, file = min((lines[file], file) for file in missing)

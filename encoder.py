@@ -92,6 +92,7 @@ class SpeakerEncoder:
         self.listing = about.listing
         self.classifier, self.speakers, self.mean = about.classifier, about.speakers, about.mean
         self.held_out = about.held_out
+        self.vector_size = self.network.embedding_size * (2 if self.system.crops else 1)  # of scoring vectors
         self.channel = None
 
     @classmethod

@@ -45,7 +45,7 @@ def open_tests(args):
         if (Path(args.eval_path) / "pack.json").exists():
             raise InputError(f"--eval_path {args.eval_path} is a pack: utterances of trials are read from files")
         source = next((test.source for test in tests.values()), Folder(args.eval_path))  # one for all
-        check_files(trials, source, "--eval_path")
+        check_files(trials, source, "--eval_path", args.paths_anywhere)
         tests[name] = Test(trials, source)
     return tests
 
@@ -53,7 +53,7 @@ def open_tests(args):
 def open_training_list(args):
     """The training list and where its files are, a folder or a pack."""
     listing, source = TrainingList(args.train_list), open_source(args.train_path, "--train_path")
-    check_files(listing, source, "--train_path")
+    check_files(listing, source, "--train_path", args.paths_anywhere)
     return listing, source
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from audio import SAMPLE_RATE, Folder, UnreadableAudio, check_folder, to_int16
-from tools import InputError, RunError, check_writable, progress_bar, sha256, write_text
+from tools import InputError, RunError, check_writable, progress_bar, read_text, sha256, write_text
 
 FORMAT = 1
 # The first channel of a response as it is: rounding to 16 bits would cut off its tail, a mean be that of no room.
@@ -85,27 +85,33 @@ class Pack:
     def __init__(self, path):
         self.path = pathlib.Path(path)
         try:
-            self.content = content = json.loads((self.path / "pack.json").read_text(encoding="utf-8"))
+            self.content = content = json.loads(read_text(self.path / "pack.json"))
             if content["format"] != FORMAT:
                 raise self._damaged(f"pack.json is of format {content['format']}, not {FORMAT}")
             dtype, self.channel = KINDS[content["kind"]]
             if (content["dtype"], content["sample_rate"]) != (SUFFIX[dtype], SAMPLE_RATE):
                 raise self._damaged(f"pack.json claims {content['dtype']} at {content['sample_rate']} Hz")
             held, entries, index_hash = content["samples"], content["entries"], content["index_sha256"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if not (type(held) is type(entries) is type(content["unreadable"]) is int and entries > 0):
+                raise self._damaged("pack.json holds no numbers of samples and entries")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
             raise self._damaged("pack.json cannot be understood") from error
         file = self.path / f"samples.{SUFFIX[dtype]}"
-        size = os.path.getsize(file) if file.exists() else 0
+        size = os.path.getsize(file) if file.is_file() else 0
         if not size or size != held * np.dtype(dtype).itemsize:
             raise self._damaged(f"{file.name} has {size} bytes, not those of {held} samples")
         index = self.path / "index.tsv"
-        if not index.exists() or sha256(index) != index_hash:
+        if not index.is_file() or sha256(index) != index_hash:
             raise self._damaged("index.tsv is not the one it was written with")
-        names, self.offset, self.length, self.checksum = self._read_index(index)
+        try:
+            names, self.offset, self.length, self.checksum = self._read_index(index)
+        except (ValueError, OverflowError) as error:
+            raise self._damaged("index.tsv cannot be understood") from error
         ends = np.cumsum(self.length)
-        if len(names) != entries or ends[-1] != held or not np.array_equal(ends - self.length, self.offset):
+        places_fit = len(names) == entries and ends[-1] == held and np.array_equal(ends - self.length, self.offset)
+        if not places_fit or (self.length < 0).any():
             raise self._damaged("index.tsv does not account for every sample once")
         # An array of sorted names, not a dict: a million strings of Python's would take several times the memory.
         self.order = np.argsort(names, kind="stable")
@@ -122,13 +128,25 @@ class Pack:
 
     @staticmethod
     def _read_index(path):
-        """(names, offsets, lengths, checksums), each (entries,): some lines at a time, so that they need no memory."""
-        parts = []
+        """(names, offsets, lengths, checksums), each (entries,): some lines at a time, so that they need no memory.
+
+        ValueError or OverflowError if it is no index.
+        """
+        parts, count, longest = [], 0, 0
         with open(path, "rb") as file:
             while lines := file.readlines(1 << 22):
                 fields = b"".join(lines).replace(b"\n", b"\t").split(b"\t")
+                if len(fields) != 5 * len(lines) + 1:
+                    raise ValueError("not five fields in each line")
+                names, count = fields[1::5], count + len(lines)
+                longest = max(longest, len(max(names, key=len)))
+                # The array gives every name the room of the longest: one that is far longer would fill the memory.
+                if longest > 4096 or count * longest > (1 << 24) + 64 * os.path.getsize(path):
+                    raise ValueError("a name that is no path")
                 numbers = (np.fromiter(map(int, fields[column:-1:5]), np.int64) for column in (2, 3, 4))
-                parts.append((np.array(fields[1::5]), *numbers))
+                parts.append((np.array(names), *numbers))
+        if not parts:
+            raise ValueError("an empty index")
         return [np.concatenate(column) for column in zip(*parts)]
 
     def _samples_of(self, row):
@@ -136,9 +154,12 @@ class Pack:
 
     def rows(self, files):
         """Where files stand in ``offset`` and ``length``: (N,) int64, -1 for those that are not in the pack."""
-        wanted = np.array([_encoded(file) for file in files])
+        # What is longer than the longest name is not there, and would make all the others longer.
+        wanted = [_encoded(file) for file in files]
+        fits = np.array([0 < len(name) <= self.names.itemsize for name in wanted], dtype=bool)
+        wanted = np.array([name if fit else b"" for name, fit in zip(wanted, fits)], dtype=self.names.dtype)
         place = np.minimum(np.searchsorted(self.names, wanted), len(self.names) - 1)
-        return np.where(self.names[place] == wanted, self.order[place], -1)
+        return np.where(fits & (self.names[place] == wanted), self.order[place], -1)
 
     def find(self, folder=""):
         """The files under a folder of what was packed, sorted as Folder.find does."""
@@ -196,7 +217,7 @@ def write_pack(path, kind, source, files, speakers=None, list_sha256=None, threa
     check_writable(path, "--pack")
     begun = path / "packing.json"
     if begun.exists():
-        _check_origin(path, json.loads(begun.read_text(encoding="utf-8")), origin)
+        _check_origin(path, _begun_with(begun), origin)
     elif any(not file.name.startswith(".") for file in path.iterdir()):  # "." : leftovers of a file not yet whole
         raise InputError(f"--pack {path} holds other things: give a new folder, or an empty one")
     else:
@@ -214,6 +235,14 @@ def write_pack(path, kind, source, files, speakers=None, list_sha256=None, threa
     write_text(path / "pack.json", json.dumps(origin | numbers, indent=2) + "\n")
     begun.unlink()
     return Pack(path), False
+
+
+def _begun_with(begun):
+    """What packing.json says. InputError if that cannot be understood."""
+    with contextlib.suppress(ValueError, RecursionError):
+        if isinstance(origin := json.loads(read_text(begun)), dict):
+            return origin
+    raise InputError(f"--pack {begun.parent} was begun, but its {begun.name} cannot be understood: delete the folder")
 
 
 def _check_origin(path, found, origin):
@@ -269,7 +298,7 @@ def _take_up(index, samples, itemsize, files, speakers):
     index.seek(0)
     for line, speaker, file in zip(index, speakers, files):
         begin = _encoded(f"{speaker}\t{file}\t{end}\t")
-        rest = re.fullmatch(rb"(\d+)\t\d+\n", line[len(begin) :]) if line.startswith(begin) else None
+        rest = re.fullmatch(rb"(\d{1,18})\t\d+\n", line[len(begin) :]) if line.startswith(begin) else None
         if not rest or end + int(rest[1]) > available:
             break
         done, end, kept, unreadable = done + 1, end + int(rest[1]), kept + len(line), unreadable + (rest[1] == b"0")

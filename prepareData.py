@@ -33,7 +33,7 @@ def pack(arguments):
     speakers = list_sha256 = None
     if arguments.train_list:
         source, listing = Folder(root), TrainingList(arguments.train_list)
-        check_files(listing, source, flag)
+        check_files(listing, source, flag, arguments.paths_anywhere)
         speaker = {}  # of each file once, by the line that names it first
         for file, label in zip(listing.files, listing.label):
             speaker.setdefault(file, listing.speakers[label])
@@ -70,6 +70,7 @@ def build_parser():
     add = parser.add_argument_group("--pack").add_argument
     add("--train_list", metavar="LIST", help="pack the files of this training list, lines <speaker> <path>")
     add("--train_path", metavar="ROOT", help="folder that its paths start from")
+    add("--paths_anywhere", action="store_true", help="its paths may be absolute, or leave that folder by ..")
     add("--musan_path", metavar="ROOT", help="or: pack MUSAN's noise/, music/ and speech/")
     add("--rir_path",   metavar="ROOT", help="or: pack RIRS_NOISES or another folder of room responses")
     add("--n_cpu",      type=int, default=4, help="threads that read audio (%(default)s)")

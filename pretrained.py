@@ -17,7 +17,7 @@ from torch import nn
 
 from filterbanks import KaldiFilterbank, SpeechBrainFilterbank
 from model import ECAPA_TDNN, RECIPE, SAMPLE_RATE, LogMel, Variant
-from tools import InputError, load_checkpoint, load_tensors
+from tools import InputError, load_checkpoint, load_tensors, read_text
 from xvector import XVectorSincNet
 
 # ---- the systems -----------------------------------------------------------------------------------------------------
@@ -149,8 +149,10 @@ def load_pretrained(path, system=None):
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no weights but a {type(content).__name__}")
     state = content.get("state_dict", content)
-    if isinstance(state, dict) and any(str(key).startswith("module.") for key in state):  # of DataParallel
-        state = {str(key).replace("module.", ""): value for key, value in state.items()}
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise InputError(f"{path} holds no tensors by name")
+    if any(key.startswith("module.") for key in state):  # of DataParallel
+        state = {key.replace("module.", ""): value for key, value in state.items()}
         content = {**content, "state_dict": state} if "state_dict" in content else state
     found = _recognise(path, content)
     if system is None and len(found) > 1:
@@ -183,10 +185,11 @@ def _weights_in(folder, system):
 def _recognise(path, content):
     """The systems whose weights these may be."""
     state = content.get("state_dict", content)
-    names = {key for key in state if isinstance(key, str)} if isinstance(state, dict) else set()
-    if content.get("kind") == "training state":
+    names = set(state)
+    kind = content["kind"] if isinstance(content.get("kind"), str) else None
+    if kind == "training state":
         raise InputError(f"{path} is the state of a training run, not a model: take one of its model/*.model")
-    if content.get("kind") == "model":
+    if kind == "model":
         return ["ours"]
     if any(name.startswith("speaker_encoder.") for name in names):
         return ["taoruijie"]
@@ -206,28 +209,31 @@ def _load_ours(path, content, system):
     try:
         settings, scores, weights = checkpoint["settings"], checkpoint.get("scores") or {}, checkpoint["weights"]
         state = {key: value for key, value in weights.items() if key != "speaker_loss.weight"}
-        classifier, speakers = weights.get("speaker_loss.weight"), checkpoint.get("speakers")
+        classifier, speakers = weights.get("speaker_loss.weight"), checkpoint.get("speakers") or None
         scale = float(settings.get("s", 30))
-        held_out = [str(name) for name in checkpoint.get("valid_speakers") or ()]
-        system = str(settings.get("system", "ours"))
+        held_out = checkpoint.get("valid_speakers") or []
+        system = settings.get("system", "ours")
         listing, result = next(iter(scores.items()), ("", {}))
         thresholds = dict(result.get("thresholds") or {})
         if not all(value is None or isinstance(value, float) for value in thresholds.values()):
             raise ValueError("its thresholds are no numbers")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # Of text: what else a file may hold can take for ever to be put in words.
+        if not all(isinstance(name, str) for name in (system, listing, *thresholds, *held_out, *(speakers or ()))):
+            raise ValueError("its names are no text")
+        if not isinstance(speakers, (list, type(None))) or not isinstance(held_out, list):
+            raise ValueError("its speakers are no list")
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(f"{path} lacks what a model of this repository has ({error})") from error
     if system not in SYSTEMS:
         raise InputError(f"{path} is based on a system that is not known here: {system!r}")
     network, threshold = _network(path, state, system, {}, PREFIX), thresholds.get("EER")
     shape = tuple(getattr(classifier, "shape", ()))
-    if classifier is not None and not (len(shape) in (2, 3) and shape[-1] == network.embedding_size):
+    if classifier is not None and not (len(shape) in (2, 3) and shape[-1] == network.embedding_size and all(shape)):
         raise InputError(f"{path}: the tensor speaker_loss.weight has an odd shape")
     if threshold is not None:
         threshold = min(1.0, max(-1.0, threshold))
     origin = f"where misses and false alarms were equal on {listing}" if threshold is not None else ""
-    return Pretrained(
-        system, network, classifier, speakers, threshold, origin, thresholds, str(listing), scale, held_out
-    )
+    return Pretrained(system, network, classifier, speakers, threshold, origin, thresholds, listing, scale, held_out)
 
 
 def _load_taoruijie(path, content, system):
@@ -267,9 +273,10 @@ def _load_wespeaker(path, content, system):
     settings = path.parent / "config.yaml"
     if settings.is_file():
         config = _read_yaml(settings)
-        model = str(config.get("model", "ECAPA_TDNN_GLOB_"))
-        if not model.startswith("ECAPA_TDNN_GLOB_"):
-            raise InputError(f"{settings}: model {model} is not known here, only ECAPA_TDNN_GLOB_c512 and _c1024")
+        model = config.get("model", "ECAPA_TDNN_GLOB_")
+        if not isinstance(model, str) or not model.startswith("ECAPA_TDNN_GLOB_"):
+            known = "only ECAPA_TDNN_GLOB_c512 and _c1024"
+            raise InputError(f"{settings}: model {in_short(model)} is not known here, {known}")
     state = content.get("state_dict", content)
     projection = state.get("projection.weight")
     state = {key: value for key, value in state.items() if not key.startswith("projection.")}
@@ -280,8 +287,8 @@ def _load_pyannote(path, content, system):
     about = content.get("pyannote.audio")
     architecture = about.get("architecture") if isinstance(about, dict) else None
     name = architecture.get("class", "XVectorSincNet") if isinstance(architecture, dict) else "XVectorSincNet"
-    if name != "XVectorSincNet":
-        raise InputError(f"{path} is pyannote.audio's {name}, not the XVectorSincNet of pyannote/embedding")
+    if not isinstance(name, str) or name != "XVectorSincNet":
+        raise InputError(f"{path} is pyannote.audio's {in_short(name)}, not the XVectorSincNet of pyannote/embedding")
     settings = content.get("hyper_parameters")
     settings = settings if isinstance(settings, dict) else {}
     sincnet = settings.get("sincnet")
@@ -291,8 +298,8 @@ def _load_pyannote(path, content, system):
         (settings.get("num_channels", 1), 1, "num_channels"),
         (sincnet.get("stride", 10), 10, "sincnet stride"),
     ):
-        if found != expected:
-            raise InputError(f"{path} was trained with {what} {found}; only {expected} is known here")
+        if not isinstance(found, (int, float)) or found != expected:
+            raise InputError(f"{path} was trained with {what} {in_short(found)}; only {expected} is known here")
     state = content.get("state_dict", content)
     columns = state.get("loss_func.W")  # of the ArcFace loss, a column for each speaker
     state = {key: value for key, value in state.items() if key != "loss_func.W"}
@@ -341,7 +348,7 @@ def _network(path, state, system, names=None, prefix=""):
     named = {}
     for key, tensor in state.items():
         if not isinstance(tensor, torch.Tensor) or not isinstance(key, str):
-            raise InputError(f"{path}: {key} is not a tensor but a {type(tensor).__name__}")
+            raise InputError(f"{path}: {in_short(key)} is not a tensor but a {type(tensor).__name__}")
         layer, _, parameter = key.removeprefix(prefix).rpartition(".")
         # A layer of ours that bears another name in theirs is none of theirs.
         known = names.get(layer, f"unknown {layer}") if names else layer
@@ -367,6 +374,8 @@ def _network(path, state, system, names=None, prefix=""):
         if [n for n in tensor.shape if n != 1] != [n for n in expected[key].shape if n != 1]:
             shapes = f"{tuple(tensor.shape)}, not {tuple(expected[key].shape)}"
             raise InputError(f"{path}: the tensor {their_name(key)} has the shape {shapes}")
+        if expected[key].is_floating_point() and not tensor.is_floating_point():
+            raise InputError(f"{path}: the tensor {their_name(key)} has numbers of the kind {tensor.dtype}")
         named[key] = tensor.detach().reshape(expected[key].shape).to(expected[key].dtype)
     network.load_state_dict(named, assign=True)
     return network.eval()
@@ -378,20 +387,22 @@ def _network(path, state, system, names=None, prefix=""):
 STAND_IN_FOR = (
     "pyannote", "pytorch_lightning", "lightning", "lightning_fabric", "torchmetrics", "omegaconf", "torch", "numpy",
 )  # fmt: skip
-MOST_BYTES = 20 << 20  # of a text file beside the weights
+MOST_BYTES = 1 << 20  # of a text file beside the weights: the largest known has a tenth
 
 
-def _read_text(path):
-    if path.stat().st_size > MOST_BYTES:
-        raise InputError(f"{path} is larger than any such file: {path.stat().st_size} bytes")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as text ({error})") from error
+def in_short(value):
+    """What a file says, for a message: text and numbers as they are, of the rest what it is.
+
+    Lists of lists may hold each other so many times over that they would never be put in words.
+    """
+    return str(value)[:100] if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
 
 
 class _PlainLoader(yaml.SafeLoader):
     """YAML in which a tag like !new:some.class is nothing but a name: what it marks is read as plain data."""
+
+    def flatten_mapping(self, node):
+        """Leave "<<" alone: a few lines of it, each with two of the line before, would fill the memory."""
 
 
 def _untagged(loader, tag, node):
@@ -407,8 +418,10 @@ _PlainLoader.add_multi_constructor("tag:", _untagged)
 def _read_yaml(path):
     """A YAML file's mapping as plain data; {} if it holds something else."""
     try:
-        content = yaml.load(_read_text(path), Loader=_PlainLoader)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        content = yaml.load(read_text(path, most=MOST_BYTES), Loader=_PlainLoader)
+    except InputError:
+        raise
+    except Exception as error:  # PyYAML's constructors raise whatever comes: KeyError, AttributeError, ...
         raise InputError(f"{path} is not YAML ({str(error).splitlines()[0] if str(error) else 'nested'})") from error
     return content if isinstance(content, dict) else {}
 
@@ -424,11 +437,12 @@ def _check_speechbrain_settings(path):
     """InputError if hyperparams.yaml asks for another front end than the published one."""
     settings = _read_yaml(path)
     if settings.get("n_mels", 80) != 80:
-        raise InputError(f"{path}: n_mels {settings['n_mels']}; only 80 are known here")
+        raise InputError(f"{path}: n_mels {in_short(settings['n_mels'])}; only 80 are known here")
     fbank = settings.get("compute_features")
     others = [name for name in fbank if name not in ("n_mels", "sample_rate")] if isinstance(fbank, dict) else []
     if others:
-        raise InputError(f"{path}: compute_features sets {others[0]}; only SpeechBrain's defaults are known here")
+        other = in_short(others[0])
+        raise InputError(f"{path}: compute_features sets {other}; only SpeechBrain's defaults are known here")
 
 
 def _configuration(path):
@@ -437,13 +451,13 @@ def _configuration(path):
     if not file.is_file():
         return None
     try:
-        model = json.loads(_read_text(file)).get("model", {})
+        model = json.loads(read_text(file, most=MOST_BYTES)).get("model", {})
         names = model.get("pretrained_model") == path.name or model.get("type") == "ecapa-tdnn-sv"
         rate = model.get("model_config", {}).get("sample_rate", SAMPLE_RATE)
     except (ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{file} is not a configuration of ModelScope ({error})") from error
     if names and rate != SAMPLE_RATE:
-        raise InputError(f"{file}: sample_rate {rate}; only {SAMPLE_RATE} is known here")
+        raise InputError(f"{file}: sample_rate {in_short(rate)}; only {SAMPLE_RATE} is known here")
     return model if names else None
 
 
@@ -454,7 +468,7 @@ def _only_tensor(path, name, shape, others=False):
     if not isinstance(tensor, torch.Tensor):
         raise InputError(f"{path}: the tensor {name} is missing")
     if len(content) > 1 and not others:
-        raise InputError(f"{path}: {next(key for key in content if key != name)} is unexpected")
+        raise InputError(f"{path}: {in_short(next(key for key in content if key != name))} is unexpected")
     tensor = tensor.squeeze() if len(shape) == 1 else tensor  # a mean may be kept as a row
     if tensor.dim() != len(shape) or any(want not in (None, have) for want, have in zip(shape, tensor.shape)):
         raise InputError(f"{path}: the tensor {name} has the shape {tuple(tensor.shape)}, not {shape}")
@@ -464,11 +478,13 @@ def _only_tensor(path, name, shape, others=False):
 def _read_labels(path, count):
     """SpeechBrain's label encoder, lines ``'id10001' => 0`` up to a line of ``=`` -> names in order."""
     labels = {}
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path, most=MOST_BYTES).splitlines(), 1):
         if re.fullmatch("=+", line.strip()):
             break
         label, _, index = line.partition(" => ")
         try:
+            if len(label) > 1000:  # deep nesting could break Python's parser
+                raise ValueError("a long line")
             labels[int(index)] = str(ast.literal_eval(label))
         except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
             raise InputError(f"{path} line {number}: expected 'label' => number, got {line[:60]!r}") from error

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import pickle
+import pickletools
 import re
 import signal
 import sys
@@ -22,9 +23,22 @@ from tqdm import tqdm
 class InputError(ValueError):
     """Something the user gave is wrong. The message is one line: what, where, and the mend. Exit status 2."""
 
+    def __str__(self):
+        return one_line(super().__str__())
+
 
 class RunError(RuntimeError):
     """Something went wrong while running, through no fault of the command line. One line too. Exit status 1."""
+
+    def __str__(self):
+        return one_line(super().__str__())
+
+
+def one_line(text, most=2000):
+    """A message as one line of bounded length: what it quotes from a file may break lines or steer a terminal."""
+    if len(text) > most:
+        text = f"{text[: most // 2]} ... {text[-most // 2 :]}"
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def run_command(main, failure=1):
@@ -292,6 +306,60 @@ def ran_out_of_memory(error):
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (isinstance(error, RuntimeError) and bool(said))
 
 
+def read_text(path, flag="", most=None):
+    """The text of a file. InputError, beginning with the flag, when it is absent, no regular file, or no text.
+
+    most: so many bytes such a file can have. A pipe or a device may have no end, so they are not even opened.
+    """
+    path, named = pathlib.Path(path), f"{flag} {path}".strip()
+    if not os.path.isfile(path):
+        odd = "is a folder" if os.path.isdir(path) else "is not a regular file"
+        raise InputError(f"{named} {odd if os.path.exists(path) else 'does not exist'}")
+    try:
+        if most and path.stat().st_size > most:
+            raise InputError(f"{named} is larger than any such file: {path.stat().st_size} bytes")
+        text = path.read_text(encoding="utf-8-sig")  # -sig: Windows editors put an invisible mark at the beginning
+    except UnicodeDecodeError as error:
+        raise InputError(f"{named} is not a text file ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise InputError(f"{named} cannot be read: {error.strerror}") from error
+    if "\0" in text:
+        raise InputError(f"{named} is not a text file (it has a zero byte)")
+    return text
+
+
+def load_arrays(path, flag, what="an .npz of arrays"):
+    """{name: array} of an .npz, which is to be ``what``. Nothing in the file is executed.
+
+    InputError, beginning with the flag, when it is absent, no such thing, damaged, or claims to hold more than its size
+    can explain.
+    """
+    named = f"{flag} {path}"
+    if not os.path.isfile(path):
+        raise InputError(f"{named} {'is not a regular file' if os.path.exists(path) else 'does not exist'}")
+    try:
+        _check_unpacked_size(path, 100)  # numpy may compress: names by a lot, embeddings hardly at all
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("numpy gives the bytes of what is no array")
+        for text in (array for array in arrays.values() if array.dtype.kind == "U" and array.nbytes):
+            codes = text.astype(text.dtype.newbyteorder("=")).ravel().view(np.uint32)
+            if (codes > sys.maxunicode).any():  # from which numpy makes no strings
+                raise ValueError("letters that there are not")
+        return arrays
+    except Exception as error:  # what a damaged file raises depends on the damage
+        raise InputError(f"{named} is not {what}, or a damaged one ({type(error).__name__})") from error
+
+
+def _check_unpacked_size(path, factor):
+    """ValueError if the parts of a zip file claim more than so many times its bytes: unpacked, they fill the memory."""
+    with zipfile.ZipFile(path) as file:
+        claimed = sum(part.file_size for part in file.infolist())
+    if claimed > factor * os.path.getsize(path):
+        raise ValueError(f"its parts claim {claimed} bytes, the file has {os.path.getsize(path)}")
+
+
 class Placeholder:
     """Stands in for a class that a file names and nobody needs: takes whatever it is given, does nothing."""
 
@@ -306,19 +374,27 @@ def load_tensors(path, stand_in_for=()):
     """Read what ``torch.save`` wrote, onto the CPU: tensors, numbers, strings and containers of them.
 
     Nothing in the file is executed. Classes of the packages ``stand_in_for`` are read as Placeholders; a file that
-    names any other is refused. Raises InputError when it is that, absent, or damaged.
+    names any other is refused. Raises InputError when it is that, absent, or damaged, or when it holds a tensor that is
+    larger than the file or not a plain one.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} does not exist")
+    if not os.path.isfile(path):
+        raise InputError(f"{path} {'is not a regular file' if os.path.exists(path) else 'does not exist'}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd pickles: the error below says what a user needs
-            zipped = stand_in_for and zipfile.is_zipfile(path)  # the form that Lightning writes, too
-            named = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
+            zipped = zipfile.is_zipfile(path)
+            if zipped:
+                _check_unpacked_size(path, 1)  # torch.save does not compress
+            if _heaviest_tuple(path, zipped) > 20_000:
+                raise ValueError("it holds tuples of tuples that would take for ever")
+            # The form that Lightning writes, too.
+            named = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped and stand_in_for else []
             places = [(Placeholder, name) for name in named if name.split(".")[0] in stand_in_for]
             with torch.serialization.safe_globals(places):
-                return torch.load(path, map_location="cpu", weights_only=True)
+                content = torch.load(path, map_location="cpu", weights_only=True)
+            _check_tensors(content, path.stat().st_size)
+            return content
     except Exception as error:  # what a damaged file raises depends on the damage
         asked = re.search(r"(?:GLOBAL|function|class) <?(\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and asked:
@@ -327,29 +403,105 @@ def load_tensors(path, stand_in_for=()):
         raise InputError(f"{path} is not a checkpoint, or a damaged one ({type(error).__name__}: {reason})") from error
 
 
+def _heaviest_tuple(path, zipped):
+    """How many things the largest tuple of a checkpoint's pickles holds, counted as often as it holds them.
+
+    A tuple that holds another twice, which holds another twice, and so on, is made of few bytes; but as the key of a
+    dict it is hashed as if it were written out. The pickles are gone through without making anything.
+    """
+    stack, marks, memo, heaviest = [], [], {}, 0
+    with contextlib.ExitStack() as opened, contextlib.suppress(Exception):  # of what is no pickle, torch will complain
+        if zipped:
+            archive = opened.enter_context(zipfile.ZipFile(path))
+            (name,) = (name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl")
+            file = opened.enter_context(archive.open(name))
+        else:
+            file = opened.enter_context(open(path, "rb"))  # the old form: five of them, one after the other
+        for _ in range(1 if zipped else 5):
+            for operation, argument, _ in pickletools.genops(file):
+                name, taken, given = operation.name, operation.stack_before, operation.stack_after
+                if name == "MARK":
+                    marks.append(len(stack))
+                elif "PUT" in name:
+                    memo[argument] = stack[-1]
+                elif "GET" in name:
+                    stack.append(memo[argument])
+                else:
+                    first = len(stack) - len(taken)
+                    if pickletools.markobject in taken:
+                        first = marks.pop() - taken.index(pickletools.markobject)
+                    weight = 1 + sum(stack[first:]) if "TUPLE" in name or name == "REDUCE" else 1
+                    stack[first:] = [weight] * len(given)
+                    heaviest = max(heaviest, weight)
+    return heaviest
+
+
+def _check_tensors(content, size):
+    """ValueError if there is a tensor among the content of a file of that size that cannot be what it seems."""
+    seen, waiting = set(), [content]
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen:  # a container may hold another many times over, and so on
+            continue
+        seen.add(id(each))
+        if isinstance(each, dict):
+            waiting += [*each, *each.values()]
+        elif isinstance(each, (list, tuple, set)):
+            waiting += each
+        elif isinstance(each, torch.Tensor):
+            # A file can give a tensor attributes, which would be found in place of its methods.
+            if each.__dict__ or each.layout != torch.strided or each.device.type != "cpu" or each.is_quantized:
+                raise ValueError("it holds a tensor that is no plain one")
+            if each.numel() * each.element_size() > size:  # a view that repeats few numbers: a copy would be large
+                raise ValueError(f"it holds a tensor of {each.numel()} numbers that is larger than the file")
+
+
+# What a file of each kind must have for anything to be done with it.
+CONTENTS = {
+    "model": {"weights": dict},
+    "training state": {"settings": dict, "weights": dict, "optimizer": dict, "epoch": int, "step": int,
+                       "speakers": list, "train_list_sha256": str},
+}  # fmt: skip
+
+
 def load_checkpoint(path, kind, content=None):
     """What ``save_checkpoint`` wrote with ``checkpoint["kind"] == kind``: read from the file, unless it is given.
 
-    Raises InputError when it is absent, damaged, or something else.
+    Raises InputError when it is absent, damaged, something else, or lacks what is in every file of its kind (CONTENTS).
     """
     checkpoint = load_tensors(path) if content is None else content
     found = checkpoint.get("kind") if isinstance(checkpoint, dict) else None
-    if found != kind:
-        raise InputError(f"{path} is not a {kind} of this repository" + (f" but a {found}" if found else ""))
-    with zipfile.ZipFile(path) as file:  # torch.load does not look at the checksums
-        if file.testzip():
-            raise InputError(f"{path} is damaged: the checksum of {file.testzip()} in it is another")
+    if not isinstance(found, str) or found != kind:
+        found = f" but a {found}" if isinstance(found, str) and found else ""
+        raise InputError(f"{path} is not a {kind} of this repository{found}")
+    for name, form in CONTENTS[kind].items():
+        if not isinstance(checkpoint.get(name), form):
+            raise InputError(f"{path} lacks what a {kind} of this repository has ({name!r})")
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()  # torch.load does not look at the checksums
+    except Exception as error:  # what a damaged file raises depends on the damage
+        raise InputError(f"{path} is damaged ({error})") from error
+    if damaged:
+        raise InputError(f"{path} is damaged: the checksum of {damaged} in it is another")
     return checkpoint
 
 
 def read_history(path):
-    """The records of a metrics.jsonl, or [] when there is none; a line cut short by a crash is left out."""
-    path = pathlib.Path(path)
+    """The records of a metrics.jsonl, or [] when there is none; a line cut short by a crash is left out.
+
+    InputError for a file that is no text, and for a line that is whole but no record of an epoch.
+    """
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
-    return [each for each in records if _is_record(each)]
+    for number, line in enumerate(read_text(path).split("\n") if os.path.exists(path) else [], 1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):  # of JSON: cut short, or nothing that was ever written
+            continue
+        if not _is_record(record):
+            raise InputError(f"{path} line {number} is not the record of an epoch")
+        records.append(record)
+    return records
 
 
 def are_results(results):
@@ -362,7 +514,7 @@ def are_results(results):
 def _is_record(record):
     return (
         isinstance(record, dict)
-        and isinstance(record.get("epoch"), int)
+        and type(record.get("epoch")) is int
         and isinstance(averages := record.get("averages", {}), dict)
         and all(are_results(results) for results in [record.get("lists"), *averages.values()])
     )
@@ -377,10 +529,7 @@ def write_scores(path, scores, trials):
 
 def read_scores(path, trials):
     """What ``write_scores`` wrote for a TrialList: (N,) float64. InputError unless it fits, line by line."""
-    try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a score file: {error}") from error
+    lines = read_text(path).splitlines()
     scores = np.empty(len(trials))
     for number, (line, enrol, test) in enumerate(zip(lines, trials.enrol, trials.test), 1):
         score, *files = line.split() or [""]

@@ -62,6 +62,7 @@ def build_parser():
     add("--eval_list",     ["/data/voxceleb1/veri_test2.txt"],  "trial lists, lines <1|0> <enrol path> <test path>; "
                                                                 "none: train without evaluating", nargs="*", type=str)
     add("--eval_path",     "/data/voxceleb1/wav",               "folder that their paths start from")
+    add("--paths_anywhere", False,  "paths in lists may be absolute, or leave those folders by ..")
     add("--musan_path",    "/data/musan",                       "MUSAN, whole or split into pieces, or a pack; '' for "
                                                                 "none")
     add("--rir_path",      "/data/RIRS_NOISES/simulated_rirs",  "room responses, or a pack of them; '' for none")

@@ -10,15 +10,15 @@
 """
 
 import argparse
+import os
 import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
-from audio import AUDIO_SUFFIXES, UnreadableAudio, find_audio
-from dataLoader import read_lines
+from audio import AUDIO_SUFFIXES, SAMPLE_RATE, AudioFile, UnreadableAudio, find_audio
+from dataLoader import leads_out, read_lines, refuse_to_leave
 from encoder import (
     AudioWarning,
     Classification,
@@ -29,7 +29,7 @@ from encoder import (
     scoring_crops,
 )
 from pretrained import SYSTEMS
-from tools import InputError, check_writable, keep_memory, progress_bar, run_command, whole_file
+from tools import InputError, check_writable, keep_memory, load_arrays, progress_bar, run_command, whole_file
 
 __all__ = ["AudioWarning", "Classification", "Gallery", "SpeakerEncoder", "Verification", "choose_device",
            "score_trials", "scoring_crops"]  # fmt: skip
@@ -45,7 +45,7 @@ class Gallery:
 
     The score of an utterance against a speaker is the mean of its scores against that speaker's utterances, so a
     threshold for pairs of files serves here too. File: ``names`` (N,), ``vectors`` (N, V) float32, ``counts`` (N,)
-    utterances of each, ``model`` (the encoder's fingerprint).
+    utterances of each, ``model`` (the encoder's fingerprint). InputError for a file that is none of this encoder's.
     """
 
     def __init__(self, path, encoder):
@@ -55,17 +55,20 @@ class Gallery:
             self._read()
 
     def _read(self):
-        try:
-            with np.load(self.path, allow_pickle=False) as file:
-                model, names = str(file["model"]), [str(name) for name in file["names"]]
-                vectors, counts = file["vectors"].astype(np.float32), file["counts"].astype(int)
-            if vectors.ndim != 2 or not len(names) == len(vectors) == len(counts) or (counts < 1).any():
-                raise ValueError("its parts do not fit together")
-        except Exception as error:  # what a damaged file raises depends on the damage
-            raise InputError(f"--gallery {self.path} is not a gallery, or a damaged one ({error})") from error
-        if model != self.encoder.fingerprint():
+        arrays = load_arrays(self.path, "--gallery", "a gallery")
+        names, vectors, counts, model = (arrays.get(name) for name in ("names", "vectors", "counts", "model"))
+        kinds = "".join("-" if each is None else each.dtype.kind for each in (names, vectors, counts, model))
+        size = self.encoder.vector_size
+        # Shapes before contents: those of names without letters may claim any number of them.
+        fit = kinds == "UfiU" and vectors.shape[1:] == (size,) and names.shape == counts.shape == vectors.shape[:1]
+        if not fit or not len(names):
+            raise InputError(f"--gallery {self.path} is not a gallery, or a damaged one: its parts do not fit together")
+        if str(model) != self.encoder.fingerprint():
             raise InputError(f"--gallery {self.path} was made with another model: its vectors mean nothing to this one")
-        self.names, self.vectors, self.counts = names, list(vectors), counts.tolist()
+        vectors = vectors.astype(np.float32)
+        if not np.isfinite(vectors).all() or not ((counts >= 1) & (counts < 2**31)).all():
+            raise InputError(f"--gallery {self.path} holds numbers that are no vectors or counts of utterances")
+        self.names, self.vectors, self.counts = names.tolist(), list(vectors), counts.tolist()
 
     def enrol(self, name, vectors):
         """Remember a speaker by scoring vectors (M, V), or add them to a known one. Returns how many there are now."""
@@ -110,7 +113,7 @@ def compare(encoder, args):
 
 def embed(encoder, args):
     """Write embeddings to --out. Exit status 2 if files could not be read; the others are written."""
-    files = [file for path in args.embed for file in audio_of(path, args.root)]
+    files = [file for path in args.embed for file in audio_of(path, args.root, args.paths_anywhere)]
     columns = {"files": [], "embeddings": [], "start": [], "end": []}
     failed = 0
     for file, found, start, end in embedded(encoder, files, args):
@@ -161,18 +164,17 @@ def embedded(encoder, files, args):
 
 
 def duration(path):
-    """Seconds of a file."""
-    try:
-        return soundfile.info(path).duration
-    except (soundfile.LibsndfileError, OSError, TypeError) as error:
-        raise UnreadableAudio(f"{path} cannot be read as audio") from error
+    """Seconds of a file. UnreadableAudio if it has none."""
+    with AudioFile(path) as file:
+        return file.length / SAMPLE_RATE
 
 
-def audio_of(path, root=None):
+def audio_of(path, root=None, anywhere=False):
     """The audio files that a path stands for: itself, all in a folder, or those of a list (.txt, .lst, .list).
 
     A list has a path a line, alone or behind a speaker, or two behind a trial's label; they start from root, or from
-    the folder of the list.
+    the folder of the list, and do not leave it unless they may lead ``anywhere``. InputError when a list cannot be
+    understood, or a folder holds no audio.
     """
     path = Path(path)
     if path.is_dir():
@@ -182,22 +184,26 @@ def audio_of(path, root=None):
         return files
     if path.suffix.lower() not in (".txt", ".lst", ".list"):
         return [str(path)]
-    root, files = Path(root or path.parent), []
+    flag, root, files = "--root" if root else "the folder of the list", Path(root or path.parent), []
     for number, fields in read_lines(path, "--embed")[0]:
-        if len(fields) == 1 or (root / " ".join(fields)).is_file():  # a path with spaces
-            files.append(" ".join(fields))
+        if len(fields) == 1 or os.path.isfile(root / " ".join(fields)):  # a path with spaces
+            found = [" ".join(fields)]
         elif len(fields) > 3 or Path(fields[0]).suffix.lower() in AUDIO_SUFFIXES:
-            raise InputError(f"{path} line {number}: {root / ' '.join(fields)} does not exist; a path a line, alone or "
-                             "behind a speaker")  # fmt: skip
+            named = root / " ".join(fields)[:200]
+            raise InputError(f"{path} line {number}: {named} does not exist; a path a line, alone or behind a speaker")
         else:
-            files += fields[1:]
+            found = fields[1:]
+        outside = [] if anywhere else [file for file in found if leads_out(file)]
+        if outside:
+            raise refuse_to_leave(path, number, outside[0], flag)
+        files += found
     return [str(root / file) for file in dict.fromkeys(files)]
 
 
 def scoring_vectors(encoder, args, files):
     """({file: (V,) vector}, errors) of files, folders and lists; the errors are printed."""
     unreadable = []
-    files = [file for path in files for file in audio_of(path)]
+    files = [file for path in files for file in audio_of(path, anywhere=args.paths_anywhere)]
     found = encoder.embed_for_scoring(files, threads=args.n_cpu, unreadable=unreadable)
     for error in unreadable:
         print(f"verify.py: {error}", file=sys.stderr)
@@ -275,6 +281,7 @@ def build_parser():
     mode.add_argument("--export",   metavar="FILE", help="write the model as ONNX")
     add("--out",        metavar="FILE", help="with --embed: the .npz to write")
     add("--root",       metavar="DIR", help="with --embed: the folder that paths in lists start from (the list's own)")
+    add("--paths_anywhere", action="store_true", help="paths in lists may be absolute, or leave that folder by ..")
     add("--window",     type=float, metavar="S", help="with --embed: a sliding window of so many seconds")
     add("--step",       type=float, metavar="S", help="with --window: from one window to the next (no overlap)")
     add("--start",      type=float, metavar="S", help="with --embed: only from this second on")

@@ -78,7 +78,8 @@ def test_momentum_that_is_there_from_the_beginning_is_that_of_torch():
 
 
 def content(number):
-    return {"kind": "training state", "number": number, "weights": {"w": torch.arange(5000) + number}}
+    return {"kind": "training state", "number": number, "weights": {"w": torch.arange(5000) + number}, "settings": {},
+            "optimizer": {}, "epoch": 1, "step": 0, "speakers": [], "train_list_sha256": ""}  # fmt: skip
 
 
 def test_the_last_two_states_are_kept(tmp_path):
@@ -128,12 +129,12 @@ def test_a_file_of_ours_is_checked_by_its_checksums(tmp_path):
     from tools import load_checkpoint, save_checkpoint
 
     path = tmp_path / "a.model"
-    save_checkpoint(path, {"kind": "model", "weights": torch.arange(5000)})
+    save_checkpoint(path, {"kind": "model", "weights": {"w": torch.arange(5000)}})
     content = bytearray(path.read_bytes())
     at = content.index(torch.arange(5000).numpy().tobytes()[800:900])
     content[at] ^= 1
     path.write_bytes(content)
-    assert not torch.equal(torch.load(path, weights_only=True)["weights"], torch.arange(5000))  # torch does not notice
+    assert not torch.equal(torch.load(path, weights_only=True)["weights"]["w"], torch.arange(5000))  # torch does not notice
     with pytest.raises(InputError, match=r"a\.model is damaged: the checksum"):
         load_checkpoint(path, "model")
 

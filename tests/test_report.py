@@ -274,9 +274,17 @@ def test_a_damaged_folder_gets_one_line(made_up, file, content):
         report.write_report(made_up.folder)
 
 
-def test_damaged_lines_of_the_record_are_left_out(made_up):
-    with open(made_up.folder / "metrics.jsonl", "ab") as file:
-        file.write(b'{}\n[]\n5\n\xff\xfe\n{"epoch": 4, "lists": {"H": 3}}\n{"epoch": 4, "lists"')
+@pytest.mark.parametrize("line", ["{}", "[]", "5", '{"epoch": 4, "lists": {"H": 3}}', '{"epoch": 4, "lists": {"H": {}}}'])
+def test_what_is_no_record_is_not_taken_for_one(made_up, line):
+    file = made_up.folder / "metrics.jsonl"
+    file.write_text(f"{file.read_text()}{line}\n")
+    with pytest.raises(InputError, match="line 5 is not the record of an epoch"):
+        report.write_report(made_up.folder)
+
+
+def test_a_record_cut_short_is_left_out(made_up):
+    with open(made_up.folder / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 4, "lists"')
     assert read_history(made_up.folder / "metrics.jsonl") == made_up.history
     made_up.page()
 

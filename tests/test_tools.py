@@ -161,8 +161,9 @@ def test_no_checkpoint(tmp_path, monkeypatch, case):
 def test_history_survives_a_cut_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert tools.read_history(path) == []
-    path.write_text(json.dumps({"epoch": 1}) + "\n" + json.dumps({"epoch": 2}) + '\n{"epo')
-    assert tools.read_history(path) == [{"epoch": 1}, {"epoch": 2}]
+    records = [{"epoch": epoch, "lists": {}} for epoch in (1, 2)]
+    path.write_text(json.dumps(records[0]) + "\n" + json.dumps(records[1]) + '\n{"epo')
+    assert tools.read_history(path) == records
 
 
 def test_threshold_at_a_rate_of_false_alarms():

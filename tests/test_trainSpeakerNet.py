@@ -559,7 +559,7 @@ def test_the_learning_rate_is_a_function_of_the_step():
     (["--eval", "--initial_model", "{model}", "--eval_list"], "--eval needs --eval_list"),
     (["--initial_model", "{tmp}/none.model"], "--initial_model {tmp}/none.model does not exist"),
     (["--train_list", "{tmp}/one.txt"], "one.txt has a single speaker"),
-    (["--train_list", "{tmp}"], "--train_list {tmp} cannot be read as a list: Is a directory"),
+    (["--train_list", "{tmp}"], "--train_list {tmp} is a folder"),
     (["--seed", 2**64], "--seed must be less than 2**63"),
     (["--device", "meta"], "--device meta is not to be had here (not one of cpu, cuda, mps)"),
     (["--initial_model", "{model}", "--C", 16], "--C 16, but {model} has C=8"),
@@ -595,7 +595,7 @@ def test_the_learning_rate_is_a_function_of_the_step():
     (["--eval", "--initial_model", "{model}", "--as_norm", "--cohort", "{tmp}/none.npz"], "{tmp}/none.npz does not"),
     (["--eval", "--initial_model", "{model}", "--as_norm", "--train_path", "{tmp}"], "is --train_path right?"),
     (["--eval_list", "{tmp}/valid.txt"], "--eval_list {tmp}/valid.txt: so are the trials of --valid_speakers called"),
-    (["--compare", "{tmp}/none.txt", "{tmp}/trials.txt"], "{tmp}/none.txt cannot be read as a score file"),
+    (["--compare", "{tmp}/none.txt", "{tmp}/trials.txt"], "{tmp}/none.txt does not exist"),
     (["--compare", "a", "b", "--eval_list", "a", "b"], "--compare needs one --eval_list, that of both score files"),
     (["--report"], "{tmp}/e has no settings.json and no results.json"),
 ])  # fmt: skip
