@@ -274,7 +274,9 @@ def test_a_damaged_folder_gets_one_line(made_up, file, content):
         report.write_report(made_up.folder)
 
 
-@pytest.mark.parametrize("line", ["{}", "[]", "5", '{"epoch": 4, "lists": {"H": 3}}', '{"epoch": 4, "lists": {"H": {}}}'])
+@pytest.mark.parametrize(
+    "line", ["{}", "[]", "5", '{"epoch": 4, "lists": {"H": 3}}', '{"epoch": 4, "lists": {"H": {}}}']
+)
 def test_what_is_no_record_is_not_taken_for_one(made_up, line):
     file = made_up.folder / "metrics.jsonl"
     file.write_text(f"{file.read_text()}{line}\n")
