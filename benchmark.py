@@ -36,6 +36,7 @@ from experiment import SpeakerNet
 from loss import AAMsoftmax
 from model import ECAPA_TDNN
 from pack import Pack, PackedFile, write_pack
+from recipe import take_step
 from tools import (
     InputError,
     RunError,
@@ -296,13 +297,17 @@ def measure_training(args, device, limits, exact, host):
         optimizer.zero_grad()
         forward(function, *inputs)[0].backward()
 
+    def move():
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), math.inf)
+        take_step(optimizer, 1 - norm.isfinite().float())
+
     whole = faster(network)
 
     def step(waveform, label):
         waveform = augmentation(to_device(waveform, device), 1, 0)
         margin = to_device(torch.tensor(0.2), device)
         learn(whole, waveform, to_device(label, device), augmentation.masks(size, 1, 0), margin)
-        optimizer.step()
+        move()
 
     # What each stage gets from the one before it.
     batches = endless(loader)
@@ -319,7 +324,7 @@ def measure_training(args, device, limits, exact, host):
         "augment": (size, lambda: augmentation(waveform, 1, 0)),
         "features": (size, lambda: front_end(augmented)),
         "forward + backward": (size, lambda: learn(back_end, features)),
-        "optimizer": (size, optimizer.step),
+        "optimizer": (size, move),
         "whole step": (several * size, lambda: [step(host_waveform, host_label) for _ in range(several)]),
         "end to end": (several * size, lambda: [step(*batch) for _, *batch in itertools.islice(batches, several)]),
     }
@@ -362,8 +367,8 @@ def count_training(args, network, augmentation, features, forward):
         "features": 4 * (crop + bands * frames),
         # What is kept for the backward pass, written and read; the weights, read twice, and their slopes, written.
         "forward + backward": 2 * kept + 3 * weights,
-        # Weights, slopes and Adam's two means read; weights and means written.
-        "optimizer": 7 * weights,
+        # Weights, slopes and Adam's two means read, the slopes once more for their norm; weights and means written.
+        "optimizer": 8 * weights,
     }
     for name in ("whole step", "end to end"):
         operations[name], moved[name] = (sum(part.get(each, 0) for each in PARTS) for part in (operations, moved))
