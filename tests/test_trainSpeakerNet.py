@@ -301,7 +301,8 @@ def test_a_run_does_not_go_on_as_another(command, corpus, tmp_path, trained):
     shorter.write_text("".join((corpus / "train_list.txt").read_text().splitlines(keepends=True)[:-1]))
     assert "--train_list of other content" in complaint("--train_list", shorter)
     assert all(torch.equal(value, before[key]) for key, value in state(folder)["weights"].items())
-    (folder / "state.pt").unlink()
+    for name in ("state.pt", "state_before.pt"):
+        (folder / name).unlink()
     assert "no state.pt to go on from" in complaint()
 
 
