@@ -63,7 +63,8 @@ class Run:
         self.device = device
         self.lists = {path: sha256(path) for path in [args.train_list, *args.eval_list]}
         self.epoch, self.step, self.sums = 1, 0, None
-        self.skipped_in_a_row, self.saved = 0, time.monotonic()
+        self.saved, self.saved_at = time.monotonic(), None  # the state on disk
+        self.skipped_in_a_row = 0
         if len(self.speakers) < 2:
             raise InputError(f"{listing.path} has a single speaker: there is nothing to tell apart")
         if args.n_class is None:
@@ -72,7 +73,7 @@ class Run:
             raise InputError(f"--n_class {args.n_class}, but {listing.path} has {len(self.speakers)} speakers")
 
         torch.manual_seed(args.seed)
-        state = load_state(self.folder)
+        state, self.last_is_damaged = load_state(self.folder)
         initial = None
         if state:
             encoder = self._encoder_of(state)
@@ -103,6 +104,7 @@ class Run:
             state["optimizer"]["param_groups"][0]["fused"] = self.optimizer.param_groups[0]["fused"]
             self.optimizer.load_state_dict(state["optimizer"])
             self.epoch, self.step, self.sums = state["epoch"], state["step"], state["sums"]
+            self.saved_at = self.epoch, self.step
             self._check_models_to_average()
             print(f"{self.folder}: going on after step {self.step} of epoch {self.epoch}")
         elif self.history:
@@ -260,8 +262,10 @@ class Run:
         return time.monotonic() - self.saved >= 60 * self.args.save_minutes
 
     def save_state(self, sums):
-        """Write all that is needed to go on from (epoch, step) exactly."""
+        """Write all that is needed to go on from (epoch, step) exactly, unless that was done."""
         self.sums = sums
+        if (self.epoch, self.step) == self.saved_at:
+            return
         distributed.mean_statistics(self.network)
         finite = torch.stack([weight.isfinite().all() for weight in self.network.state_dict().values()]).all()
         if not finite:
@@ -271,9 +275,9 @@ class Run:
             distributed.mean_statistics(self.moving_average.network)
             rest["moving_average"] = self.moving_average.network.state_dict()
         if distributed.rank() == 0:
-            save_state(self.folder, {**self._contents("training state"), **rest})
+            save_state(self.folder, {**self._contents("training state"), **rest}, self.last_is_damaged)
         distributed.anyone(False)  # none goes on, or ends, before it is written
-        self.saved = time.monotonic()
+        self.last_is_damaged, self.saved, self.saved_at = False, time.monotonic(), (self.epoch, self.step)
 
     def next_epoch(self):
         self.epoch, self.step, self.sums = self.epoch + 1, 0, None
@@ -373,32 +377,39 @@ def versions():
 
 
 def what_fits(args):
-    """A line about a batch that filled the memory: how many crops at a time would not, tried out."""
+    """A line about a memory that was too small: how many crops at a time would fit, tried with the network alone."""
+    if args.eval or args.compare or args.report:
+        return "out of memory: another process may hold the rest of it"
     size, accumulate = distributed.size(), args.accumulate
     rows = args.batch_size // (accumulate * size)
-    if args.eval:
-        return "out of memory: another process may hold the rest; --device cpu has more"
-    device = choose_device(distributed.own_device(args.device))
-    classes = (args.n_class or VOXCELEB2_SPEAKERS) * (len(SpeedPerturbation.FACTORS) if args.speed_perturb else 1)
-    classifier = AAMsoftmax(classes, sub_centres=args.sub_centres, top_k=args.top_k)
-    network = SpeakerNet(ECAPA_TDNN(C=args.C), classifier).to(device)
-    _optimizer = [torch.empty_like(weight) for weight in network.parameters() for _ in range(2)]  # as much as it keeps
     said = f"out of memory with {rows} crops at a time"
+    device = choose_device(distributed.own_device(args.device))
+    if _fits(rows, args, device):
+        return f"{said}, though they fit alone: evaluation, or another process, took the rest of the memory"
     while args.batch_size % (2 * accumulate * size) == 0 and rows >= 4:
         rows, accumulate = rows // 2, 2 * accumulate
-        try:
-            crops = torch.randn(rows, args.num_frames * 160 + 240, device=device)
-            label = torch.zeros(rows, dtype=torch.int64, device=device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
-                loss, _ = network(crops, label, torch.rand(rows, 4), torch.tensor(args.m, device=device))
-            loss.backward()
-        except (RuntimeError, MemoryError) as error:
-            if not ran_out_of_memory(error):
-                raise
-            network.zero_grad()
-        else:
+        if _fits(rows, args, device):
             return f"{said}; {rows} fit: --accumulate {accumulate} keeps the recipe"
     return f"{said}, and with {rows}: try --amp bf16, a smaller --C or --num_frames"
+
+
+def _fits(rows, args, device):
+    """Whether a step of so many crops does not run out of memory. All that it took is given back on return."""
+    try:
+        classes = (args.n_class or VOXCELEB2_SPEAKERS) * (len(SpeedPerturbation.FACTORS) if args.speed_perturb else 1)
+        classifier = AAMsoftmax(classes, sub_centres=args.sub_centres, top_k=args.top_k)
+        network = SpeakerNet(ECAPA_TDNN(C=args.C), classifier).to(device)
+        _kept = [torch.empty_like(weight) for weight in network.parameters() for _ in range(3)]  # by optimizer and EMA
+        crops = torch.randn(rows, args.num_frames * 160 + 240, device=device)
+        label = torch.zeros(rows, dtype=torch.int64, device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
+            loss, _ = network(crops, label, torch.rand(rows, 4), torch.tensor(args.m, device=device))
+        loss.backward()
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 def lowest_valid_eer(history):

@@ -29,9 +29,10 @@ class Meter:
         self.args, self.run, self.loader = args, run, loader
         before = run.sums or {"loss": 0.0, "accuracy": 0.0, "seconds": 0.0, "waiting": 0.0, "learning_rate": None}
         device = run.network.speaker_loss.weight.device
-        # Sums of loss and accuracy; steps skipped: in all, in a row; the last of them.
+        # Sums of loss and accuracy; steps skipped: in all, in a row now, and at most; the last of them.
+        skipped, in_a_row = before.get("skipped", 0), before.get("skipped_in_a_row", run.skipped_in_a_row)
         self.total = torch.tensor(
-            [before["loss"], before["accuracy"], before.get("skipped", 0), run.skipped_in_a_row, -1], device=device
+            [before["loss"], before["accuracy"], skipped, in_a_row, in_a_row, -1], device=device
         )
         self.part = torch.zeros(2, device=device)
         self.skipped = before.get("skipped", 0)
@@ -62,11 +63,11 @@ class Meter:
     def spoilt(self, norm, step):
         """End a step whose gradient has this norm, a 0-d tensor: 1.0 if it is not finite, else 0.0, likewise."""
         fine = norm.isfinite()
-        skipped, in_a_row, last = self.total[2:]
+        skipped, in_a_row, most, last = self.total[2:]
         sums = torch.where(fine, self.total[:2] + self.part, self.total[:2])
         self.total = torch.cat([sums, torch.where(
-            fine, torch.stack([skipped, torch.zeros_like(skipped), last]),
-            torch.stack([skipped + 1, in_a_row + 1, torch.full_like(last, step)]),
+            fine, torch.stack([skipped, torch.zeros_like(skipped), most, last]),
+            torch.stack([skipped + 1, in_a_row + 1, torch.maximum(most, in_a_row + 1), torch.full_like(last, step)]),
         )])  # fmt: skip
         self.part.zero_()
         return 1 - fine.float()
@@ -80,19 +81,20 @@ class Meter:
         )
 
     def _sums(self, total):
-        loss, accuracy, skipped, in_a_row, last = total.tolist()  # waits for the device
+        loss, accuracy, skipped, in_a_row, most, last = total.tolist()  # waits for the device
         self.run.skipped_in_a_row = int(in_a_row)
         if skipped > self.skipped:
-            self._mend(int(skipped), int(last))
+            self._mend(int(skipped), int(most), int(last))
         else:
             torch._foreach_copy_(self.statistics, running_statistics(self.run))
         seconds = self.seconds_before + time.perf_counter() - self.began
         return {
             "loss": loss, "accuracy": accuracy, "seconds": seconds, "waiting": self.waiting,
             "learning_rate": self.learning_rate, "margin": self.margin, "skipped": int(skipped),
+            "skipped_in_a_row": int(in_a_row),
         }  # fmt: skip
 
-    def _mend(self, skipped, last):
+    def _mend(self, skipped, most, last):
         """Steps were skipped since the last look: say so, and undo what they did to the statistics of batch norm."""
         run, self.skipped = self.run, skipped
         for statistic, before in zip(running_statistics(run), self.statistics):
@@ -102,10 +104,10 @@ class Meter:
         if distributed.rank() == 0:
             write_text(batch, "".join(self.loader.lines_of(run.epoch, last)))
         said = f"the gradient was not finite in step {last + 1} of epoch {run.epoch} (its utterances: {batch})"
-        if run.skipped_in_a_row >= self.SKIPPED_AT_MOST:
+        if most >= self.SKIPPED_AT_MOST:
             raise RunError(
-                f"{said}, and neither in the {run.skipped_in_a_row - 1} before: try a smaller --lr or --amp off; "
-                f"{run.folder}/state.pt has the weights that were last saved"
+                f"{said}, and neither in the {most - 1} before: try a smaller --lr or --amp off, in another "
+                f"--save_path, from a model of {run.folder}/model as --initial_model"
             )
         if distributed.rank() == 0:
             tqdm.write(f"{said}: skipped, {skipped} so far in this epoch", file=sys.stderr)
@@ -156,9 +158,9 @@ class StopSignal:
             signal.signal(number, self._handle)
 
     def _handle(self, number, frame):
-        before, self.came = self.came, time.monotonic()
-        if self.waits and self.came < before + 2:  # the same one again: torchrun hands on what all have got
+        if self.waits and time.monotonic() < self.came + 2:  # the same one again: torchrun hands on what all have got
             return
+        self.came = time.monotonic()
         patience = self.waits and not self.requested  # a second signal does not wait
         self.requested = number
         if not patience:

@@ -16,22 +16,24 @@ except ImportError:  # Windows
 LAST, BEFORE, DAMAGED = "state.pt", "state_before.pt", "state_damaged.pt"
 
 
-def save_state(folder, content):
-    """Write a state, whole or not at all; the one before stays, as state_before.pt. At no moment is there none."""
+def save_state(folder, content, last_is_damaged=False):
+    """Write a state, whole or not at all; the one before stays, as state_before.pt. At no moment is there none.
+
+    last_is_damaged: as ``load_state`` found; it is then set aside, and does not take the place of the good one.
+    """
     last = Path(folder) / LAST
     with whole_file(last) as file:
         save_tensors(content, file)
         file.flush()
         os.fsync(file.fileno())  # the new one is on the disk before the old one makes room for it
         if last.exists():
-            os.replace(last, last.with_name(BEFORE))
+            os.replace(last, last.with_name(DAMAGED if last_is_damaged else BEFORE))
 
 
 def load_state(folder):
-    """The last state that is whole, None if there never was one. Says which one it is, unless it is the last.
+    """(the last state that is whole, or None if there never was one; whether the last of all is damaged).
 
-    A damaged one is kept as state_damaged.pt, so that it does not take the place of the good one when the next is
-    saved. InputError when none is whole.
+    Says so if it is. InputError when none is whole, RunError when one cannot be read for another reason.
     """
     complaints = []
     for path in (Path(folder) / LAST, Path(folder) / BEFORE):
@@ -43,12 +45,10 @@ def load_state(folder):
                 continue
             if path.name == BEFORE:
                 print(f"{'; '.join(complaints) or f'{folder}/{LAST} is missing'}: going on from {path}, the one before")
-                with contextlib.suppress(FileNotFoundError):  # missing, or another process of this run was quicker
-                    os.replace(path.with_name(LAST), path.with_name(DAMAGED))
-            return content
+            return content, bool(complaints)
     if complaints:
         raise InputError(f"{'; '.join(complaints)}: to begin anew, choose another --save_path")
-    return None
+    return None, False
 
 
 def has_state(folder):
@@ -74,8 +74,9 @@ def only_run_in(folder):
         except OSError as error:  # some network disks have no locks
             complaint = f"{folder} cannot be locked ({error.strerror}): see to it that no other run writes there"
             warnings.warn(complaint, stacklevel=3)
-        for leftover in Path(folder).rglob(".*.part"):  # of a process that was killed while it wrote
-            leftover.unlink(missing_ok=True)
+        for inner in (".", "model", "scores"):  # what a run that was killed left half written
+            for leftover in (Path(folder) / inner).glob(".*.part"):
+                leftover.unlink(missing_ok=True)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -270,7 +271,7 @@ def check_writable(folder, flag):
     """Make the folder and try it: better now than when the work is done. InputError if it cannot be written to."""
     try:
         write_text(pathlib.Path(folder) / ".writable", "")
-        (pathlib.Path(folder) / ".writable").unlink()
+        (pathlib.Path(folder) / ".writable").unlink(missing_ok=True)  # another process may have been here, too
     except OSError as error:
         raise InputError(f"{flag} {folder} cannot be written to: {error.strerror}") from error
 
@@ -320,7 +321,9 @@ def read_text(path, flag="", most=None):
             raise InputError(f"{named} is larger than any such file: {path.stat().st_size} bytes")
         text = path.read_text(encoding="utf-8-sig")  # -sig: Windows editors put an invisible mark at the beginning
     except UnicodeDecodeError as error:
-        raise InputError(f"{named} is not a text file ({error.reason} at byte {error.start})") from error
+        utf16 = path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff")
+        odd = "it is UTF-16: save it as UTF-8" if utf16 else f"{error.reason} at byte {error.start}"
+        raise InputError(f"{named} is not a text file ({odd})") from error
     except OSError as error:
         raise InputError(f"{named} cannot be read: {error.strerror}") from error
     if "\0" in text:
@@ -383,11 +386,11 @@ def load_tensors(path, stand_in_for=()):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd pickles: the error below says what a user needs
-            zipped = zipfile.is_zipfile(path)
+            with open(path, "rb") as file:
+                zipped = file.read(4) == b"PK\3\4"  # as torch tells; zipfile.is_zipfile looks at the other end
             if zipped:
                 _check_unpacked_size(path, 1)  # torch.save does not compress
-            if _heaviest_tuple(path, zipped) > 20_000:
-                raise ValueError("it holds tuples of tuples that would take for ever")
+            _check_pickles(path, zipped)
             # The form that Lightning writes, too.
             named = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped and stand_in_for else []
             places = [(Placeholder, name) for name in named if name.split(".")[0] in stand_in_for]
@@ -396,6 +399,8 @@ def load_tensors(path, stand_in_for=()):
             _check_tensors(content, path.stat().st_size)
             return content
     except Exception as error:  # what a damaged file raises depends on the damage
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.EIO, errno.EACCES, errno.ESTALE):
+            raise RunError(f"{path} cannot be read: {getattr(error, 'strerror', 'out of memory')}") from error
         asked = re.search(r"(?:GLOBAL|function|class) <?(\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and asked:
             raise InputError(f"{path} is refused: it could run code on loading, it asks for {asked[1]}") from error
@@ -403,18 +408,21 @@ def load_tensors(path, stand_in_for=()):
         raise InputError(f"{path} is not a checkpoint, or a damaged one ({type(error).__name__}: {reason})") from error
 
 
-def _heaviest_tuple(path, zipped):
-    """How many things the largest tuple of a checkpoint's pickles holds, counted as often as it holds them.
+def _check_pickles(path, zipped):
+    """ValueError if reading the pickles of a checkpoint would take for ever, or memory that its size cannot explain.
 
-    A tuple that holds another twice, which holds another twice, and so on, is made of few bytes; but as the key of a
-    dict it is hashed as if it were written out. The pickles are gone through without making anything.
+    They are gone through without making anything. A tuple that holds another twice, which holds another twice, and so
+    on, is made of few bytes; but as the key of a dict it is hashed as if it were written out. And among what torch lets
+    a file call are bytearray(a large number) and encode(a long text, a slow codec).
     """
-    stack, marks, memo, heaviest = [], [], {}, 0
-    with contextlib.ExitStack() as opened, contextlib.suppress(Exception):  # of what is no pickle, torch will complain
+    stack, marks, memo = [], [], {}  # of what stands for each thing: (how many things it is, its text if that matters)
+    with contextlib.ExitStack() as opened:
         if zipped:
             archive = opened.enter_context(zipfile.ZipFile(path))
-            (name,) = (name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl")
-            file = opened.enter_context(archive.open(name))
+            names = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+            if len(names) != 1:
+                raise ValueError(f"{len(names)} of its parts are called data.pkl")
+            file = opened.enter_context(archive.open(names[0]))
         else:
             file = opened.enter_context(open(path, "rb"))  # the old form: five of them, one after the other
         for _ in range(1 if zipped else 5):
@@ -430,10 +438,18 @@ def _heaviest_tuple(path, zipped):
                     first = len(stack) - len(taken)
                     if pickletools.markobject in taken:
                         first = marks.pop() - taken.index(pickletools.markobject)
-                    weight = 1 + sum(stack[first:]) if "TUPLE" in name or name == "REDUCE" else 1
-                    stack[first:] = [weight] * len(given)
-                    heaviest = max(heaviest, weight)
-    return heaviest
+                    weight, text = 1, argument if isinstance(argument, str) else None
+                    if "TUPLE" in name or name == "REDUCE":
+                        weight += sum(weight for weight, _ in stack[first:])
+                        text = stack[-1][1] if stack[first:] else None
+                        called = stack[first][1] if name == "REDUCE" else None
+                        if weight > 20_000:
+                            raise ValueError("it holds tuples of tuples that would take for ever")
+                        if called in ("builtins bytearray", "__builtin__ bytearray"):
+                            raise ValueError("it asks for a bytearray")
+                        if called == "_codecs encode" and text != "latin1":  # which is how bytes are written
+                            raise ValueError(f"it asks for a text in {text}")
+                    stack[first:] = [(weight, text)] * len(given)
 
 
 def _check_tensors(content, size):
@@ -450,7 +466,8 @@ def _check_tensors(content, size):
             waiting += each
         elif isinstance(each, torch.Tensor):
             # A file can give a tensor attributes, which would be found in place of its methods.
-            if each.__dict__ or each.layout != torch.strided or each.device.type != "cpu" or each.is_quantized:
+            odd = each.layout != torch.strided or each.device.type != "cpu" or each.is_quantized or each.is_nested
+            if each.__dict__ or odd:
                 raise ValueError("it holds a tensor that is no plain one")
             if each.numel() * each.element_size() > size:  # a view that repeats few numbers: a copy would be large
                 raise ValueError(f"it holds a tensor of {each.numel()} numbers that is larger than the file")
@@ -488,16 +505,19 @@ def load_checkpoint(path, kind, content=None):
 
 
 def read_history(path):
-    """The records of a metrics.jsonl, or [] when there is none; a line cut short by a crash is left out.
+    """The records of a metrics.jsonl, or [] when there is none; a last line that was cut short is left out.
 
-    InputError for a file that is no text, and for a line that is whole but no record of an epoch.
+    InputError for a file that is no text, and for another line that is no record of an epoch.
     """
     records = []
-    for number, line in enumerate(read_text(path).split("\n") if os.path.exists(path) else [], 1):
+    lines = [line for line in read_text(path).split("\n") if line] if os.path.exists(path) else []
+    for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except (ValueError, RecursionError):  # of JSON: cut short, or nothing that was ever written
-            continue
+        except (ValueError, RecursionError):
+            if number == len(lines):
+                break
+            record = None
         if not _is_record(record):
             raise InputError(f"{path} line {number} is not the record of an epoch")
         records.append(record)

@@ -307,7 +307,9 @@ def main():
         writes = not (args.compare or args.report)
         if writes:
             distributed.first(check_writable, args.save_path, "--save_path")
-        with only_run_in(args.save_path) if writes and distributed.rank() == 0 else contextlib.nullcontext():
+        with contextlib.ExitStack() as held:
+            if writes:
+                distributed.first(held.enter_context, only_run_in(args.save_path))
             try:
                 return carry_out(args)
             except KeyboardInterrupt as interrupt:

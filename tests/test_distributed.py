@@ -19,6 +19,7 @@ from test_trainSpeakerNet import SMALL, data_flags, results, state
 
 import distributed
 from distributed import share_of_batch
+from state import only_run_in
 from tools import InputError
 
 
@@ -100,6 +101,14 @@ def test_two_processes_evaluate_as_one(one, corpus, tmp_path):
     scores = [[float(line.split()[0]) for line in (folder / "scores" / "trials.txt").read_text().splitlines()]
               for folder in (alone, tmp_path / "e")]  # fmt: skip
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+def test_a_second_run_is_refused_by_all_processes_in_one_line(one, tmp_path):
+    flags, _ = one
+    with only_run_in(tmp_path):
+        status, _, complained = finish(start(2, *flags, "--save_path", tmp_path))
+    assert status != 0 and f"--save_path {tmp_path} is being written to by process {os.getpid()} on" in complained
+    assert "lost the others" not in complained and "Traceback" not in complained
 
 
 def test_two_processes_share_the_cohort(one, corpus, tmp_path):

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 import state
 from recipe import OPTIMIZERS, make_optimizer, take_step
-from tools import InputError, save_tensors
+from tools import InputError, RunError, save_tensors
 
 FAULTS = ["kills", "torn_states", "two_runs", "full_disk", "read_only_disk", "another_disk", "spoilt_data", "odd_clock",
           "no_network", "bad_steps"]  # fmt: skip
@@ -21,7 +21,7 @@ FAULTS = ["kills", "torn_states", "two_runs", "full_disk", "read_only_disk", "an
 def rows():
     """{fault: its row of the table, (how often, what happened, ...)}."""
     script = [sys.executable, ROOT / "tests" / "faults.py", "--kills", "50"]
-    found = subprocess.run(script, capture_output=True, text=True)
+    found = subprocess.run(script, capture_output=True, text=True, timeout=900)
     print(found.stdout)
     rows = [line.split(" | ") for line in found.stdout.splitlines() if " | " in line]
     rows = {row[0]: row[2:] for row in rows}
@@ -86,9 +86,9 @@ def test_the_last_two_states_are_kept(tmp_path):
     for number in range(4):
         state.save_state(tmp_path, content(number))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state.pt", "state_before.pt"]
-    assert state.load_state(tmp_path)["number"] == 3
+    assert state.load_state(tmp_path)[0]["number"] == 3
     (tmp_path / "state.pt").unlink()
-    assert state.load_state(tmp_path)["number"] == 2
+    assert state.load_state(tmp_path)[0]["number"] == 2
 
 
 @pytest.mark.parametrize("place", [0.01, 0.3, 0.5, 0.8, 0.99])
@@ -100,26 +100,43 @@ def test_a_bit_that_has_turned_is_noticed(tmp_path, capsys, place):
     spoilt = bytearray(whole)
     spoilt[int(place * len(whole))] ^= 4
     (tmp_path / "state.pt").write_bytes(spoilt)
-    found = state.load_state(tmp_path)
+    found, last_is_damaged = state.load_state(tmp_path)
     expected = content(found["number"])
     assert torch.equal(found["weights"]["w"], expected["weights"]["w"])
     if found["number"] == 0:
-        assert "state_before.pt, the one before" in capsys.readouterr().out
-        assert (tmp_path / "state_damaged.pt").exists()
+        assert last_is_damaged and "state_before.pt, the one before" in capsys.readouterr().out
 
 
 def test_a_damaged_state_never_takes_the_place_of_the_good_one(tmp_path):
     for number in range(2):
         state.save_state(tmp_path, content(number))
     (tmp_path / "state.pt").write_bytes(b"torn")
-    state.load_state(tmp_path)
-    state.save_state(tmp_path, content(2))
+    _, last_is_damaged = state.load_state(tmp_path)
+    state.save_state(tmp_path, content(2), last_is_damaged)
+    assert (tmp_path / "state_damaged.pt").read_bytes() == b"torn"
     (tmp_path / "state.pt").write_bytes(b"torn again")
-    assert state.load_state(tmp_path)["number"] == 0
+    assert state.load_state(tmp_path)[0]["number"] == 0
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error")])
+def test_a_state_that_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, error):
+    for number in range(2):
+        state.save_state(tmp_path, content(number))
+    load = torch.load
+
+    def fails(path, **more):
+        if path.name == "state.pt":
+            raise error
+        return load(path, **more)
+
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises(RunError, match=r"state\.pt cannot be read: (out of memory|Input/output error)"):
+        state.load_state(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.pt", "state_before.pt"]
 
 
 def test_without_any_whole_state_nothing_is_begun(tmp_path):
-    assert state.load_state(tmp_path) is None
+    assert state.load_state(tmp_path) == (None, False)
     (tmp_path / "state.pt").write_bytes(b"")
     with pytest.raises(InputError, match="choose another --save_path"):
         state.load_state(tmp_path)
@@ -144,8 +161,11 @@ def test_one_run_at_a_time(tmp_path):
     (tmp_path / "model").mkdir()
     leftover = tmp_path / "model" / ".model_0001.model.123.part"
     leftover.write_bytes(b"")
+    other = tmp_path / "another_run" / ".state.pt.124.part"  # which is being written
+    other.parent.mkdir()
+    other.write_bytes(b"")
     with state.only_run_in(tmp_path):
-        assert not leftover.exists()
+        assert not leftover.exists() and other.exists()
         with pytest.raises(InputError, match="being written to by process"), state.only_run_in(tmp_path):
             pass
     with state.only_run_in(tmp_path):

@@ -4,11 +4,13 @@ What tests/fuzz.py tries by the ten thousand, in small: every nasty file (nasty.
 and structured cases from hypothesis. Then the numbers: no audio gives an embedding that is not finite.
 """
 
+import codecs
 import json
 import os
 import shutil
 import string
 import tempfile
+import zipfile
 from pathlib import Path
 
 import fuzz
@@ -33,7 +35,7 @@ from dataLoader import CropLoader, TrainingList, TrialList, check_files
 from encoder import AudioWarning, SpeakerEncoder, score_trials
 from pack import Pack, write_pack
 from pretrained import load_pretrained
-from tools import InputError, _heaviest_tuple, load_checkpoint, load_tensors, one_line, read_history
+from tools import InputError, load_checkpoint, load_tensors, one_line, read_history
 
 # ---- every reader ----------------------------------------------------------------------------------------------------
 
@@ -100,7 +102,6 @@ def test_broken_files_are_read_or_refused_in_one_line(name, tmp_path, monkeypatc
 def test_the_traps_do_close(tmp_path, monkeypatch):
     """A reader that is careless is found out by each of the things that the test above looks at."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fuzz, "HANG", 0.2)
 
     def endless(_):
         while True:
@@ -113,6 +114,7 @@ def test_the_traps_do_close(tmp_path, monkeypatch):
         (endless, "hung"), (lambda _: {}["x"], "crashed"), (lambda _: os.mkdir(nasty.HARM), "crashed"),
         (lambda folder: torch.load(folder / "x", weights_only=False), "crashed"), (rambling, "refused"),
     ):  # fmt: skip
+        monkeypatch.setattr(fuzz, "HANG", 0.2 if careless is endless else 60)
         outcome = fuzz.attempt(careless, tmp_path / "case", {"x": nasty.torch_file(nasty.Harm())})
         assert outcome.kind == kind
         Path(nasty.HARM).rmdir() if os.path.exists(nasty.HARM) else None
@@ -358,18 +360,73 @@ def test_letters_that_there_are_not(tmp_path):
         fuzz.read_gallery(tmp_path)
 
 
-def test_tuples_are_weighed_before_they_are_made(tmp_path):
-    """Those of every form of checkpoint; what real ones hold weighs little."""
-    for content, form in ((fuzz.model_content(), True), (fuzz.model_content(), False)):
-        torch.save({**content, "x": ((1, 2), (3,))}, tmp_path / "x", _use_new_zipfile_serialization=form)
-        assert 6 <= _heaviest_tuple(tmp_path / "x", form) < 100
+class Call:
+    """Pickled as a call that torch allows."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+def heavy():
     value = (1,)
     for _ in range(20):
         value = (value, value)
-    for form in (True, False):
-        torch.save({"x": value}, tmp_path / "x", _use_new_zipfile_serialization=form)
-        with pytest.raises(InputError, match="tuples of tuples"):
-            load_tensors(tmp_path / "x")
+    return {"x": value}
+
+
+@pytest.mark.parametrize("form", [True, False])
+def test_pickles_are_weighed_before_they_are_read(tmp_path, form):
+    """Those of every form of checkpoint; what real ones hold is read."""
+    path = tmp_path / "x"
+    good = {**fuzz.model_content(), "x": ((1, 2), (3,)), "bytes": b"as torch.save writes \xff"}
+    torch.save(good, path, _use_new_zipfile_serialization=form)
+    assert load_tensors(path)["bytes"] == good["bytes"]
+    for content, complaint in (
+        (heavy(), "tuples of tuples"),
+        ({"x": Call(bytearray, (1_500_000_000,))}, "it asks for a bytearray"),
+        ({"x": Call(codecs.encode, ("abc", "punycode"))}, "it asks for a text in punycode"),
+    ):
+        torch.save(content, path, _use_new_zipfile_serialization=form)
+        with pytest.raises(InputError, match=complaint):
+            load_tensors(path)
+
+
+def test_what_is_weighed_is_what_torch_reads(tmp_path):
+    """Not another part of the archive, nor an archive behind a pickle of the old form."""
+    path, harmless = tmp_path / "x", tmp_path / "harmless"
+    torch.save(heavy(), path)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr(f"{file.namelist()[0].split('/')[0]}/z/data.pkl", b"x")
+    with pytest.raises(InputError, match=r"2 of its parts are called data\.pkl"):
+        load_tensors(path)
+    torch.save(heavy(), path, _use_new_zipfile_serialization=False)
+    torch.save({"x": torch.zeros(2)}, harmless)
+    path.write_bytes(path.read_bytes() + harmless.read_bytes())
+    with pytest.raises(InputError, match="tuples of tuples"):
+        load_tensors(path)
+
+
+def test_a_nested_tensor_is_no_plain_one(tmp_path):
+    nested = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+    torch.save({"x": nested}, tmp_path / "x")
+    with pytest.raises(InputError):
+        load_tensors(tmp_path / "x")
+
+
+def test_a_list_in_utf_16_is_told_what_it_is(tmp_path):
+    (tmp_path / "list.txt").write_text("a a/1.wav\n", encoding="utf-16")
+    with pytest.raises(InputError, match="it is UTF-16: save it as UTF-8"):
+        TrainingList(tmp_path / "list.txt")
+
+
+def test_a_spoilt_line_among_the_records_is_not_dropped(tmp_path):
+    lines = ['{"epoch": 1, "lists": {}}', '{"epoch": 2, "lists": {#}}', '{"epoch": 3, "lists": {}}']
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InputError, match="line 2 is not the record of an epoch"):
+        read_history(tmp_path / "m.jsonl")
 
 
 VALUES = st.recursive(
