@@ -125,6 +125,7 @@ def convert_file(source, target):
             audio = AudioFile(beside)
         except UnreadableAudio as error:
             raise UnreadableAudio(f"{source}: what ffmpeg made of it {str(error).removeprefix(f'{beside} ')}") from error
+        audio.path = source  # for what is said about it
         with audio:
             seconds = audio.length / SAMPLE_RATE
             if claimed is not None and abs(seconds - claimed) > TOLERANCE:
@@ -153,9 +154,9 @@ def decode(source, target):
     limit = FFMPEG_SECONDS + os.path.getsize(source) / FFMPEG_BYTES_PER_SECOND
     # "file:" keeps a name with a colon from being taken for a protocol.
     command = ["ffmpeg", "-nostdin", "-hide_banner", "-nostats", "-loglevel", "info", "-threads", "1",
-               "-protocol_whitelist", "file", "-format_whitelist", FFMPEG_FORMATS, "-i", f"file:{os.path.abspath(source)}",
-               "-map", "0:a:0", "-c:a", "pcm_f32le", "-f", "wav", "-rf64", "auto", "-y",
-               f"file:{os.path.abspath(target)}"]  # fmt: skip
+               "-protocol_whitelist", "file", "-format_whitelist", FFMPEG_FORMATS,
+               "-i", f"file:{os.path.abspath(source)}", "-map", "0:a:0", "-c:a", "pcm_f32le", "-f", "wav",
+               "-rf64", "auto", "-y", f"file:{os.path.abspath(target)}"]  # fmt: skip
     # A file takes what it says: a pipe would be kept open by any process that ffmpeg leaves behind.
     with tempfile.TemporaryFile() as said:
         try:
@@ -187,8 +188,8 @@ def write_audio(path, audio, start=0, count=None):
     end = audio.length if count is None else start + count
     with whole_file(path, "w+b", sync=False) as file:
         try:
-            settings = {"samplerate": SAMPLE_RATE, "channels": 1, "subtype": "PCM_16", "format": path.suffix[1:].upper()}
-            with soundfile.SoundFile(file.fileno(), "w", closefd=False, **settings) as out:
+            form = path.suffix[1:].upper()
+            with soundfile.SoundFile(file.fileno(), "w", SAMPLE_RATE, 1, "PCM_16", None, form, closefd=False) as out:
                 for first in range(start, end, BLOCK):
                     out.write(audio.read(first, min(BLOCK, end - first), "int16"))
             os.lseek(file.fileno(), 0, os.SEEK_SET)
@@ -299,7 +300,10 @@ def run_all(task, jobs, threads, to, label):
     try:
         with contextlib.closing(outcomes), progress_bar(total=len(jobs), desc=label, unit=" files") as bar:
             for (file, _), (fine, outcome) in zip(jobs, outcomes):
-                results.append(outcome) if fine else failed.append((one_line(file), str(outcome)))
+                if fine:
+                    results.append(outcome)
+                else:
+                    failed.append((one_line(file), str(outcome)))
                 bar.update()
                 if failed:
                     bar.set_postfix_str(f"{len(failed)} failed", refresh=False)
