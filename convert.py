@@ -13,6 +13,7 @@ import os
 import pathlib
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
 from typing import NamedTuple
@@ -115,6 +116,8 @@ def convert_file(source, target):
     """Write an audio file as 16 kHz mono to ``target``, a .wav or .flac -> its length in seconds. UnreadableAudio."""
     if not os.path.isfile(source) or _libsndfile_opens(source):
         with AudioFile(source) as audio:
+            if (missing := _missing_bytes(source)) > TOLERANCE * os.path.getsize(source) * SAMPLE_RATE / audio.length:
+                raise UnreadableAudio(f"{source} lacks {missing} bytes of those its header claims: cut short?")
             write_audio(target, audio)
             return audio.length / SAMPLE_RATE
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +127,8 @@ def convert_file(source, target):
         try:
             audio = AudioFile(beside)
         except UnreadableAudio as error:
-            raise UnreadableAudio(f"{source}: what ffmpeg made of it {str(error).removeprefix(f'{beside} ')}") from error
+            odd = str(error).removeprefix(f"{beside} ")
+            raise UnreadableAudio(f"{source}: what ffmpeg made of it {odd}") from error
         audio.path = source  # for what is said about it
         with audio:
             seconds = audio.length / SAMPLE_RATE
@@ -136,6 +140,14 @@ def convert_file(source, target):
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+def _missing_bytes(path):
+    """How many bytes a wav has less than its header claims: libsndfile takes it for a shorter one."""
+    with open(path, "rb") as file:
+        name, claimed = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
+    # What is written into a pipe claims as much as can be, since nobody knows the length beforehand.
+    return 8 + claimed - os.path.getsize(path) if name == b"RIFF" and claimed < 0x7FFF0000 else 0
 
 
 def _libsndfile_opens(path):

@@ -1,6 +1,6 @@
 """Corpora for the recipe: from a download to files, a demo corpus, and packs, from which training reads faster.
 
-    python prepareData.py --unpack DOWNLOADS --to DIR                       check and unpack VoxCeleb, MUSAN, RIRS_NOISES
+    python prepareData.py --unpack DOWNLOADS --to DIR                       unpack VoxCeleb, MUSAN, RIRS_NOISES
     python prepareData.py --convert FOLDER --to DIR                         write 16 kHz mono wav of any audio
     python prepareData.py --split_musan MUSAN --to DIR                      cut MUSAN in pieces of 5 s
     python prepareData.py --demo DIR                                        generate the demo corpus
@@ -13,10 +13,10 @@ import argparse
 
 from audio import Folder, check_folder
 from augmentation import find_noises, find_responses
-from dataLoader import TrainingList, check_files
-from demoCorpus import make_demo
 from convert import convert_folder
 from convert import split_musan as split_musan_folder
+from dataLoader import TrainingList, check_files
+from demoCorpus import make_demo
 from pack import write_pack
 from tools import InputError, RunError, run_command, sha256
 from unpack import unpack as unpack_archives
@@ -91,7 +91,7 @@ def build_parser():
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=120),
     )  # fmt: skip
     group = parser.add_argument_group("actions: give one").add_mutually_exclusive_group(required=True)
-    group.add_argument("--unpack", metavar="DIR", help="check and unpack the archives in DIR, as downloaded; parts, too")
+    group.add_argument("--unpack", metavar="DIR", help="unpack the archives in DIR as downloaded, those in parts, too")
     group.add_argument("--convert", metavar="DIR", help="write all audio in DIR as 16 kHz mono, in the same layout")
     group.add_argument("--split_musan", metavar="DIR", help="cut MUSAN in pieces of 5 s; training does not need it")
     group.add_argument("--demo", metavar="DIR", help="generate the demo corpus (synthetic speech, 230 MB) in DIR")

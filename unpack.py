@@ -28,15 +28,21 @@ from tools import InputError, RunError, check_writable, progress_bar, whole_file
 
 # {archive: {part: MD5}}, as voxceleb_trainer's lists publish them: fileparts.txt, files.txt, augment.txt.
 VOX1_DEV = {
-    "vox1_dev_wav_partaa": "e395d020928bc15670b570a21695ed96", "vox1_dev_wav_partab": "bbfaaccefab65d82b21903e81a8a8020",
-    "vox1_dev_wav_partac": "017d579a2a96a077f40042ec33e51512", "vox1_dev_wav_partad": "7bb1e9f70fddc7a678fa998ea8b3ba19",
-}  # fmt: skip
+    "vox1_dev_wav_partaa": "e395d020928bc15670b570a21695ed96",
+    "vox1_dev_wav_partab": "bbfaaccefab65d82b21903e81a8a8020",
+    "vox1_dev_wav_partac": "017d579a2a96a077f40042ec33e51512",
+    "vox1_dev_wav_partad": "7bb1e9f70fddc7a678fa998ea8b3ba19",
+}
 VOX2_DEV = {
-    "vox2_dev_aac_partaa": "da070494c573e5c0564b1d11c3b20577", "vox2_dev_aac_partab": "17fe6dab2b32b48abaf1676429cdd06f",
-    "vox2_dev_aac_partac": "1de58e086c5edf63625af1cb6d831528", "vox2_dev_aac_partad": "5a043eb03e15c5a918ee6a52aad477f9",
-    "vox2_dev_aac_partae": "cea401b624983e2d0b2a87fb5d59aa60", "vox2_dev_aac_partaf": "fc886d9ba90ab88e7880ee98effd6ae9",
-    "vox2_dev_aac_partag": "d160ecc3f6ee3eed54d55349531cb42e", "vox2_dev_aac_partah": "6b84a81b9af72a9d9eecbb3b1f602e65",
-}  # fmt: skip
+    "vox2_dev_aac_partaa": "da070494c573e5c0564b1d11c3b20577",
+    "vox2_dev_aac_partab": "17fe6dab2b32b48abaf1676429cdd06f",
+    "vox2_dev_aac_partac": "1de58e086c5edf63625af1cb6d831528",
+    "vox2_dev_aac_partad": "5a043eb03e15c5a918ee6a52aad477f9",
+    "vox2_dev_aac_partae": "cea401b624983e2d0b2a87fb5d59aa60",
+    "vox2_dev_aac_partaf": "fc886d9ba90ab88e7880ee98effd6ae9",
+    "vox2_dev_aac_partag": "d160ecc3f6ee3eed54d55349531cb42e",
+    "vox2_dev_aac_partah": "6b84a81b9af72a9d9eecbb3b1f602e65",
+}
 ARCHIVES = {
     "vox1_dev_wav": VOX1_DEV,
     "vox1_dev_wav.zip": {"vox1_dev_wav.zip": "ae63e55b951748cc486645f532ba230b"},
@@ -90,7 +96,7 @@ def unpack(source, to, threads=4, any_md5=False):
 
 
 def find_archives(source):
-    """{archive: its parts} of those of ARCHIVES that lie in a folder. InputError if there are none, or parts missing."""
+    """{archive: its parts} of those of ARCHIVES in a folder. InputError if there are none, or parts are missing."""
     found, incomplete = {}, []
     for name, parts in ARCHIVES.items():
         if f"{name}.zip" in ARCHIVES and (source / f"{name}.zip").is_file():
@@ -222,7 +228,9 @@ class Zip:
 
     def extract(self, to, threads):
         """Write what is not there yet; yield the bytes of each file. RunError if the archive is damaged."""
-        infos = (info for info in self.file.infolist() if not info.is_dir())
+
+        def is_left(info):
+            return not info.is_dir() and not _is_done(to / info.filename, info.file_size)
 
         def write(info):
             path = to / info.filename
@@ -233,7 +241,7 @@ class Zip:
             with member:  # zipfile has a lock of its own; unpacking goes on side by side
                 return _write(member, path, info.file_size, self.name)
 
-        yield from in_order(write, (info for info in infos if not _is_done(to / info.filename, info.file_size)), threads)
+        yield from in_order(write, filter(is_left, self.file.infolist()), threads)
 
 
 class Tar:
@@ -258,7 +266,8 @@ class Tar:
         except InputError:
             raise
         except Exception as error:  # what a damaged file raises depends on the damage
-            raise InputError(f"{self.name} is not a tar.gz file, or a damaged one ({error}): download it again") from error
+            what = f"is not a tar.gz file, or a damaged one ({error})"
+            raise InputError(f"{self.name} {what}: download it again") from error
 
     def extract(self, to, threads):
         """Write what is not there yet; yield the bytes of each file. A stream cannot be shared among threads."""
