@@ -121,7 +121,9 @@ def main() -> None:
     if arguments.n_cpu < 1:
         raise InputError(f"--n_cpu must be at least 1, not {arguments.n_cpu}")
     actions = {"unpack": unpack, "convert": convert, "split_musan": split_musan, "demo": demo, "pack": pack}
-    name = next((name for name in actions if getattr(arguments, name)), "pack")
+    name = next(name for name in actions if getattr(arguments, name) is not None)
+    if not getattr(arguments, name):
+        raise InputError(f"--{name} needs a folder")
     if name in ("unpack", "convert", "split_musan") and not arguments.to:
         raise InputError(f"--{name} needs --to, the folder to write to")
     actions[name](arguments)
