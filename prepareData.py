@@ -1,5 +1,8 @@
-"""Corpora for the recipe: a demo corpus, and packs, from which training reads faster than from files.
+"""Corpora for the recipe: from a download to files, a demo corpus, and packs, from which training reads faster.
 
+    python prepareData.py --unpack DOWNLOADS --to DIR                       unpack VoxCeleb, MUSAN, RIRS_NOISES
+    python prepareData.py --convert FOLDER --to DIR                         write 16 kHz mono wav of any audio
+    python prepareData.py --split_musan MUSAN --to DIR                      cut MUSAN in pieces of 5 s
     python prepareData.py --demo DIR                                        generate the demo corpus
     python prepareData.py --pack DIR --train_list LIST --train_path ROOT    pack a training list with its audio
     python prepareData.py --pack DIR --musan_path ROOT                      pack noises
@@ -10,10 +13,13 @@ import argparse
 
 from audio import Folder, check_folder
 from augmentation import find_noises, find_responses
+from convert import convert_folder
+from convert import split_musan as split_musan_folder
 from dataLoader import TrainingList, check_files
 from demoCorpus import make_demo
 from pack import write_pack
-from tools import InputError, run_command, sha256
+from tools import InputError, RunError, run_command, sha256
+from unpack import unpack as unpack_archives
 
 
 def demo(arguments):
@@ -26,8 +32,6 @@ def pack(arguments):
     given = [name for name in ("train_path", "musan_path", "rir_path") if getattr(arguments, name)]
     if len(given) != 1 or (given == ["train_path"]) != bool(arguments.train_list):
         raise InputError("--pack needs one of: --train_list with --train_path, --musan_path, --rir_path")
-    if arguments.n_cpu < 1:
-        raise InputError(f"--n_cpu must be at least 1, not {arguments.n_cpu}")
     flag, root = f"--{given[0]}", getattr(arguments, given[0])
     check_folder(root, flag)
     speakers = list_sha256 = None
@@ -54,15 +58,49 @@ def pack(arguments):
     )
 
 
+def unpack(arguments):
+    done = unpack_archives(arguments.unpack, arguments.to, arguments.n_cpu, arguments.any_md5)
+    print(
+        f"{arguments.to}: {done.files} files out of {', '.join(done.archives)}, {done.already} of them were there "
+        f"already, {done.written / 1e9:.2f} GB written; folders: {', '.join(done.folders)}"
+    )
+
+
+def convert(arguments):
+    tell(convert_folder(arguments.convert, arguments.to, arguments.format, arguments.n_cpu), "files", arguments.to)
+
+
+def split_musan(arguments):
+    tell(split_musan_folder(arguments.split_musan, arguments.to, arguments.n_cpu), "pieces", arguments.to)
+
+
+def tell(done, what, to):
+    """Sum up a Done. RunError if files failed."""
+    alone = "".join(f", {count} {kind}" for kind, count in done.left_alone.items() if count)
+    print(
+        f"{to}: {done.files} files found, {done.written} {what} written ({done.seconds / 3600:.2f} hours), "
+        f"{done.already} were there already, {len(done.failed)} files failed{alone and '; left alone' + alone[1:]}"
+    )
+    if done.failed:
+        raise RunError(f"{len(done.failed)} of {done.files} files failed, see {to}/failed.tsv; {done.failed[0][1]}")
+
+
 def build_parser():
     parser = argparse.ArgumentParser(
         description=__doc__, usage="%(prog)s ACTION [flags]", allow_abbrev=False,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=120),
     )  # fmt: skip
     group = parser.add_argument_group("actions: give one").add_mutually_exclusive_group(required=True)
+    group.add_argument("--unpack", metavar="DIR", help="unpack the archives in DIR as downloaded, those in parts, too")
+    group.add_argument("--convert", metavar="DIR", help="write all audio in DIR as 16 kHz mono, in the same layout")
+    group.add_argument("--split_musan", metavar="DIR", help="cut MUSAN in pieces of 5 s; training does not need it")
     group.add_argument("--demo", metavar="DIR", help="generate the demo corpus (synthetic speech, 230 MB) in DIR")
     group.add_argument("--pack", metavar="DIR", help="write a pack to DIR; again: continue after an interruption")
     # fmt: off
+    add = parser.add_argument_group("--unpack, --convert, --split_musan; with --n_cpu; again: continue").add_argument
+    add("--to",      metavar="DIR", help="folder to write to")
+    add("--format",  choices=["wav", "flac"], default="wav", help="of what --convert writes (%(default)s)")
+    add("--any_md5", action="store_true", help="--unpack archives that are other than the published ones, too")
     add = parser.add_argument_group("--demo").add_argument
     add("--train_speakers", type=int, default=160, help="training speakers (%(default)s)")
     add("--eval_speakers",  type=int, default=40,  help="other speakers, for the trials (%(default)s)")
@@ -73,14 +111,22 @@ def build_parser():
     add("--paths_anywhere", action="store_true", help="its paths may be absolute, or leave that folder by ..")
     add("--musan_path", metavar="ROOT", help="or: pack MUSAN's noise/, music/ and speech/")
     add("--rir_path",   metavar="ROOT", help="or: pack RIRS_NOISES or another folder of room responses")
-    add("--n_cpu",      type=int, default=4, help="threads that read audio (%(default)s)")
+    add("--n_cpu",      type=int, default=4, help="threads that read audio, or processes of ffmpeg (%(default)s)")
     # fmt: on
     return parser
 
 
 def main() -> None:
     arguments = build_parser().parse_args()
-    demo(arguments) if arguments.demo else pack(arguments)
+    if arguments.n_cpu < 1:
+        raise InputError(f"--n_cpu must be at least 1, not {arguments.n_cpu}")
+    actions = {"unpack": unpack, "convert": convert, "split_musan": split_musan, "demo": demo, "pack": pack}
+    name = next(name for name in actions if getattr(arguments, name) is not None)
+    if not getattr(arguments, name):
+        raise InputError(f"--{name} needs a folder")
+    if name in ("unpack", "convert", "split_musan") and not arguments.to:
+        raise InputError(f"--{name} needs --to, the folder to write to")
+    actions[name](arguments)
 
 
 if __name__ == "__main__":
