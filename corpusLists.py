@@ -188,7 +188,7 @@ def once_each(found, root, named):
     if missing:
         first = min(missing, key=line.get)
         raise InputError(f"{named} line {line[first]}: {os.path.join(root, first)} does not exist ({len(missing)} of "
-                         f"{len(speaker_of)} files are missing); is --lists {root} the folder its paths start from?")
+                         f"{len(speaker_of)} files are missing); do its paths start from --lists {root}?")  # fmt: skip
     return sorted((speaker, file) for file, speaker in speaker_of.items())
 
 
@@ -202,7 +202,7 @@ def refuse_blanks(found, named):
         try:
             name.encode()
         except UnicodeEncodeError as error:
-            raise InputError(f"{named}: the name {ascii(name)} is no text in UTF-8: rename it") from error
+            raise InputError(f"{named}: the name {name!a} is no text in UTF-8: rename it") from error
 
 
 def read_sex(path):

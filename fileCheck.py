@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 
 from audio import AudioFile, UnreadableAudio
-from tools import progress_bar
+from tools import RunError, progress_bar, sha256
 
 HEAD = 8192  # bytes that are looked at without decoding
 SILENT = 1e-3  # peak, of 1: -60 dB, below the quietest speech of any use
@@ -138,8 +138,8 @@ def equal_files(source, sights, full):
 
 
 def content_hash(path):
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.digest()
+    """Equal for equal files: a hash of all their bytes. RunError if one has gone since its header was read."""
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise RunError(f"{path}: {error.strerror}; is the disk failing?") from error

@@ -52,7 +52,8 @@ KNOWN_LISTS = [
 
 
 class Identity(NamedTuple):
-    """What a trial list turned out to be: ``known`` a KnownList or None; else ``nearest`` in size, if it is VoxCeleb1's.
+    """What a trial list turned out to be: ``known``, a KnownList, or None; then the ``nearest`` in size, if it is of
+    VoxCeleb1.
 
     ``fingerprint``: SHA-256 of its normalised trials, the same for all forms of one list.
     """
