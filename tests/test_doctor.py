@@ -8,11 +8,11 @@ import types
 import numpy as np
 import pytest
 import soundfile
+from conftest import data_flags, voice
 
 import doctor
 import knownLists
 import prepareData
-from conftest import data_flags, voice
 
 TRAIN, EVAL = "train/id00001/session0/00000.wav", "eval/id00007/session0/00000.wav"
 
@@ -213,7 +213,7 @@ def test_headers_alone_do_not_show_it(own, name):
 
 @pytest.mark.parametrize("n_class, severity", [(5, "error"), (6, None), (7, "warning")])
 def test_number_of_classes(corpus, n_class, severity):
-    findings = [each for each in checked(corpus, "headers", "--n_class", "%d" % n_class) if "--n_class" in each.what]
+    findings = [each for each in checked(corpus, "headers", "--n_class", str(n_class)) if "--n_class" in each.what]
     assert [each.severity for each in findings] == ([severity] if severity else [])
 
 
