@@ -13,7 +13,6 @@ import posixpath
 import re
 import sys
 
-import numpy as np
 from tqdm import tqdm
 
 from audio import AUDIO_SUFFIXES, Folder, check_folder
@@ -233,20 +232,15 @@ def write_lists(found, root, folder, count=None, sex=None, seed=0):
     folder = pathlib.Path(folder)
     listing = TrainingList.of(root, *zip(*found))
     if count is None:
-        count = max(2, min(DEFAULT_MOST, len(listing.speakers) // DEFAULT_SHARE))
+        # Of three speakers, two are of one sex.
+        count = max(2 if sex is None else 3, min(DEFAULT_MOST, len(listing.speakers) // DEFAULT_SHARE))
     if count < 0:
         raise InputError(f"--valid_speakers must be 0 or more, not {count}")
     kept, trials = listing, None
     if count:
-        candidates = listing
-        if sex is not None:
-            known = np.array([speaker in sex for speaker in listing.speakers])
-            if not known.any():
-                raise InputError(f"--metadata knows none of the speakers, such as {listing.speakers[0]}")
-            candidates = listing.subset(np.flatnonzero(known[listing.label]))
-        _, held = hold_out(candidates, count, seed)
-        held_out = np.isin(listing.label, [listing.speakers.index(speaker) for speaker in held.speakers])
-        kept = listing.subset(np.flatnonzero(~held_out))
+        if sex is not None and sex.keys().isdisjoint(listing.speakers):
+            raise InputError(f"--metadata knows none of the speakers, such as {listing.speakers[0]}")
+        kept, held = hold_out(listing, count, seed, among=sex)
         trials = make_trials(held, folder / "trials.txt", seed, sex=sex)
     texts = {"train_list.txt": kept.text()} | ({"trials.txt": trials.text()} if trials else {})
     for name, text in texts.items():

@@ -63,7 +63,8 @@ def test_files_of_nobody_and_unreadable_ones_are_left_out_and_told(tree, capsys)
 
 
 @pytest.mark.parametrize("names, said", [
-    ([], "has no <speaker>/<file>"), (["a/1.m4a", "b/1.m4a"], "convert them"), (["wav/a/1.wav", "wav/b/1.wav"], "single"),
+    ([], "has no <speaker>/<file>"), (["a/1.m4a", "b/1.m4a"], "convert them"),
+    (["wav/a/1.wav", "wav/b/1.wav"], "single"),
     (["a/1.wav", "b/my voice.wav"], "has a blank"), (["a/1.wav", "b c/1.wav"], "has a blank"),
     (["a/1.wav", "b/x\u20281.wav"], "has a blank"),
 ])  # fmt: skip
@@ -83,7 +84,8 @@ def test_name_that_is_no_text(tree):
 
 
 @pytest.mark.parametrize("header, columns, separator", [
-    (["speaker", "path"], None, ","), (["client_id", "path"], None, "\t"), (["SPK", "File"], None, ";"), (None, None, ","),
+    (["speaker", "path"], None, ","), (["client_id", "path"], None, "\t"), (["SPK", "File"], None, ";"),
+    (None, None, ","),
     (["who", "where"], ["who", "where"], ","), (None, ["1", "2"], "\t"),
 ])  # fmt: skip
 def test_table(tree, tmp_path, header, columns, separator):
@@ -102,9 +104,11 @@ def test_table_with_other_columns_quotes_and_absolute_paths(tree, tmp_path):
 @pytest.mark.parametrize("lines, columns, said", [
     (["who,where", "anna,anna/s0/0.wav"], None, "which columns"), (["who,where"], ["who", "path"], "no column 'path'"),
     (["speaker,path", "anna"], None, "line 2"), (["speaker,path", "anna,../x.wav"], None, "does not lie in"),
-    (["speaker,path", "anna,/etc/x.wav"], None, "does not lie in"), (["speaker,path", "anna,no.wav"], None, "not exist"),
+    (["speaker,path", "anna,/etc/x.wav"], None, "does not lie in"),
+    (["speaker,path", "anna,no.wav"], None, "not exist"),
     (["speaker,path", "anna,anna/s0/0.wav", "ben,anna/s0/0.wav"], None, "line 3: .* is of ben"), ([], None, "is empty"),
-    (["speaker,path", "an na,anna/s0/0.wav"], None, "has a blank"), (["speaker,path", "a," + "x" * 200000], None, "table"),
+    (["speaker,path", "an na,anna/s0/0.wav"], None, "has a blank"),
+    (["speaker,path", "a," + "x" * 200000], None, "table"),
 ])  # fmt: skip
 def test_tables_that_make_no_list(tree, tmp_path, lines, columns, said):
     with pytest.raises(InputError, match=said):
@@ -154,7 +158,7 @@ def test_sex_of_metadata(tmp_path, lines):
 
 
 def test_metadata_without_sex(tmp_path):
-    with pytest.raises(InputError, match="--metadata .* needs columns"):
+    with pytest.raises(InputError, match=r"--metadata .* needs columns"):
         read_sex(written(tmp_path / "meta.csv", ["speaker,age", "anna,31"]))
 
 
@@ -207,7 +211,7 @@ def test_other_lists_are_never_overwritten(tree, tmp_path):
     write_lists(found, root, tmp_path / "lists", 3)
     before = {path: path.read_bytes() for path in (tmp_path / "lists").iterdir()}
     write_lists(found, root, tmp_path / "lists", 3)  # the same again
-    with pytest.raises(InputError, match="holds another train_list"):
+    with pytest.raises(InputError, match="holds another"):
         write_lists(found[:-1], root, tmp_path / "lists", 3)
     assert before == {path: path.read_bytes() for path in (tmp_path / "lists").iterdir()}
 
@@ -239,8 +243,15 @@ def test_command_and_the_command_it_prints(corpus, tmp_path, command):
     assert none[0] == 0 and not (tmp_path / "b/trials.txt").exists() and "24 utterances of 6 speakers" in none[1]
 
 
-@pytest.mark.parametrize("flags", [[], ["--to", "x", "--columns", "a", "b"], ["--to", "x", "--csv", "a", "--kaldi", "b"],
-                                   ["--to", "x", "--seed", "-1"]])  # fmt: skip
+@pytest.mark.parametrize("flags", [
+    [], ["--to", "x", "--columns", "a", "b"], ["--to", "x", "--csv", "a", "--kaldi", "b"],
+    ["--to", "x", "--seed", "-1"],
+])  # fmt: skip
 def test_flags_that_do_not_go_together(corpus, command, flags):
     status, _, complained = command(prepareData, "--lists", corpus / "train", *flags)
     assert status == 2 and complained.count("\n") == 1
+
+
+def test_metadata_of_other_people(tree, tmp_path):
+    with pytest.raises(InputError, match="knows none of the speakers, such as anna"):
+        write_lists(tree[1], tree[0], tmp_path / "lists", 3, {"id10001": "f"})
