@@ -93,12 +93,23 @@ class TrainingList:
             if len(fields) != 2:
                 hint = "; this looks like a trial list" if len(fields) == 3 and fields[0] in ("0", "1") else ""
                 raise InputError(f"{path} line {number}: expected '<speaker> <path>', got {quoted(fields)}{hint}")
-        self.line_numbers = [number for number, _ in lines]
-        self.files = [fields[1] for _, fields in lines]
+        self._set([fields[0] for _, fields in lines], [fields[1] for _, fields in lines], [line for line, _ in lines])
+
+    @classmethod
+    def of(cls, path, speakers, files):
+        """A list that was made, not read: its columns, and the path that it goes by in messages."""
+        listing = cls.__new__(cls)
+        listing.path = pathlib.Path(path)
+        listing._set(speakers, files, range(1, len(files) + 1))
+        listing.sha256 = hashlib.sha256(listing.text().encode()).hexdigest()
+        return listing
+
+    def _set(self, speakers, files, line_numbers):
+        self.files, self.line_numbers = list(files), list(line_numbers)
         # Not with np.unique, whose arrays give every name the room of the longest.
-        self.speakers = sorted({fields[0] for _, fields in lines})
+        self.speakers = sorted(set(speakers))
         number = {speaker: label for label, speaker in enumerate(self.speakers)}
-        self.label = np.array([number[fields[0]] for _, fields in lines], dtype=np.int64)
+        self.label = np.array([number[speaker] for speaker in speakers], dtype=np.int64)
 
     def subset(self, rows):
         """The lines at some positions (M,), in that order, as a list of their own: its speakers are numbered anew."""
@@ -111,6 +122,10 @@ class TrainingList:
 
     def __len__(self):
         return len(self.files)
+
+    def text(self):
+        """The list as a file has it."""
+        return "".join(f"{self.speakers[label]} {file}\n" for label, file in zip(self.label, self.files))
 
 
 class TrialList:

@@ -1,4 +1,4 @@
-"""Corpora for the recipe: from a download to files, a demo corpus, and packs, from which training reads faster.
+"""Corpora for the recipe: from a download or a folder of recordings to lists, a check of it all, and packs.
 
     python prepareData.py --unpack DOWNLOADS --to DIR                       unpack VoxCeleb, MUSAN, RIRS_NOISES
     python prepareData.py --convert FOLDER --to DIR                         write 16 kHz mono wav of any audio
@@ -7,14 +7,20 @@
     python prepareData.py --pack DIR --train_list LIST --train_path ROOT    pack a training list with its audio
     python prepareData.py --pack DIR --musan_path ROOT                      pack noises
     python prepareData.py --pack DIR --rir_path ROOT                        pack room responses
+    python prepareData.py --lists ROOT --to FOLDER                          lists of your own recordings under ROOT
+    python prepareData.py --check --train_list LIST --train_path ROOT ...   what would go wrong with them?
 """
 
 import argparse
+import json
+import shlex
 
+import doctor
 from audio import Folder, check_folder
 from augmentation import find_noises, find_responses
 from convert import convert_folder
 from convert import split_musan as split_musan_folder
+from corpusLists import from_csv, from_folder, from_kaldi, read_sex, write_lists
 from dataLoader import TrainingList, check_files
 from demoCorpus import make_demo
 from pack import write_pack
@@ -85,6 +91,46 @@ def tell(done, what, to):
         raise RunError(f"{len(done.failed)} of {done.files} files failed, see {to}/failed.tsv; {done.failed[0][1]}")
 
 
+def lists(arguments):
+    """Write the lists of recordings under a folder; the next command, to train on them, is the last thing printed."""
+    root, folder, table, kaldi = arguments.lists, arguments.to, arguments.csv, arguments.kaldi
+    if not folder or (table and kaldi) or (arguments.columns and not table):
+        raise InputError("--lists needs --to FOLDER, and takes --csv (with --columns) or --kaldi, not both")
+    if arguments.seed < 0:
+        raise InputError(f"--seed must be 0 or more, not {arguments.seed}")
+    sex = read_sex(arguments.metadata) if arguments.metadata else None
+    speakers_of = from_csv(table, root, arguments.columns) if table else from_kaldi(kaldi, root) if kaldi else None
+    kept, trials = write_lists(
+        speakers_of or from_folder(root), root, folder, arguments.valid_speakers, sex, arguments.seed
+    )
+    command = ["python", "trainSpeakerNet.py", "--train_list", f"{folder}/train_list.txt", "--train_path", root]
+    print(f"{folder}/train_list.txt: {len(kept)} utterances of {len(kept.speakers)} speakers")
+    if trials:
+        files = {*trials.enrol, *trials.test}
+        among = ", different speakers of one sex" if sex else ""
+        print(f"{folder}/trials.txt: {len(trials)} trials, half of them of one speaker, of {len(files)} utterances of "
+              f"speakers who are not in the training list{among}")  # fmt: skip
+        command += ["--eval_list", f"{folder}/trials.txt", "--eval_path", root]
+    else:
+        command += ["--eval_list"]
+    print(f"train on them (with --musan_path and --rir_path where you have them): {shlex.join(command)} "
+          "--musan_path '' --rir_path '' --save_path exps/own")  # fmt: skip
+
+
+def check(arguments):
+    """Print what would go wrong with lists, audio, noises and responses -> exit status."""
+    checked = ("train_list", "eval_list", "musan_path", "rir_path")
+    if not any(getattr(arguments, name) for name in checked):
+        raise InputError(f"--check needs something to check: --{', --'.join(checked)}")
+    if arguments.n_cpu < 1:
+        raise InputError(f"--n_cpu must be at least 1, not {arguments.n_cpu}")
+    findings = doctor.check(arguments)
+    status = doctor.status(findings)
+    as_data = {"status": status, "findings": [each._asdict() for each in findings]}
+    print(json.dumps(as_data, indent=2) if arguments.json else doctor.table(findings))
+    return status
+
+
 def build_parser():
     parser = argparse.ArgumentParser(
         description=__doc__, usage="%(prog)s ACTION [flags]", allow_abbrev=False,
@@ -96,6 +142,10 @@ def build_parser():
     group.add_argument("--split_musan", metavar="DIR", help="cut MUSAN in pieces of 5 s; training does not need it")
     group.add_argument("--demo", metavar="DIR", help="generate the demo corpus (synthetic speech, 230 MB) in DIR")
     group.add_argument("--pack", metavar="DIR", help="write a pack to DIR; again: continue after an interruption")
+    group.add_argument("--lists", metavar="ROOT", help="write lists of the recordings ROOT/<speaker>/.../<file>")
+    group.add_argument("--check", nargs="?", const="headers", choices=["headers", "full"],
+                       help="say what would go wrong with lists and audio, from its headers; full: decode all of it; "
+                       "exit status 0: fine, 1: warnings, 2: errors")
     # fmt: off
     add = parser.add_argument_group("--unpack, --convert, --split_musan; with --n_cpu; again: continue").add_argument
     add("--to",      metavar="DIR", help="folder to write to")
@@ -104,7 +154,7 @@ def build_parser():
     add = parser.add_argument_group("--demo").add_argument
     add("--train_speakers", type=int, default=160, help="training speakers (%(default)s)")
     add("--eval_speakers",  type=int, default=40,  help="other speakers, for the trials (%(default)s)")
-    add("--seed",           type=int, default=0,   help="another seed, another corpus (%(default)s)")
+    add("--seed",           type=int, default=0,   help="another seed, another corpus, other lists (%(default)s)")
     add = parser.add_argument_group("--pack").add_argument
     add("--train_list", metavar="LIST", help="pack the files of this training list, lines <speaker> <path>")
     add("--train_path", metavar="ROOT", help="folder that its paths start from")
@@ -112,21 +162,33 @@ def build_parser():
     add("--musan_path", metavar="ROOT", help="or: pack MUSAN's noise/, music/ and speech/")
     add("--rir_path",   metavar="ROOT", help="or: pack RIRS_NOISES or another folder of room responses")
     add("--n_cpu",      type=int, default=4, help="threads that read audio, or processes of ffmpeg (%(default)s)")
+    add = parser.add_argument_group("--lists").add_argument
+    add("--csv", metavar="FILE", help="who speaks where, instead of by folders: a table of speakers and paths")
+    add("--columns", nargs=2, metavar=("SPEAKER", "PATH"), help="its columns, by name or, without a header, by number")
+    add("--kaldi", metavar="DIR", help="or by Kaldi's wav.scp and utt2spk")
+    add("--valid_speakers", type=int, help="hold out so many for the trials (a tenth, 100 at most); 0: no trials")
+    add("--metadata", metavar="FILE", help="table with speakers and their sex: trials between speakers of one sex")
+    add = parser.add_argument_group("--check (and --train_list, --train_path, --musan_path, --rir_path)").add_argument
+    add("--eval_list", nargs="*", metavar="LIST", help="trial lists, lines <1|0> <enrol path> <test path>")
+    add("--eval_path", metavar="ROOT", help="folder that their paths start from")
+    add("--n_class", type=int, help="number of speakers, if training is to be told")
+    add("--json", action="store_true", help="print the findings as JSON")
     # fmt: on
     return parser
 
 
-def main() -> None:
+def main():
     arguments = build_parser().parse_args()
     if arguments.n_cpu < 1:
         raise InputError(f"--n_cpu must be at least 1, not {arguments.n_cpu}")
-    actions = {"unpack": unpack, "convert": convert, "split_musan": split_musan, "demo": demo, "pack": pack}
+    actions = {"unpack": unpack, "convert": convert, "split_musan": split_musan, "demo": demo, "pack": pack,
+               "lists": lists, "check": check}  # fmt: skip
     name = next(name for name in actions if getattr(arguments, name) is not None)
     if not getattr(arguments, name):
         raise InputError(f"--{name} needs a folder")
-    if name in ("unpack", "convert", "split_musan") and not arguments.to:
+    if name in ("unpack", "convert", "split_musan", "lists") and not arguments.to:
         raise InputError(f"--{name} needs --to, the folder to write to")
-    actions[name](arguments)
+    return actions[name](arguments)
 
 
 if __name__ == "__main__":

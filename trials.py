@@ -15,18 +15,21 @@ from dataLoader import TrialList
 from tools import InputError
 
 
-def hold_out(listing, count, seed=0, asked="--valid_speakers"):
+def hold_out(listing, count, seed=0, asked="--valid_speakers", among=None):
     """Set speakers of a TrainingList aside, with all their utterances -> (kept, held), two TrainingLists.
 
-    They are drawn evenly from those with at least two utterances. InputError when there are not ``count`` of them, or
-    when fewer than two speakers would be held or kept; ``asked`` says what of the command line wants so many.
+    They are drawn evenly from those with at least two utterances (``among`` these names, if given). InputError when
+    there are not ``count`` of them, or when fewer than two speakers would be held or kept; ``asked`` says what of the
+    command line wants so many.
     """
     utterances = utterances_of(listing)
-    enough = [speaker for speaker, files in enumerate(utterances) if len(files) > 1]
+    may = [among is None or speaker in among for speaker in listing.speakers]
+    enough = [speaker for speaker, files in enumerate(utterances) if len(files) > 1 and may[speaker]]
     if count < 2:
         raise InputError(f"{asked} {count}: at least 2 are needed for trials between different speakers")
     if count > len(enough):
-        have = f"only {len(enough)} speakers have two utterances or more in {listing.path}"
+        those = "" if among is None else " of those that may be held out"
+        have = f"only {len(enough)} speakers{those} have two utterances or more in {listing.path}"
         raise InputError(f"{asked} {count}, but {have}")
     if len(utterances) - count < 2:
         remain = f"fewer than 2 of the {len(utterances)} speakers in {listing.path} would remain to train on"

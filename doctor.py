@@ -1,0 +1,295 @@
+"""What would go wrong with data, said before the work begins: lists, files, noises, responses, room on the disk.
+
+    findings = check(arguments)     # everything; headers of the audio, or all of its samples
+    findings = quick(arguments)     # lists alone: seconds for a million lines
+    print(table(findings))
+
+Findings and their severities are listCheck.py's, which looks at the lists, as fileCheck.py does at single files.
+"""
+
+import collections
+import math
+import os
+import pathlib
+import shutil
+import statistics
+
+from audio import SAMPLE_RATE, Folder
+from augmentation import find_noises, find_responses
+from dataLoader import leads_out
+from fileCheck import CLIPPED_SHARE, FAULTS, OFFSET, SILENT, equal_files, look_at
+from listCheck import SEVERITIES, Finding, check_lists, found, note
+from pack import Pack, open_source
+from tools import InputError, one_line
+
+SHORT = 1.0  # seconds: what is shorter says little about a voice
+CROP = 2.015  # seconds of a training crop of --num_frames 200; what is shorter is repeated
+LONG = 600.0  # seconds: whole utterances are embedded, and their memory grows with them
+LONGEST_RESPONSE = 10.0  # seconds: no room sounds on for longer, so this is a recording
+REPLACED_SHARE = 0.01  # of the training files, so many may be unreadable; training stops at more
+PARAMETERS = 14.7e6  # of the customary network, C=1024
+EPOCHS, BANK_BYTES, LINE_BYTES = 80, 512e6, 400  # defaults of training; a line of a list in memory, measured
+
+
+# ---- lists and audio -------------------------------------------------------------------------------------------------
+
+
+def check_on_disk(files, root, flag, name, arguments):
+    """(the source or None, {file: Sight}, [Finding]) of the files that a list names and the folder they start from.
+
+    Of a pack, which was decoded when it was made, only what it lacks is told.
+    """
+    try:
+        source = open_source(root, flag)
+    except InputError as error:
+        return None, {}, [Finding("error", f"{flag} cannot be used", 1, [str(error)], "give the folder of the audio")]
+    files = [file for file in files if arguments.paths_anywhere or not leads_out(file) or isinstance(source, Pack)]
+    missing = set(source.missing(files))
+    findings = found("error", f"files of {name} do not exist", [file for file in files if file in missing],
+                     mend_of_missing(sorted(missing), root, flag), source.name)  # fmt: skip
+    there = [file for file in files if file not in missing]
+    if isinstance(source, Pack):
+        rows = source.rows(there)
+        lost = [file for file, row in zip(there, rows) if row >= 0 and not source.length[row]]
+        findings += found("warning", f"files of {name} could not be read when they were packed", lost,
+                          "mend the files and pack them anew", source.name)  # fmt: skip
+        return source, {}, findings
+    sights = look_at(source, there, arguments.n_cpu, arguments.check == "full", f"looking at {name}")
+    return source, sights, findings
+
+
+def mend_of_missing(missing, root, flag):
+    """What a person would try: the folder above or below, the path without its first folder, another format."""
+    for file in missing[:20]:
+        stem, suffix = os.path.splitext(file)
+        for other in (".m4a", ".wav", ".flac", ".ogg", ".opus", ".mp3"):
+            if other != suffix and os.path.isfile(os.path.join(root, stem + other)):
+                return "convert them from m4a" if other == ".m4a" else f"they are {other} there: change the list"
+        below = sorted(entry.path for entry in os.scandir(root) if entry.is_dir())[:100]
+        for folder in (*below, os.path.dirname(os.path.abspath(root))):
+            if os.path.isfile(os.path.join(folder, file)):
+                return f"{flag} {folder} has them"
+        if "/" in file and os.path.isfile(os.path.join(root, file.split("/", 1)[1])):
+            return f"the list's paths begin with {file.split('/')[0]}/, which {flag} ends with: give the folder above"
+    return f"is {flag} right, and the copy complete?"
+
+
+def check_files(sights, name, role, full=False):
+    """[Finding] of the files ({file: Sight}) of a list or folder.
+
+    role: "training", "evaluation", "noise" or "response"; full: whether all samples were seen.
+    """
+    findings = []
+    good = {file: sight for file, sight in sights.items() if not sight.fault}
+    few = role == "training" and len(sights) - len(good) <= max(1, REPLACED_SHARE * len(sights))
+    severity = "warning" if few or role in ("noise", "response") else "error"
+    for fault, (words, mend) in FAULTS.items():
+        cases = [(file, sight.said) for file, sight in sights.items() if sight.fault == fault]
+        findings += found(severity, f"files of {name} {words}", cases, mend, lambda case: f"{case[0]} ({case[1]})")
+
+    def those(severity, what, fits, mend, example=lambda file: file):
+        return found(severity, f"files of {name} {what}", [file for file, each in good.items() if fits(each)], mend,
+                     example)  # fmt: skip
+
+    def seconds(file):
+        return f"{file}: {good[file].seconds:.2f} s"
+
+    def rate(file):
+        return f"{file}: {good[file].rate} Hz"
+
+    findings += those("warning", "were recorded below 16 kHz", lambda each: each.rate < SAMPLE_RATE,
+                      "they are resampled, but have nothing above half their rate: a network hears the difference",
+                      rate)  # fmt: skip
+    findings += those("note", "are above 16 kHz", lambda each: each.rate > SAMPLE_RATE,
+                      "they are resampled at every reading: convert or pack them", rate)  # fmt: skip
+    channels = "their first channel is taken" if role == "response" else "their mean is taken"
+    findings += those("note", "have several channels", lambda each: each.channels > 1, channels,
+                      lambda file: f"{file}: {good[file].channels} channels")  # fmt: skip
+    findings += those("note", "are of another format than their name says", lambda each: each.misnamed,
+                      "they can be read; rename them for other programs")  # fmt: skip
+    if role in ("training", "evaluation"):
+        findings += those("warning", f"are shorter than {SHORT:g} s", lambda each: each.seconds < SHORT,
+                          "leave them out of training; on such trials expect errors", seconds)  # fmt: skip
+        findings += those("note", f"are longer than {LONG:g} s", lambda each: each.seconds > LONG,
+                          "they are embedded as a whole, which takes memory: cut them", seconds)  # fmt: skip
+    if role == "training":
+        findings += those("note", f"are shorter than a crop of {CROP} s", lambda each: SHORT <= each.seconds < CROP,
+                          "they are repeated to its length", seconds)  # fmt: skip
+    if role == "response":
+        findings += those("warning", f"are longer than {LONGEST_RESPONSE:g} s",
+                          lambda each: each.seconds > LONGEST_RESPONSE,
+                          "they are recordings, not responses: take them out of --rir_path", seconds)  # fmt: skip
+    if full:
+        findings += those("warning", "are silent", lambda each: each.peak < SILENT, "leave them out")
+        if role != "response":  # whose largest sample may well be 1
+            findings += those("warning", "are clipped", lambda each: each.clipped > CLIPPED_SHARE,
+                              "leave out the worst, or record them less loud",
+                              lambda file: f"{file}: {100 * good[file].clipped:.1f} % at full scale")  # fmt: skip
+            findings += those("warning", "have an offset", lambda each: abs(each.offset) > OFFSET,
+                              "the recorder was out of order: filter them", lambda file: f"{file}: mean "
+                              f"{good[file].offset:.2f} of 1")  # fmt: skip
+    if good:
+        length = [sight.seconds for sight in good.values()]
+        middle = statistics.median(length)
+        spread = f"shortest {min(length):.2f} s, median {middle:.2f} s, longest {max(length):.2f} s"
+        findings += note(f"{name}: {sum(length) / 3600:.2f} hours", len(good), "", [spread])
+    return findings
+
+
+def check_duplicates(lines, train, trained, tested, evaluation, full=False):
+    """[Finding] of equal audio under two names: train and evaluation are sources, trained and tested their Sights."""
+    findings, speaker_of = [], {line.file: line.speaker for line in lines}
+    groups = equal_files(train, trained, full) if train else []
+    across = [group for group in groups if len({speaker_of[file] for file in group}) > 1]
+    within = [group for group in groups if len({speaker_of[file] for file in group}) == 1]
+    findings += found("error", "sets of training files hold the same audio for different speakers", across,
+                      "keep the right one of each", " = ".join)  # fmt: skip
+    findings += found("warning", "sets of training files hold the same audio", within, "keep one of each", " = ".join)
+    groups = equal_files(evaluation, tested, full) if evaluation else []
+    findings += found("warning", "sets of evaluation files hold the same audio", groups,
+                      "trials between them say nothing", " = ".join)  # fmt: skip
+    if train and evaluation:
+        # As absolute names: the same relative ones may be of both folders.
+        both = {train.name(file): sight for file, sight in trained.items()}
+        tests = {evaluation.name(file) for file in tested}
+        shared = [file for file in tests if file in both]
+        both |= {evaluation.name(file): sight for file, sight in tested.items()}
+        groups = [group for group in equal_files(Folder("/"), both, full)
+                  if not tests.issuperset(group) and not tests.isdisjoint(group)]  # fmt: skip
+        findings += found("error", "files are heard both in training and in evaluation",
+                          [[file] for file in sorted(shared)] + groups, "take them out of the training list",
+                          " = ".join)  # fmt: skip
+    return findings
+
+
+# ---- noises, responses, room -----------------------------------------------------------------------------------------
+
+
+def check_noises(root, arguments):
+    """[Finding] of a folder like MUSAN."""
+    try:
+        source = open_source(root, "--musan_path")
+        categories = find_noises(source, root)
+    except InputError as error:
+        inner = pathlib.Path(root, "musan")
+        mend = f"give --musan_path {inner}" if inner.is_dir() else "give the folder that holds noise/, music/, speech/"
+        return [Finding("error", "--musan_path cannot be used", 1, [str(error)], mend)]
+    findings = note("noises found", sum(map(len, categories.values())), "", [
+        f"{category}: {len(files)} files" for category, files in categories.items()])  # fmt: skip
+    if not isinstance(source, Pack):
+        files = [file for found_there in categories.values() for file in found_there]
+        sights = look_at(source, files, arguments.n_cpu, arguments.check == "full", "looking at noises")
+        findings += check_files(sights, "MUSAN", "noise", arguments.check == "full")
+    return findings
+
+
+def check_responses(root, arguments):
+    """[Finding] of a folder like RIRS_NOISES."""
+    try:
+        source = open_source(root, "--rir_path", channel=0)
+        files = find_responses(source, root)
+    except InputError as error:
+        mend = "give RIRS_NOISES or its simulated_rirs"
+        return [Finding("error", "--rir_path cannot be used", 1, [str(error)], mend)]
+    folders = collections.Counter(file.rpartition("/")[0].split("/")[0] for file in files)
+    findings = note("room responses found", len(files), "", [
+        f"{folder or '.'}: {count}" for folder, count in folders.most_common()])  # fmt: skip
+    findings += found("note", "noises lie among the responses", sorted(set(source.find()) - set(files)),
+                      "they are left out")  # fmt: skip
+    if not isinstance(source, Pack):
+        sights = look_at(source, files, arguments.n_cpu, arguments.check == "full", "looking at responses")
+        findings += check_files(sights, "the room responses", "response", arguments.check == "full")
+    return findings
+
+
+def check_room(folder, hours, speakers, lines):
+    """[Finding] of the disk and the memory, for a pack of so many hours, checkpoints, and lists of so many lines."""
+    folder = pathlib.Path(folder).absolute()
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    free, findings = shutil.disk_usage(there).free, []
+    model = 4 * (PARAMETERS + 192 * speakers)
+    checkpoints = EPOCHS * model + 2 * 3 * model  # two states, each with Adam's two averages
+    pack = hours * 3600 * SAMPLE_RATE * 2
+    for what, size, mend in (
+        ("a pack of the training list", pack, "pack to another disk, or train from files"),
+        (f"checkpoints of {EPOCHS} epochs, C=1024,", checkpoints, "a larger --test_step keeps fewer"),
+    ):
+        example = f"{size / 1e9:.1f} GB of {free / 1e9:.1f} GB free at {there}"
+        if size > free:
+            findings += [Finding("warning", f"{what} would not fit on the disk", 1, [example], mend)]
+        else:
+            findings += note(f"{what} would fit on the disk", 1, "", [example])
+    free, needed = free_memory(), BANK_BYTES + LINE_BYTES * lines
+    if free < needed:
+        findings += [Finding("warning", "noises and lists would not fit in the memory", 1, [
+            f"{needed / 1e9:.1f} GB of {free / 1e9:.1f} GB free"], "a smaller --bank_mb")]  # fmt: skip
+    return findings
+
+
+def free_memory():
+    """Bytes, or infinity where the system does not say."""
+    try:
+        with open("/proc/meminfo") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return math.inf
+
+
+# ---- all of it -------------------------------------------------------------------------------------------------------
+
+
+def quick(arguments):
+    """[Finding] from the lists alone: what training or evaluation (``eval``) would read, without a look at the audio.
+
+    arguments: of trainSpeakerNet.py; what is absent or empty is not checked.
+    """
+    return check_lists(arguments)[2]
+
+
+def check(arguments):
+    """[Finding] of all that is given: train_list, train_path, eval_list, eval_path, musan_path, rir_path, n_class, to,
+    n_cpu, paths_anywhere; ``check`` "full" decodes all audio.
+    """
+    full = arguments.check == "full"
+    lines, tests, findings = check_lists(arguments)
+    train = evaluation = None
+    trained, tested = {}, {}
+    if lines and arguments.train_path:
+        files = list(dict.fromkeys(line.file for line in lines))
+        train, trained, more = check_on_disk(files, arguments.train_path, "--train_path", "training", arguments)
+        findings += more + check_files(trained, "training", "training", full)
+    if tests and arguments.eval_path:
+        files = list(dict.fromkeys(file for trials in tests for file in trials.files()))
+        where = arguments.eval_path, "--eval_path", "evaluation"
+        if (pathlib.Path(arguments.eval_path) / "pack.json").exists():
+            findings += [Finding("error", "--eval_path is a pack", 1, [arguments.eval_path],
+                                 "utterances of trials are read from files: give their folder")]  # fmt: skip
+        else:
+            evaluation, tested, more = check_on_disk(files, *where, arguments)
+            findings += more + check_files(tested, "evaluation", "evaluation", full)
+    findings += check_duplicates(lines, train, trained, tested, evaluation, full)
+    if arguments.musan_path:
+        findings += check_noises(arguments.musan_path, arguments)
+    if arguments.rir_path:
+        findings += check_responses(arguments.rir_path, arguments)
+    if lines:
+        hours = sum(sight.seconds for sight in trained.values()) / 3600
+        findings += check_room(arguments.to or ".", hours, len({line.speaker for line in lines}), len(lines))
+    return sorted(findings, key=lambda each: -SEVERITIES.index(each.severity))
+
+
+def status(findings):
+    """The exit status: 0 for notes, 1 with warnings, 2 with errors."""
+    return max((SEVERITIES.index(each.severity) for each in findings), default=0)
+
+
+def table(findings):
+    """The findings as text: each with its severity, count and words, then its examples and the mend."""
+    text = []
+    for each in findings:
+        text.append(f"{each.severity:7} {each.count:>9,}  {one_line(each.what)}")
+        text += [f"{'':17}    {one_line(example, 300)}" for example in each.examples]
+        text += [f"{'':17}  > {one_line(each.mend)}"] if each.mend else []
+    counts = collections.Counter(each.severity for each in findings)
+    text.append(", ".join(f"{counts[severity]} {severity}s" for severity in reversed(SEVERITIES)))
+    return "\n".join(text)

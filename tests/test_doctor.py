@@ -1,0 +1,328 @@
+"""The doctor: a fault planted for every kind of finding, each found, counted and named; a clean corpus has none."""
+
+import argparse
+import json
+import shutil
+import types
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import data_flags, voice
+
+import doctor
+import knownLists
+import prepareData
+
+TRAIN, EVAL = "train/id00001/session0/00000.wav", "eval/id00007/session0/00000.wav"
+
+
+@pytest.fixture
+def own(corpus, tmp_path):
+    """A copy of the corpus to plant faults in."""
+    return shutil.copytree(corpus, tmp_path / "own")
+
+
+def checked(folder, *more):
+    flags = [str(flag) for flag in (*data_flags(folder), "--n_cpu", 1, "--check", *more)]
+    return doctor.check(prepareData.build_parser().parse_args(flags))
+
+
+def edit(path, change):
+    """Replace the lines of a list by change(lines)."""
+    path.write_text("".join(line + "\n" for line in change(path.read_text().splitlines())))
+
+
+def rewrite(path, waveform=None, rate=16000, **more):
+    soundfile.write(path, voice(100, 2.5, 1) if waveform is None else waveform, rate, **more)
+
+
+def train_lines(change):
+    return lambda root: edit(root / "train_list.txt", change)
+
+
+def trial_lines(change):
+    return lambda root: edit(root / "trials.txt", change)
+
+
+def audio(name, *arguments, **more):
+    return lambda root: rewrite(root / name, *arguments, **more)
+
+
+def raw(name, content):
+    return lambda root: (root / name).write_bytes(content)
+
+
+def cut_in_half(root):
+    content = (root / TRAIN).read_bytes()
+    (root / TRAIN).write_bytes(content[: len(content) // 2])
+
+
+def spoil_flac(root):
+    """A FLAC file whose header is whole and whose middle is not, in place of a training file."""
+    soundfile.write(root / "a.flac", voice(100, 2.5, 1), 16000)
+    content = bytearray((root / "a.flac").read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 3000] = bytes(3000)
+    (root / TRAIN).write_bytes(content)
+
+
+def copied(source, target):
+    return lambda root: shutil.copy(root / source, root / target)
+
+
+def reencode(root):
+    """The same samples in another format: only seen with all of them decoded."""
+    samples, rate = soundfile.read(root / TRAIN, dtype="int16")
+    rewrite(root / "train/id00003/session0/00000.wav", samples, rate, format="FLAC")
+
+
+def add_response(name, *arguments):
+    return lambda root: rewrite(root / "rirs/smallroom/Room001" / name, *arguments)
+
+
+SPEECH = voice(100, 2.5, 1)
+LOUD = np.clip(20 * SPEECH, -1, 1)
+# what is planted, where, severity, words of the finding, its count, words of an example or of the mend
+FAULTS = {
+    "training list absent": (lambda root: (root / "train_list.txt").unlink(), "error",
+                             "training list cannot be used", 1, "does not exist"),
+    "training line of three": (train_lines(lambda lines: [*lines, "a b c"]), "error", "'<speaker> <path>'", 1,
+                               "line 25: 'a b c'"),
+    "trial list for training": (lambda root: shutil.copy(root / "trials.txt", root / "train_list.txt"), "error",
+                                "'<speaker> <path>'", 120, "this is a trial list"),
+    "duplicate line": (train_lines(lambda lines: [*lines, lines[0], lines[0]]), "warning", "are there twice", 2,
+                       "line 25: id00000"),
+    "file of two speakers": (train_lines(lambda lines: [*lines, lines[0].replace("id00000", "id00001", 1)]), "error",
+                             "are of two speakers", 1, "line 25: id00001"),
+    "path out of the folder": (train_lines(lambda lines: [*lines, "id00001 ../x.wav"]), "error", "lead out", 1,
+                               "line 25: ../x.wav"),
+    "single speaker": (train_lines(lambda lines: lines[:4]), "error", "a single speaker", 1, "id00000"),
+    "speakers are utterances": (train_lines(lambda lines: [f"u{i} {x.split()[1]}" for i, x in enumerate(lines)]),
+                                "error", "speaker of its own", 24, "u0"),
+    "speaker of one utterance": (train_lines(lambda lines: lines[3:]), "note", "one utterance only", 1, "id00000"),
+    "speaker not the folder": (train_lines(lambda lines: [lines[0].replace("id00000", "id9", 1), *lines[1:]]),
+                               "warning", "other than their path's folder", 1, "line 1: id9"),
+    "trial list absent": (lambda root: (root / "trials.txt").unlink(), "error", "a trial list cannot be used", 1,
+                          "does not exist"),
+    "trial of label 2": (trial_lines(lambda lines: [*lines, "2 a.wav b.wav"]), "error", "'<1|0> <enrol path>", 1,
+                         "line 121"),
+    "training list for trials": (lambda root: shutil.copy(root / "train_list.txt", root / "trials.txt"), "error",
+                                 "'<1|0> <enrol path>", 24, "this is a training list"),
+    "no different speakers": (trial_lines(lambda lines: [x for x in lines if x[0] == "1"]), "error",
+                              "no different-speaker", 1, "both kinds"),
+    "trial twice": (trial_lines(lambda lines: [*lines, " ".join([lines[0][0], *lines[0].split()[:0:-1]])]), "warning",
+                    "are there twice", 1, "line 121"),
+    "trial of both labels": (trial_lines(lambda lines: [*lines, "0" + lines[0][1:]]), "error", "both 1 and 0", 1,
+                             "line 121"),
+    "file against itself": (trial_lines(lambda lines: [*lines, " ".join(["1", *2 * lines[0].split()[1:2]])]),
+                            "warning", "with itself", 1, "line 121"),
+    "label against folder": (trial_lines(lambda lines: ["0" + lines[0][1:], *lines[1:]]), "error",
+                             "contradict", 1, "line 1: 0"),
+    "labels reversed": (trial_lines(lambda lines: [str(1 - int(x[0])) + x[1:] for x in lines]), "error", "reversed",
+                        120, "swap 0 and 1"),
+    "speaker on both sides": (train_lines(lambda lines: [*lines, "id00007 id00001/session0/00000.wav"]), "error",
+                              "both in training and in trials.txt", 1, "id00007"),
+    "no folder": (lambda root: shutil.rmtree(root / "train"), "error", "--train_path cannot be used", 1,
+                  "is not a folder"),
+    "missing file": (lambda root: (root / TRAIN).unlink(), "error", "of training do not exist", 1, "00000.wav"),
+    "only m4a": (lambda root: (root / TRAIN).rename((root / TRAIN).with_suffix(".m4a")), "error",
+                 "of training do not exist", 1, "convert them from m4a"),
+    "folder too high": (lambda root: (shutil.move(root / "eval", root / "x"), (root / "eval").mkdir(),
+                        shutil.move(root / "x", root / "eval/wav")), "error", "of evaluation do not exist", 16,
+                        "eval/wav has them"),
+    "empty file": (raw(TRAIN, b""), "warning", "of training are empty", 1, "0 bytes"),
+    "no samples": (audio(EVAL, np.zeros(0)), "error", "of evaluation are empty", 1, EVAL[5:]),
+    "m4a named wav": (raw(TRAIN, b"\0\0\0\x20ftypM4A " + bytes(200)), "warning", "MPEG-4", 1, TRAIN[6:]),
+    "error page": (raw(TRAIN, b"<html>404</html>"), "warning", "are text", 1, "<html>404"),
+    "noise for a file": (raw(TRAIN, b"\x07" * 500), "warning", "cannot be read as audio", 1, TRAIN[6:]),
+    "cut in half": (cut_in_half, "warning", "shorter than their header", 1, TRAIN[6:]),
+    "telephone": (audio(EVAL, SPEECH, 8000), "warning", "below 16 kHz", 1, "8000 Hz"),
+    "studio": (audio(EVAL, SPEECH, 44100), "note", "above 16 kHz", 1, "44100 Hz"),
+    "stereo": (audio(TRAIN, np.stack([SPEECH, SPEECH], 1)), "note", "several channels", 1, "2 channels"),
+    "flac named wav": (audio(TRAIN, SPEECH, format="FLAC"), "note", "another format", 1, TRAIN[6:]),
+    "half a second": (audio(EVAL, SPEECH[:8000]), "warning", "shorter than 1 s", 1, "0.50 s"),
+    "eleven minutes": (audio(EVAL, np.tile(SPEECH, 264)), "note", "longer than 600 s", 1, "660.00 s"),
+    "copy, same speaker": (copied(TRAIN, "train/id00001/session1/00002.wav"), "warning",
+                           "training files hold the same audio", 1, " = "),
+    "copy, other speaker": (copied(TRAIN, "train/id00002/session1/00002.wav"), "error", "for different speakers", 1,
+                            "id00002/session1/00002.wav"),
+    "copy in evaluation": (copied(EVAL, "eval/id00008/session1/00002.wav"), "warning",
+                           "evaluation files hold the same audio", 1, " = "),
+    "copy across": (copied(TRAIN, EVAL), "error", "heard both", 1, EVAL),
+    "MUSAN without music": (lambda root: shutil.rmtree(root / "musan/music"), "error", "--musan_path cannot", 1,
+                            "no audio in its folder 'music'"),
+    "MUSAN in MUSAN": (lambda root: (shutil.move(root / "musan", root / "x"), (root / "musan").mkdir(),
+                       shutil.move(root / "x", root / "musan/musan")), "error", "--musan_path cannot", 1,
+                       "musan/musan"),
+    "broken noise": (raw("musan/noise/made-up/noise-0.wav", b"\x07" * 500), "warning",
+                     "of MUSAN cannot be read", 1, "noise-0.wav"),
+    "no responses": (lambda root: (shutil.rmtree(root / "rirs"), (root / "rirs").mkdir()), "error",
+                     "--rir_path cannot", 1, "no room responses"),
+    "noise among responses": (add_response("noise-1.wav"), "note", "noises lie among", 1, "noise-1.wav"),
+    "stereo response": (add_response("x.wav", np.stack([SPEECH, SPEECH], 1)), "note",
+                        "room responses have several channels", 1, "first channel"),
+    "recording as response": (add_response("x.wav", np.tile(SPEECH, 5)), "warning", "longer than 10 s", 1, "12.50 s"),
+}  # fmt: skip
+FULL_FAULTS = {
+    "damaged inside": (spoil_flac, "warning", "cannot be decoded to the end", 1, TRAIN[6:]),
+    "silent": (audio(EVAL, 0.0005 * SPEECH), "warning", "are silent", 1, EVAL[5:]),
+    "clipped": (audio(EVAL, LOUD), "warning", "are clipped", 1, "at full scale"),
+    "offset": (audio(EVAL, SPEECH / 2 + 0.3), "warning", "have an offset", 1, "mean 0.30"),
+    "not numbers": (audio(EVAL, np.where(np.arange(16000) == 99, np.nan, 0.1), subtype="FLOAT"), "error",
+                    "cannot be decoded to the end", 1, "not finite"),
+    "same samples, coded otherwise": (reencode, "error", "for different speakers", 1, "id00003"),
+}  # fmt: skip
+
+
+def fitting(findings, severity, what):
+    return [each for each in findings if each.severity == severity and what in each.what]
+
+
+@pytest.fixture(scope="module")
+def clean(corpus):
+    return checked(corpus), checked(corpus, "full")
+
+
+def test_clean_corpus_has_no_faults(clean):
+    for findings in clean:
+        assert {each.severity for each in findings} == {"note"}, doctor.table(findings)
+        assert doctor.status(findings) == 0
+
+
+@pytest.mark.parametrize("name", [*FAULTS, *FULL_FAULTS])
+def test_planted_fault_is_found_and_named(own, clean, name):
+    plant, severity, what, count, said = (FAULTS | FULL_FAULTS)[name]
+    full = name in FULL_FAULTS
+    assert not fitting(clean[full], severity, what)
+    plant(own)
+    findings = checked(own, *["full"] * full)
+    (finding,) = fitting(findings, severity, what)
+    assert finding.count == count and len(finding.examples) <= 3
+    assert any(said in words for words in (*finding.examples, finding.mend))
+    assert doctor.status(findings) >= ["note", "warning", "error"].index(severity)
+    assert finding.what in doctor.table(findings)
+
+
+@pytest.mark.parametrize("name", FULL_FAULTS)
+def test_headers_alone_do_not_show_it(own, name):
+    """Else --check full would have no reason to be."""
+    plant, severity, what, _, _ = FULL_FAULTS[name]
+    plant(own)
+    assert not fitting(checked(own), severity, what)
+
+
+@pytest.mark.parametrize("n_class, severity", [(5, "error"), (6, None), (7, "warning")])
+def test_number_of_classes(corpus, n_class, severity):
+    findings = [each for each in checked(corpus, "headers", "--n_class", str(n_class)) if "--n_class" in each.what]
+    assert [each.severity for each in findings] == ([severity] if severity else [])
+
+
+def test_disk_and_memory(corpus, monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1e6))
+    monkeypatch.setattr(doctor, "free_memory", lambda: 1e6)
+    told = fitting(checked(corpus), "warning", "would not fit")
+    assert [each.what.split()[-1] for each in told] == ["disk", "disk", "memory"]
+
+
+def test_unreadable_beyond_what_training_replaces_is_an_error(own):
+    for number in range(2):
+        raw(f"train/id00001/session0/0000{number}.wav", b"\x07" * 500)(own)
+    (finding,) = fitting(checked(own), "error", "training cannot be read")
+    assert finding.count == 2
+
+
+def test_pack_takes_the_place_of_the_folder(own, command):
+    raw(TRAIN, b"\x07" * 500)(own)
+    flags = ["--train_list", own / "train_list.txt", "--train_path"]
+    assert command(prepareData, "--pack", own / "pack", *flags, own / "train", "--n_cpu", 1)[0] == 0
+    status, printed, _ = command(prepareData, "--check", *flags, own / "pack")
+    assert status == 1 and "could not be read when they were packed" in printed and TRAIN[6:] in printed
+
+
+# ---- which list ------------------------------------------------------------------------------------------------------
+
+
+def voxceleb_list(trials, targets, speakers, prefix="", suffix="wav"):
+    """As many lines of the form of VoxCeleb1's lists, all different, of speakers id10270 and following."""
+    for number in range(trials):
+        same, speaker = number < targets, number % speakers
+        other = speaker if same else (speaker + 1) % speakers
+        a, b = f"{number:011d}/00001.{suffix}", f"{number:011d}/00002.{suffix}"
+        yield f"{int(same)} {prefix}id{10270 + speaker}/{a} {prefix}id{10270 + other}/{b}"
+
+
+@pytest.mark.parametrize("name, trials, targets, speakers", [
+    ("Vox1-O original", 37720, 18860, 40), ("Vox1-O cleaned", 37611, 18802, 40),
+    ("Vox1-H cleaned", 550894, 275488, 900), ("Vox1-E cleaned", 579818, 290000, 900),
+])  # fmt: skip
+def test_known_lists_are_told_by_content(tmp_path, name, trials, targets, speakers):
+    path = tmp_path / "mine.txt"  # the name says nothing
+    path.write_text("\n".join(voxceleb_list(trials, targets, speakers, "wav/", "flac")))
+    findings = doctor.quick(argparse.Namespace(eval_list=[path], eval=True))
+    (finding,) = (each for each in findings if f"is {name} (" in each.what)
+    other = name.replace("cleaned", "original") if "cleaned" in name else name.replace("original", "cleaned")
+    assert f"never compare its results with those on {other}" in finding.mend
+    published = {"Vox1-O original": "1.0", "Vox1-O cleaned": "0.856", "Vox1-H cleaned": "2.059",
+                 "Vox1-E cleaned": "1.072"}  # fmt: skip
+    assert published[name] in finding.mend
+    assert bool(fitting(findings, "note", "needs the audio of VoxCeleb1 dev and test")) == ("-O" not in name)
+
+
+@pytest.mark.parametrize("trials, targets, speakers", [(37610, 18802, 40), (37611, 18801, 40), (37611, 18802, 41)])
+def test_nearly_a_known_list_is_none(tmp_path, trials, targets, speakers):
+    (tmp_path / "veri_test2.txt").write_text("\n".join(voxceleb_list(trials, targets, speakers)))
+    findings = doctor.quick(argparse.Namespace(eval_list=[tmp_path / "veri_test2.txt"], eval=True))
+    (finding,) = fitting(findings, "warning", "none of the published lists")
+    assert "Vox1-O cleaned (veri_test2.txt) is nearest" in finding.mend
+
+
+def test_original_and_cleaned_and_the_same_twice(tmp_path):
+    original, cleaned = tmp_path / "a.txt", tmp_path / "b.txt"
+    original.write_text("\n".join(voxceleb_list(37720, 18860, 40)))
+    cleaned.write_text("\n".join(voxceleb_list(37611, 18802, 40)))
+    lines = voxceleb_list(37611, 18802, 40, "/data/wav/")
+    (tmp_path / "c.txt").write_text("\n".join(sorted(lines)))
+    lists = [original, cleaned, tmp_path / "c.txt"]
+    findings = doctor.quick(argparse.Namespace(eval_list=lists, eval=True, paths_anywhere=True))
+    assert len(fitting(findings, "warning", "both original and cleaned")) == 1
+    (twice,) = fitting(findings, "warning", "same under two names")
+    assert twice.examples == ["b.txt and c.txt"]
+
+
+def test_sizes_are_those_published():
+    """Against the table of lists/README.md, which was written before this room."""
+    text = (doctor.pathlib.Path(prepareData.__file__).parent / "lists/README.md").read_text()
+    for known in knownLists.KNOWN_LISTS:
+        sizes = ["" if size is None else f"{size:,}" for size in (known.trials, known.target, known.nontarget)]
+        row = f"`{known.file}` | {' | '.join(sizes)} |".replace("|  |", "| |").replace("|  |", "| |")
+        assert row in text, row
+
+
+# ---- quick, and the command ------------------------------------------------------------------------------------------
+
+
+def test_quick_looks_at_lists_alone(own):
+    shutil.rmtree(own / "train")
+    shutil.rmtree(own / "eval")
+    train_lines(lambda lines: [*lines, lines[0]])(own)
+    given = {"train_list": own / "train_list.txt", "eval_list": [own / "trials.txt"], "n_class": None}
+    findings = doctor.quick(argparse.Namespace(**given, eval=False))
+    assert [each.what for each in findings if each.severity != "note"] == ["lines of the training list are there twice"]
+    assert all(each.severity == "note" for each in doctor.quick(argparse.Namespace(**given, eval=True)))
+
+
+@pytest.mark.parametrize("plant, status", [
+    (lambda root: None, 0), (copied(TRAIN, "train/id00001/session1/00002.wav"), 1),
+    (lambda root: (root / TRAIN).unlink(), 2)])  # fmt: skip
+def test_exit_status_and_json(own, command, plant, status):
+    plant(own)
+    ended, printed, _ = command(prepareData, "--check", *data_flags(own), "--json")
+    content = json.loads(printed)
+    assert ended == status == content["status"]
+    assert set(content["findings"][0]) == {"severity", "what", "count", "examples", "mend"}
+    assert command(prepareData, "--check", *data_flags(own))[0] == status
+
+
+def test_check_of_nothing_is_refused(command):
+    status, _, complained = command(prepareData, "--check")
+    assert status == 2 and complained.count("\n") == 1 and "--train_list" in complained
