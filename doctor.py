@@ -28,7 +28,7 @@ LONG = 600.0  # seconds: whole utterances are embedded, and their memory grows w
 LONGEST_RESPONSE = 10.0  # seconds: no room sounds on for longer, so this is a recording
 REPLACED_SHARE = 0.01  # of the training files, so many may be unreadable; training stops at more
 PARAMETERS = 14.7e6  # of the customary network, C=1024
-EPOCHS, BANK_BYTES, LINE_BYTES = 80, 512e6, 400  # defaults of training; a line of a list in memory, measured
+EPOCHS, BANK_BYTES, LINE_BYTES = 80, 512e6, 400  # defaults of training; a line of a list in memory, estimated
 
 
 # ---- lists and audio -------------------------------------------------------------------------------------------------
