@@ -7,7 +7,6 @@ and the resampling are those of audio.py for all files. Every result appears who
 """
 
 import collections
-import concurrent.futures
 import contextlib
 import os
 import pathlib
@@ -21,7 +20,7 @@ from typing import NamedTuple
 import soundfile
 
 from audio import AUDIO_SUFFIXES, SAMPLE_RATE, AudioFile, UnreadableAudio, check_folder
-from tools import InputError, RunError, check_writable, one_line, progress_bar, whole_file, write_text
+from tools import InputError, RunError, check_writable, in_order, one_line, progress_bar, whole_file, write_text
 
 # What these files hold is for ffmpeg; the others are tried with libsndfile first.
 FFMPEG_SUFFIXES = {".m4a", ".mp4", ".m4b", ".mov", ".3gp", ".aac", ".wma", ".webm", ".mkv", ".mka", ".amr", ".ac3"}
@@ -323,17 +322,3 @@ def run_all(task, jobs, threads, to, label):
         if failed or (to / "failed.tsv").exists():
             write_text(to / "failed.tsv", "file\treason\n" + "".join(f"{file}\t{why}\n" for file, why in failed))
     return results, failed
-
-
-def in_order(task, items, threads):
-    """Yield ``task(item)`` of each item in order, computed in threads, some ahead."""
-    pool, ahead = concurrent.futures.ThreadPoolExecutor(threads), collections.deque()
-    try:
-        for item in items:
-            ahead.append(pool.submit(task, item))
-            if len(ahead) > 4 * threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

@@ -9,8 +9,6 @@ an Ogg or MP3 file may give other samples there; a pack holds those of decoding 
 broken in one place can be read elsewhere, but is packed as unreadable.
 """
 
-import collections
-import concurrent.futures
 import contextlib
 import hashlib
 import json
@@ -25,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from audio import SAMPLE_RATE, Folder, UnreadableAudio, check_folder, to_int16
-from tools import InputError, RunError, check_writable, progress_bar, read_text, sha256, write_text
+from tools import InputError, RunError, check_writable, in_order, progress_bar, read_text, sha256, write_text
 
 FORMAT = 1
 # The first channel of a response as it is: rounding to 16 bits would cut off its tail, a mean be that of no room.
@@ -264,7 +262,7 @@ def _append(path, dtype, source, files, speakers, threads):
         _lock(index, path)
         done, end, unreadable = _take_up(index, samples, itemsize, files, speakers)
         lines, uncommitted, committed = [], 0, time.monotonic()
-        decoded = _decoded(source, files[done:], SUFFIX[dtype], threads)
+        decoded = in_order(lambda file: _decode(source, file, SUFFIX[dtype]), files[done:], threads)
         settings = {"total": len(files), "initial": done, "desc": "packing", "unit": " files"}
         with contextlib.closing(decoded), progress_bar(**settings) as bar:
             for speaker, file, (waveform, checksum) in zip(speakers[done:], files[done:], decoded):
@@ -316,21 +314,6 @@ def _lock(file, path):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"--pack {path} is being written by another process: wait for it") from error
-
-
-def _decoded(source, files, dtype, threads):
-    """Yield (samples, crc32) of each file in order, some files ahead."""
-    pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="packer")
-    ahead = collections.deque()
-    try:
-        for file in files:
-            ahead.append(pool.submit(_decode, source, file, dtype))
-            if len(ahead) > 4 * threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _decode(source, file, dtype):

@@ -59,7 +59,7 @@ def has_state(folder):
 def only_run_in(folder):
     """Keep other runs from writing to a folder as long as this lasts. InputError naming the process that does already.
 
-    The lock is the kernel's: it ends with the process, however that ends. The file .lock stays, and says nothing.
+    The lock is the kernel's: it ends with the process, however that ends. The file .lock stays and means nothing alone.
     """
     with open(Path(folder) / ".lock", "a+", encoding="utf-8") as file:
         try:

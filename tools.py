@@ -1,5 +1,7 @@
 """Judging scores, and files that appear whole or not at all: error rates, score lists, checkpoints."""
 
+import collections
+import concurrent.futures
 import contextlib
 import ctypes
 import errno
@@ -233,6 +235,23 @@ def as_norm(scores, enrol, test, cohort, top_n=300):
     different = np.frombuffer(bytearray().join(found), enrol.dtype).reshape(len(found), enrol.shape[1])
     mean, deviation = cohort_statistics(different, cohort, top_n)
     return symmetric_norm(scores, *((mean[side], deviation[side]) for side in places))
+
+
+# ---- work in threads -------------------------------------------------------------------------------------------------
+
+
+def in_order(task, items, threads):
+    """Yield ``task(item)`` of each item in order, computed in threads, some ahead."""
+    pool, ahead = concurrent.futures.ThreadPoolExecutor(threads), collections.deque()
+    try:
+        for item in items:
+            ahead.append(pool.submit(task, item))
+            if len(ahead) > 4 * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

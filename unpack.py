@@ -23,8 +23,7 @@ import zipfile
 from typing import NamedTuple
 
 from audio import check_folder
-from convert import in_order
-from tools import InputError, RunError, check_writable, progress_bar, whole_file
+from tools import InputError, RunError, check_writable, in_order, progress_bar, whole_file
 
 # {archive: {part: MD5}}, as voxceleb_trainer's lists publish them: fileparts.txt, files.txt, augment.txt.
 VOX1_DEV = {

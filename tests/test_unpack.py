@@ -14,6 +14,7 @@ import zipfile
 import numpy as np
 import pytest
 from conftest import SHARED
+from nasty import zip_of
 
 import prepareData
 import unpack as room
@@ -24,12 +25,8 @@ CONTENT = {f"dev/aac/id{i % 3:05d}/ab-{i % 2}/{i:05d}.m4a": np.random.default_rn
 MUSAN = {f"musan/{kind}/set/{i}.wav": bytes([i]) * 70_000 for kind in ("music", "noise", "speech") for i in range(3)}
 
 
-def zipped(content, compression=zipfile.ZIP_DEFLATED):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", compression) as archive:
-        for name, text in content.items():
-            archive.writestr(name, text)
-    return file.getvalue()
+def zipped(content):
+    return zip_of(content, zipfile.ZIP_DEFLATED)
 
 
 def tarred(content):
