@@ -1,12 +1,13 @@
 """What would go wrong with data, said before the work begins: lists, files, noises, responses, room on the disk.
 
     findings = check(arguments)     # everything; headers of the audio, or all of its samples
-    findings = quick(arguments)     # lists alone: seconds for a million lines
     print(table(findings))
+    glance(arguments)               # the short form, before training and evaluation: seconds for a million lines
 
 Findings and their severities are listCheck.py's, which looks at the lists, as fileCheck.py does at single files.
 """
 
+import argparse
 import collections
 import math
 import os
@@ -14,11 +15,14 @@ import pathlib
 import shutil
 import statistics
 
+import torch
+
 from audio import SAMPLE_RATE, Folder
 from augmentation import find_noises, find_responses
 from dataLoader import leads_out
 from fileCheck import CLIPPED_SHARE, FAULTS, OFFSET, SILENT, equal_files, look_at
-from listCheck import SEVERITIES, Finding, check_lists, found, note
+from listCheck import SEVERITIES, Finding, check_lists, found, note, which_list
+from model import ECAPA_TDNN
 from pack import Pack, open_source
 from tools import InputError, one_line
 
@@ -27,14 +31,16 @@ CROP = 2.015  # seconds of a training crop of --num_frames 200; what is shorter 
 LONG = 600.0  # seconds: whole utterances are embedded, and their memory grows with them
 LONGEST_RESPONSE = 10.0  # seconds: no room sounds on for longer, so this is a recording
 REPLACED_SHARE = 0.01  # of the training files, so many may be unreadable; training stops at more
-PARAMETERS = 14.7e6  # of the customary network, C=1024
-EPOCHS, BANK_BYTES, LINE_BYTES = 80, 512e6, 400  # defaults of training; a line of a list in memory, estimated
+GLANCE = 200  # files of each kind whose headers the short form reads
+EPOCHS, C, BANK_MB = 80, 1024, 512  # defaults of training
+FEWER = "a larger --test_step keeps fewer"
+LINE_BYTES = 600  # of a line of a list in the memory, measured while a million lines of VoxCeleb's form were read
 
 
 # ---- lists and audio -------------------------------------------------------------------------------------------------
 
 
-def check_on_disk(files, root, flag, name, arguments):
+def check_on_disk(files, root, flag, name, arguments, full=False):
     """(the source or None, {file: Sight}, [Finding]) of the files that a list names and the folder they start from.
 
     Of a pack, which was decoded when it was made, only what it lacks is told.
@@ -54,8 +60,7 @@ def check_on_disk(files, root, flag, name, arguments):
         findings += found("warning", f"files of {name} could not be read when they were packed", lost,
                           "mend the files and pack them anew", source.name)  # fmt: skip
         return source, {}, findings
-    sights = look_at(source, there, arguments.n_cpu, arguments.check == "full", f"looking at {name}")
-    return source, sights, findings
+    return source, look_at(source, there, arguments.n_cpu, full, f"looking at {name}"), findings
 
 
 def mend_of_missing(missing, root, flag):
@@ -202,28 +207,35 @@ def check_responses(root, arguments):
     return findings
 
 
-def check_room(folder, hours, speakers, lines):
-    """[Finding] of the disk and the memory, for a pack of so many hours, checkpoints, and lists of so many lines."""
-    folder = pathlib.Path(folder).absolute()
+def check_disk(folder, needs):
+    """[Finding] of the room at a folder for {what: (bytes, mend)}."""
+    folder, findings = pathlib.Path(folder).absolute(), []
     there = next(each for each in (folder, *folder.parents) if each.exists())
-    free, findings = shutil.disk_usage(there).free, []
-    model = 4 * (PARAMETERS + 192 * speakers)
-    checkpoints = EPOCHS * model + 2 * 3 * model  # two states, each with Adam's two averages
-    pack = hours * 3600 * SAMPLE_RATE * 2
-    for what, size, mend in (
-        ("a pack of the training list", pack, "pack to another disk, or train from files"),
-        (f"checkpoints of {EPOCHS} epochs, C=1024,", checkpoints, "a larger --test_step keeps fewer"),
-    ):
+    free = shutil.disk_usage(there).free
+    for what, (size, mend) in needs.items():
         example = f"{size / 1e9:.1f} GB of {free / 1e9:.1f} GB free at {there}"
         if size > free:
             findings += [Finding("warning", f"{what} would not fit on the disk", 1, [example], mend)]
         else:
             findings += note(f"{what} would fit on the disk", 1, "", [example])
-    free, needed = free_memory(), BANK_BYTES + LINE_BYTES * lines
-    if free < needed:
-        findings += [Finding("warning", "noises and lists would not fit in the memory", 1, [
-            f"{needed / 1e9:.1f} GB of {free / 1e9:.1f} GB free"], "a smaller --bank_mb")]  # fmt: skip
     return findings
+
+
+def check_memory(lines, bank_mb=BANK_MB):
+    """[Finding] of the memory for lists of so many lines and the bank of noises."""
+    free, needed = free_memory(), bank_mb * 1e6 + LINE_BYTES * lines
+    if free >= needed:
+        return []
+    example = f"{needed / 1e9:.1f} GB of {free / 1e9:.1f} GB free"
+    return [Finding("warning", "noises and lists would not fit in the memory", 1, [example], "a smaller --bank_mb")]
+
+
+def checkpoint_bytes(width, speakers, models):
+    """What so many models of an ECAPA-TDNN of this width take, and two states, each with Adam's two averages."""
+    with torch.random.fork_rng(devices=[]):  # a look must not change what is drawn later
+        network = ECAPA_TDNN(C=width)
+    size = 4 * (sum(weight.numel() for weight in network.parameters()) + network.embedding_size * speakers)
+    return size * (models + 2 * 3)
 
 
 def free_memory():
@@ -238,14 +250,6 @@ def free_memory():
 # ---- all of it -------------------------------------------------------------------------------------------------------
 
 
-def quick(arguments):
-    """[Finding] from the lists alone: what training or evaluation (``eval``) would read, without a look at the audio.
-
-    arguments: of trainSpeakerNet.py; what is absent or empty is not checked.
-    """
-    return check_lists(arguments)[2]
-
-
 def check(arguments):
     """[Finding] of all that is given: train_list, train_path, eval_list, eval_path, musan_path, rir_path, n_class, to,
     n_cpu, paths_anywhere; ``check`` "full" decodes all audio.
@@ -256,7 +260,8 @@ def check(arguments):
     trained, tested = {}, {}
     if lines and arguments.train_path:
         files = list(dict.fromkeys(line.file for line in lines))
-        train, trained, more = check_on_disk(files, arguments.train_path, "--train_path", "training", arguments)
+        where = arguments.train_path, "--train_path", "training"
+        train, trained, more = check_on_disk(files, *where, arguments, full)
         findings += more + check_files(trained, "training", "training", full)
     if tests and arguments.eval_path:
         files = list(dict.fromkeys(file for trials in tests for file in trials.files()))
@@ -265,7 +270,7 @@ def check(arguments):
             findings += [Finding("error", "--eval_path is a pack", 1, [arguments.eval_path],
                                  "utterances of trials are read from files: give their folder")]  # fmt: skip
         else:
-            evaluation, tested, more = check_on_disk(files, *where, arguments)
+            evaluation, tested, more = check_on_disk(files, *where, arguments, full)
             findings += more + check_files(tested, "evaluation", "evaluation", full)
     findings += check_duplicates(lines, train, trained, tested, evaluation, full)
     if arguments.musan_path:
@@ -273,9 +278,59 @@ def check(arguments):
     if arguments.rir_path:
         findings += check_responses(arguments.rir_path, arguments)
     if lines:
-        hours = sum(sight.seconds for sight in trained.values()) / 3600
-        findings += check_room(arguments.to or ".", hours, len({line.speaker for line in lines}), len(lines))
+        samples, speakers = sum(sight.seconds for sight in trained.values()) * SAMPLE_RATE, speakers_of(lines)
+        findings += check_memory(len(lines)) + check_disk(arguments.to or ".", {
+            "a pack of the training list": (2 * samples, "pack to another disk, or train from files"),
+            f"checkpoints of {EPOCHS} epochs, C={C},": (checkpoint_bytes(C, speakers, EPOCHS), FEWER)})  # fmt: skip
+    return worst_first(findings)
+
+
+def glance(args, heard=()):
+    """The short form of ``check`` before training, or evaluation (``eval``), with the settings of trainSpeakerNet.py:
+    the lists, a few files, and room for the checkpoints. Prints warnings, errors and which of VoxCeleb's lists these
+    are; InputError if there are errors.
+
+    heard: names of the speakers that the model to be evaluated was trained on.
+    """
+    # By now n_class is a number in any case, and not of the whole list if some speakers are held out.
+    told = "n_class" in args.given and not args.valid_speakers
+    lines, tests, findings = check_lists(argparse.Namespace(**vars(args) | {"n_class": args.n_class if told else None}))
+    for trials in tests:
+        findings += found("warning", f"speakers of {pathlib.Path(trials.path).name} were in the model's training",
+                          sorted(trials.speakers().intersection(heard)), "of others its errors will be more")
+    known = [each for trials in tests if trials.identity.known for each in which_list(trials)]
+    glances = [(args.train_path, "--train_path", "training", [line.file for line in lines]),
+               (args.eval_path, "--eval_path", "evaluation", [file for trials in tests for file in trials.files()])]
+    for root, flag, name, files in glances:
+        some = list(dict.fromkeys(files[:: math.ceil(len(files) / GLANCE) or 1]))
+        _, sights, more = check_on_disk(some, root, flag, name, args) if some else (None, {}, [])
+        findings += more + check_files(sights, f"{name} ({len(sights)} of {len(files):,} looked at)", name)
+    if lines and not args.eval:
+        models = max(0, args.max_epoch // args.test_step - len(list(pathlib.Path(args.save_path).glob("model/*"))))
+        size = checkpoint_bytes(args.C, speakers_of(lines), models)
+        findings += check_memory(len(lines), args.bank_mb)
+        findings += check_disk(args.save_path, {f"checkpoints of {args.max_epoch} epochs": (size, FEWER)})
+    bad = [each for each in worst_first(findings) if each.severity != "note"]
+    for each in [*bad, *known]:
+        print(f"{each.severity}: {in_one_line(each)}")
+    errors = [each for each in bad if each.severity == "error"]
+    if errors:
+        more = f"; and errors of {len(errors) - 1} other kinds, told above" if len(errors) > 1 else ""
+        raise InputError(f"{in_one_line(errors[0])}{more}; --no_check begins nevertheless")
+
+
+def speakers_of(lines):
+    return len({line.speaker for line in lines})
+
+
+def worst_first(findings):
     return sorted(findings, key=lambda each: -SEVERITIES.index(each.severity))
+
+
+def in_one_line(finding):
+    examples = f" ({'; '.join(finding.examples)})" if finding.examples else ""
+    mend = f"; {finding.mend}" if finding.mend else ""
+    return one_line(f"{finding.count:,} {finding.what}{examples}{mend}")
 
 
 def status(findings):

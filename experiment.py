@@ -29,7 +29,7 @@ DATA_FLAGS = {"train_list", "train_path", "eval_list", "eval_path", "musan_path"
 # What a continued run may do otherwise than it began: where things lie, how often it looks, how long it goes on, how it
 # is computed (parts and processes differ in what batch norm sees, as far as --sync_bn does not hold them together).
 FREE_TO_CHANGE = DATA_FLAGS | {"save_path", "max_epoch", "test_step", "n_cpu", "device", "compile", "accumulate",
-                               "tensorboard", "save_minutes", "paths_anywhere"}
+                               "tensorboard", "save_minutes", "paths_anywhere", "no_check"}
 
 
 VOXCELEB2_SPEAKERS = 5994

@@ -166,29 +166,29 @@ def check_trial_list(path, anywhere=False):
                              "1 means the same speaker: swap 0 and 1")]  # fmt: skip
     findings += found("error", f"labels of {name} contradict the speakers' folders", [rows[i] for i in contrary],
                       "mend the label or the path", trial_line)  # fmt: skip
-    identity = identify(label, enrol, test)
-    findings += which_list(name, identity, len(label), sum(label))
-    return Trials(str(path), numbers, label, enrol, test, depth, identity), findings
+    trials = Trials(str(path), numbers, label, enrol, test, depth, identify(label, enrol, test))
+    return trials, findings + which_list(trials)
 
 
-def which_list(name, identity, trials, targets):
-    """What a list turned out to be, and the results that belong to it."""
-    sizes = f"{trials:,} trials, {targets:,} of them of the same speaker"
+def which_list(trials):
+    """[Finding] of what a list turned out to be, and of the results that belong to it."""
+    name, identity, count = pathlib.Path(trials.path).name, trials.identity, len(trials.label)
+    sizes = f"{count:,} trials, {sum(trials.label):,} of them of the same speaker"
     if identity.known:
         known = identity.known
         other = known.name.replace(*(("original", "cleaned") if "original" in known.name else ("cleaned", "original")))
         results = known.results() or "none known"
-        findings = note(f"{name} is {known.name} ({known.file}): {sizes}", trials, f"never compare its results with "
+        findings = note(f"{name} is {known.name} ({known.file}): {sizes}", count, f"never compare its results with "
                         f"those on {other}; published EERs in %: {results}")  # fmt: skip
         if needs_all_of_voxceleb1(known):
             findings += note(f"{known.name} needs the audio of VoxCeleb1 dev and test", 1, "both under one --eval_path")
         return findings
     if identity.nearest:
         near = identity.nearest
-        return [Finding("warning", f"{name} is of VoxCeleb1, but none of the published lists: {sizes}", trials, [],
+        return [Finding("warning", f"{name} is of VoxCeleb1, but none of the published lists: {sizes}", count, [],
                         f"{near.name} ({near.file}) is nearest, with {near.trials:,}: was it cut short? No published "
                         "EER belongs to this list")]  # fmt: skip
-    return note(f"{name}: {sizes}", trials, f"no published list; normalised SHA-256 {identity.fingerprint[:16]}")
+    return note(f"{name}: {sizes}", count, f"no published list; normalised SHA-256 {identity.fingerprint[:16]}")
 
 
 def speaker_folder(label, enrol, test):
@@ -212,14 +212,19 @@ def speaker_folder(label, enrol, test):
     return best, np.flatnonzero(~agrees).tolist(), False
 
 
-def check_lists_together(lines, tests):
-    """[Finding] of a training list ([Line]) and trial lists ([Trials]) that do not go together."""
+def check_lists_together(lines, tests, trains=True):
+    """[Finding] of a training list ([Line]), or one that a cohort is taken from, and trial lists ([Trials]) that do
+    not go together.
+    """
     findings, kinds = [], collections.defaultdict(list)
     trained = {line.speaker for line in lines}
+    # An evaluation's training list gives the cohort: what the model has heard, only its training knew.
+    severity, mend = ("error", "take their lines out of the training list: the error rate would be too good") if trains\
+        else ("warning", "a cohort should be of other speakers: take their lines out of the training list")
     for trials in tests:
         name = pathlib.Path(trials.path).name
-        findings += found("error", f"speakers are both in training and in {name}", sorted(trained & trials.speakers()),
-                          "take their lines out of the training list: the error rate would be too good")  # fmt: skip
+        findings += found(severity, f"speakers are both in training and in {name}", sorted(trained & trials.speakers()),
+                          mend)  # fmt: skip
         kinds[trials.identity.fingerprint].append(name)
     findings += found("warning", "trial lists are the same under two names", [names for names in kinds.values() if
                       len(names) > 1], "leave one out", " and ".join)  # fmt: skip
@@ -254,12 +259,11 @@ def check_lists(arguments):
     """([Line], [Trials], [Finding]) of the lists that are given."""
     given = vars(arguments).get
     lines, tests, findings = [], [], []
-    trains = not given("eval") or given("as_norm") or given("calibrate")
-    if given("train_list") and trains:
+    trains = not given("eval")
+    if given("train_list") and (trains or given("as_norm") or given("calibrate")):
         lines, findings = check_training_list(given("train_list"), given("n_class"), given("paths_anywhere"))
     for path in given("eval_list") or []:
         trials, more = check_trial_list(path, given("paths_anywhere"))
         tests += [trials] if trials else []
         findings += more
-    # Speakers of a cohort, or of a calibration, may be anyone's: what counts is what the model was trained on.
-    return lines, tests, findings + check_lists_together(lines, tests)
+    return lines, tests, findings + check_lists_together(lines, tests, trains)

@@ -23,6 +23,7 @@ import distributed
 from augmentation import Augmentation
 from dataLoader import CropLoader, to_device
 from demoCorpus import make_demo
+from doctor import glance
 from encoder import SpeakerEncoder, choose_device
 from evaluation import VALID, Background, Test, compare_files, evaluate, open_tests, open_training_list
 from experiment import DATA_FLAGS, Run, can_go_further, describe, provenance, take_width, what_fits
@@ -66,6 +67,8 @@ def build_parser():
     add("--musan_path",    "/data/musan",                       "MUSAN, whole or split into pieces, or a pack; '' for "
                                                                 "none")
     add("--rir_path",      "/data/RIRS_NOISES/simulated_rirs",  "room responses, or a pack of them; '' for none")
+    add("--no_check",      False,   "begin without a look at lists and audio for what would spoil the result "
+                                    "(prepareData.py --check has the long form)")
     add("--bank_mb",       512.0,   "memory of each process for noises and responses, MB; moves on every epoch, so "
                                     "that all take part")
 
@@ -244,7 +247,14 @@ def open_all(args, device):
     reads = perturb.reads if perturb else samples
     loader = CropLoader(listing, source, reads, args.batch_size, args.seed, args.n_cpu, pin, rows)
     augmentation = Augmentation(args.musan_path, args.rir_path, samples, args.bank_mb, args.seed, args.n_cpu).to(device)
+    look_over(args)
     return listing, tests, loader, perturb, augmentation, run
+
+
+def look_over(args, heard=()):
+    """Say what would spoil the result before hours go into it, unless it is known."""
+    if distributed.rank() == 0 and not args.no_check:
+        glance(args, heard)
 
 
 def evaluate_only(args):
@@ -265,7 +275,9 @@ def open_evaluation(args, device):
     """(SpeakerEncoder, tests, Background or None) for --eval."""
     encoder = SpeakerEncoder.from_checkpoint(args.initial_model, device, args.system)
     take_width(args, encoder.network)
-    return encoder, open_tests(args), Background(encoder, args) if args.as_norm or args.calibrate else None
+    tests, background = open_tests(args), Background(encoder, args) if args.as_norm or args.calibrate else None
+    look_over(args, encoder.speakers or ())
+    return encoder, tests, background
 
 
 def multiplies_bf16(device):

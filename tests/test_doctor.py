@@ -13,6 +13,8 @@ from conftest import data_flags, voice
 import doctor
 import knownLists
 import prepareData
+import trainSpeakerNet
+from listCheck import check_lists
 
 TRAIN, EVAL = "train/id00001/session0/00000.wav", "eval/id00007/session0/00000.wav"
 
@@ -221,7 +223,7 @@ def test_disk_and_memory(corpus, monkeypatch):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1e6))
     monkeypatch.setattr(doctor, "free_memory", lambda: 1e6)
     told = fitting(checked(corpus), "warning", "would not fit")
-    assert [each.what.split()[-1] for each in told] == ["disk", "disk", "memory"]
+    assert [each.what.split()[-1] for each in told] == ["memory", "disk", "disk"]
 
 
 def test_unreadable_beyond_what_training_replaces_is_an_error(own):
@@ -251,6 +253,10 @@ def voxceleb_list(trials, targets, speakers, prefix="", suffix="wav"):
         yield f"{int(same)} {prefix}id{10270 + speaker}/{a} {prefix}id{10270 + other}/{b}"
 
 
+def of_lists(*paths):
+    return check_lists(argparse.Namespace(eval_list=paths, eval=True, paths_anywhere=True))[2]
+
+
 @pytest.mark.parametrize("name, trials, targets, speakers", [
     ("Vox1-O original", 37720, 18860, 40), ("Vox1-O cleaned", 37611, 18802, 40),
     ("Vox1-H cleaned", 550894, 275488, 900), ("Vox1-E cleaned", 579818, 290000, 900),
@@ -258,7 +264,7 @@ def voxceleb_list(trials, targets, speakers, prefix="", suffix="wav"):
 def test_known_lists_are_told_by_content(tmp_path, name, trials, targets, speakers):
     path = tmp_path / "mine.txt"  # the name says nothing
     path.write_text("\n".join(voxceleb_list(trials, targets, speakers, "wav/", "flac")))
-    findings = doctor.quick(argparse.Namespace(eval_list=[path], eval=True))
+    findings = of_lists(path)
     (finding,) = (each for each in findings if f"is {name} (" in each.what)
     other = name.replace("cleaned", "original") if "cleaned" in name else name.replace("original", "cleaned")
     assert f"never compare its results with those on {other}" in finding.mend
@@ -271,7 +277,7 @@ def test_known_lists_are_told_by_content(tmp_path, name, trials, targets, speake
 @pytest.mark.parametrize("trials, targets, speakers", [(37610, 18802, 40), (37611, 18801, 40), (37611, 18802, 41)])
 def test_nearly_a_known_list_is_none(tmp_path, trials, targets, speakers):
     (tmp_path / "veri_test2.txt").write_text("\n".join(voxceleb_list(trials, targets, speakers)))
-    findings = doctor.quick(argparse.Namespace(eval_list=[tmp_path / "veri_test2.txt"], eval=True))
+    findings = of_lists(tmp_path / "veri_test2.txt")
     (finding,) = fitting(findings, "warning", "none of the published lists")
     assert "Vox1-O cleaned (veri_test2.txt) is nearest" in finding.mend
 
@@ -283,7 +289,7 @@ def test_original_and_cleaned_and_the_same_twice(tmp_path):
     lines = voxceleb_list(37611, 18802, 40, "/data/wav/")
     (tmp_path / "c.txt").write_text("\n".join(sorted(lines)))
     lists = [original, cleaned, tmp_path / "c.txt"]
-    findings = doctor.quick(argparse.Namespace(eval_list=lists, eval=True, paths_anywhere=True))
+    findings = of_lists(*lists)
     assert len(fitting(findings, "warning", "both original and cleaned")) == 1
     (twice,) = fitting(findings, "warning", "same under two names")
     assert twice.examples == ["b.txt and c.txt"]
@@ -298,17 +304,75 @@ def test_sizes_are_those_published():
         assert row in text, row
 
 
-# ---- quick, and the command ------------------------------------------------------------------------------------------
+# ---- the glance before training and evaluation -----------------------------------------------------------------------
+
+SMALL = ["--C", 8, "--num_frames", 60, "--batch_size", 4, "--max_epoch", 1, "--bank_mb", 5, "--device", "cpu", "--amp",
+         "off", "--n_cpu", 1, "--save_minutes", 100]  # fmt: skip
 
 
-def test_quick_looks_at_lists_alone(own):
-    shutil.rmtree(own / "train")
-    shutil.rmtree(own / "eval")
+def on_both_sides(root):
+    shutil.copytree(root / "eval/id00006", root / "train/id00006")
+    edit(root / "train_list.txt", lambda lines: [*lines, "id00006 id00006/session0/00000.wav"])
+
+
+@pytest.mark.parametrize("plant, named", [
+    (on_both_sides, "speakers are both in training and in trials.txt (id00006)"),
+    (trial_lines(lambda lines: [f"{1 - int(line[0])}{line[1:]}" for line in lines]), "the labels of trials.txt are"),
+    (raw(EVAL, b"\x07" * 500), f"{EVAL[5:]} ("),
+])  # fmt: skip
+def test_training_does_not_begin_with_errors(own, tmp_path, command, plant, named):
+    plant(own)
+    status, printed, complained = command(trainSpeakerNet, *data_flags(own), *SMALL, "--save_path", tmp_path / "exp")
+    assert status == 2 and complained.count("\n") == 1 and named in complained and "--no_check" in complained
+    assert any(line.startswith("error: ") and named in line for line in printed.splitlines()), printed
+    assert not list((tmp_path / "exp").rglob("[!.]*.*"))
+
+
+def test_warnings_are_told_and_training_goes_on(own, tmp_path, command):
+    rewrite(own / TRAIN, voice(100, 2.5, 1)[::2], 8000)
     train_lines(lambda lines: [*lines, lines[0]])(own)
-    given = {"train_list": own / "train_list.txt", "eval_list": [own / "trials.txt"], "n_class": None}
-    findings = doctor.quick(argparse.Namespace(**given, eval=False))
-    assert [each.what for each in findings if each.severity != "note"] == ["lines of the training list are there twice"]
-    assert all(each.severity == "note" for each in doctor.quick(argparse.Namespace(**given, eval=True)))
+    flags = [*data_flags(own), *SMALL, "--save_path", tmp_path / "exp"]
+    status, printed, _ = command(trainSpeakerNet, *flags, "--n_class", 9)
+    assert status == 0 and "epoch 1/1" in printed
+    warnings = [line for line in printed.splitlines() if line.startswith("warning: ")]
+    for named in ("are there twice (line 25: id00000", f"recorded below 16 kHz ({TRAIN[6:]}", "--n_class 9 is not"):
+        assert sum(named in line for line in warnings) == 1, (named, printed)
+    assert len(warnings) == 3 and printed.index("warning: ") < printed.index("EER")
+
+
+def test_no_check_goes_on_and_the_model_knows_whom_it_heard(own, tmp_path, command):
+    on_both_sides(own)
+    status, printed, _ = command(
+        trainSpeakerNet, *data_flags(own), *SMALL, "--no_check", "--save_path", tmp_path / "exp"
+    )
+    assert status == 0 and "epoch 1/1" in printed and "error:" not in printed
+    flags = ["--eval", *data_flags(own), "--initial_model", tmp_path / "exp/model/model_0001.model", "--device", "cpu"]
+    status, printed, _ = command(trainSpeakerNet, *flags, "--save_path", tmp_path / "eval")
+    assert status == 0 and "warning: 1 speakers of trials.txt were in the model's training (id00006)" in printed
+    assert "warning" not in command(trainSpeakerNet, *flags, "--no_check", "--save_path", tmp_path / "eval")[1]
+
+
+def test_only_a_part_of_many_files_is_looked_at(own, monkeypatch, capsys):
+    """Evenly over the list, to its end, and no more."""
+    lines = (own / "train_list.txt").read_text().split()[1::2]
+    seen = []
+    monkeypatch.setattr(doctor, "GLANCE", 5)
+    monkeypatch.setattr(doctor, "look_at", lambda source, files, *_: seen.append(files) or {})
+    flags = [str(flag) for flag in (*data_flags(own), *SMALL, "--save_path", own / "exp")]
+    doctor.glance(trainSpeakerNet.read_settings(flags))
+    assert seen[0] == lines[::5] and len(seen[1]) <= 5
+
+
+def test_room_for_the_checkpoints(own, monkeypatch, capsys):
+    flags = [str(flag) for flag in (*data_flags(own), *SMALL, "--save_path", own / "exp")]
+    args = trainSpeakerNet.read_settings([*flags, "--C", "1024", "--max_epoch", "10", "--test_step", "2"])
+    for free, told in ((0.6e9, True), (0.8e9, False)):  # 14.7 M weights and 192 * 6 of the classifier: 59 MB, by 5 + 6
+        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder, free=free: types.SimpleNamespace(free=free))
+        doctor.glance(args)
+        assert ("checkpoints of 10 epochs would not fit on the disk" in capsys.readouterr().out) == told
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("plant, status", [
