@@ -167,6 +167,19 @@ def check_duplicates(lines, train, trained, tested, evaluation, full=False):
     return findings
 
 
+def check_unnamed(train, lines, tests, arguments):
+    """[Finding] of audio in the training folder that no list names; that of other purposes may lie there, too."""
+    folders = arguments.eval_path, arguments.musan_path, arguments.rir_path
+    others = {os.path.relpath(folder, train.root) for folder in folders if folder}
+    known = {line.file for line in lines}
+    if "." in others:  # --eval_path is the same folder
+        others.remove(".")
+        known.update(*(trials.files() for trials in tests))
+    others = tuple(os.path.join(folder, "") for folder in others)
+    unnamed = [file for file in train.find() if file not in known and not file.startswith(others)]
+    return found("note", "audio files below --train_path are in no list", unnamed, "is the list older than they are?")
+
+
 # ---- noises, responses, room -----------------------------------------------------------------------------------------
 
 
@@ -273,6 +286,8 @@ def check(arguments):
             evaluation, tested, more = check_on_disk(files, *where, arguments, full)
             findings += more + check_files(tested, "evaluation", "evaluation", full)
     findings += check_duplicates(lines, train, trained, tested, evaluation, full)
+    if isinstance(train, Folder):
+        findings += check_unnamed(train, lines, tests, arguments)
     if arguments.musan_path:
         findings += check_noises(arguments.musan_path, arguments)
     if arguments.rir_path:

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 # A path of VoxCeleb1, whatever stands before it and however its audio is coded.
 VOXCELEB1 = re.compile(r"(?:^|[/\\])(id1\d{4})[/\\]([\w-]{11})[/\\](\d{5})\.\w+$", re.ASCII)
-TEST_SPEAKERS = range(10270, 10310)  # VoxCeleb1 test: the 40 whose names begin with E; Vox1-O is of these alone
+# The 40 of VoxCeleb1 test, whose names begin with E (vox1_meta.csv); Vox1-O is of these alone.
+TEST_SPEAKERS = range(10270, 10310)
 
 
 class KnownList(NamedTuple):

@@ -241,6 +241,18 @@ def test_pack_takes_the_place_of_the_folder(own, command):
     assert status == 1 and "could not be read when they were packed" in printed and TRAIN[6:] in printed
 
 
+def test_audio_that_no_list_names(own):
+    """Trials, noises and responses may lie in the folder of the training audio, too."""
+    (own / "train_list.txt").write_text("".join(
+        f"{line.split()[0]} train/{line.split()[1]}\n" for line in (own / "train_list.txt").read_text().splitlines()))
+    (own / "trials.txt").write_text((own / "trials.txt").read_text().replace(" id", " eval/id"))
+    flags = "--train_path", own, "--eval_path", own
+    assert not fitting(checked(own, *flags), "note", "are in no list")
+    train_lines(lambda lines: lines[:-2])(own)
+    (told,) = fitting(checked(own, *flags), "note", "are in no list")
+    assert told.count == 2 and told.examples == [f"train/id00005/session1/0000{take}.wav" for take in (2, 3)]
+
+
 # ---- which list ------------------------------------------------------------------------------------------------------
 
 
