@@ -2,6 +2,8 @@
 
     unpack("downloads", "/data")    # vox1_dev_wav_parta?, vox2_test_aac.zip, musan.tar.gz, ... whichever are there
 
+writes /data/voxceleb1/wav/..., /data/voxceleb2/dev/aac/..., /data/musan/..., /data/RIRS_NOISES/...
+
 The parts of an archive are read as one file; they are never joined on the disk. Before anything is written, the MD5 of
 every part is compared with the published one, and every member is looked at: none may leave the folder. What was
 unpacked before an interruption is kept.
@@ -52,6 +54,8 @@ ARCHIVES = {
     "rirs_noises.zip": {"rirs_noises.zip": "e6f48e257286e05de56413b4779d8ffb"},
     "musan.tar.gz": {"musan.tar.gz": "0c472d4fc0c5141eca47ad1ffeb2a7df"},
 }
+# Where an archive's paths begin: VoxCeleb's are only wav/ or dev/aac/; those of MUSAN and RIRS_NOISES have a name.
+FOLDERS = {"vox1": "voxceleb1/", "vox2": "voxceleb2/"}
 BLOCK = 1 << 20  # bytes read at a time
 LARGEST_READ = 1 << 24  # bytes that a header of a tar file may have: it is read into the memory
 DISK_BLOCK = 4096  # what a file takes on a disk is a multiple of this, on most
@@ -88,7 +92,7 @@ def unpack(source, to, threads=4, any_md5=False):
     settings = {"total": total, "initial": total - bytes_left, "desc": "unpacking", "unit": "B", "unit_scale": True}
     with progress_bar(**settings) as bar:
         for archive in opened.values():
-            for written in archive.extract(to, threads):
+            for written in archive.extract(to / folder_of(archive.name), threads):
                 bar.update(written)
     folders = sorted({path.split("/")[0] for path in planned if "/" in path})
     return Unpacked(list(archives), len(planned), already, bytes_left, folders)
@@ -111,6 +115,11 @@ def find_archives(source):
         known = ", ".join(f"{name}_part*" if len(parts) > 1 else name for name, parts in ARCHIVES.items())
         raise InputError(f"--unpack {source} holds none of the archives {known}")
     return found
+
+
+def folder_of(archive):
+    """Of FOLDERS, the one that an archive is unpacked to, or ""."""
+    return FOLDERS.get(archive[:4], "")
 
 
 def check_md5(source, archives, threads):
@@ -147,6 +156,7 @@ def check_members(opened, to):
     for name, archive in opened.items():
         for path, size in archive.members():
             _check_path(path, name)
+            path = folder_of(name) + path
             if path in planned:
                 raise InputError(f"{name} is refused: {path} is in it twice, or in {planned[path][0]}, too")
             done = _is_done(to / path, size)
