@@ -59,7 +59,8 @@ def convert_folder(source, to, suffix="wav", threads=4):
     check_folders(source, to, "--convert")
     files, left_alone = find_sources(source)
     if not files:
-        others = "".join(f", but {count} {kind}" for kind, count in left_alone.most_common(3))
+        others = ", ".join(f"{count} {kind}" for kind, count in left_alone.most_common(3))
+        others = others and f", but {others}"
         raise InputError(f"--convert {source} holds no audio{others}; known are {' '.join(sorted(SUFFIXES))}")
     targets = targets_of(files, f".{suffix}", f"--convert {source}")
     _check_ffmpeg([file for file, target in zip(files, targets) if not os.path.lexists(to / target)], len(files))

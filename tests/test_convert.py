@@ -137,7 +137,7 @@ def test_failures_are_listed_and_the_rest_is_done(tmp_path, command, fake_ffmpeg
         (["a.wav"], "in", "in/out", "must not lie in one another"),
         (["a.wav"], "in", "in", "must not lie in one another"),
         (["a.wav"], "in", ".", "must not lie in one another"),
-        (["a.txt", "b.txt"], "in", "out", r"holds no audio, but 2 \.txt files"),
+        (["a.txt", "b.txt", "c"], "in", "out", r"no audio, but 2 \.txt files, 1 files without a suffix; known"),
         (["a.wav"], "none", "out", "--convert .*none is not a folder"),
     ],
 )  # fmt: skip

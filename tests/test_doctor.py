@@ -239,6 +239,13 @@ def test_pack_takes_the_place_of_the_folder(own, command):
     assert status == 1 and "could not be read when they were packed" in printed and TRAIN[6:] in printed
 
 
+def test_pack_of_noises_is_no_training_folder(own, command):
+    assert command(prepareData, "--pack", own / "pack", "--musan_path", own / "musan", "--n_cpu", 1)[0] == 0
+    flags = [str(flag) for flag in ("--check", "--train_list", own / "train_list.txt", "--train_path", own / "pack")]
+    (finding,) = fitting(doctor.check(prepareData.build_parser().parse_args(flags)), "error", "")
+    assert finding.what == "--train_path cannot be used" and "is a pack of noises" in finding.examples[0]
+
+
 # ---- which list ------------------------------------------------------------------------------------------------------
 
 
