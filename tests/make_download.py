@@ -6,12 +6,14 @@ VoxCeleb2 dev is 8 speakers in m4a (made with ffmpeg), VoxCeleb1 dev 2 and VoxCe
 RIRS_NOISES a handful of files. The trial lists have as many trials of each kind as Vox1-O cleaned and original.
 """
 
+import contextlib
 import io
 import itertools
 import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,9 @@ DEV = {"id10001": 90, "id10002": 130}
 TEST = {f"id{10270 + i}": 85 * 1.16**i for i in range(6)}
 TEST_FILES = 80  # of a speaker: 6 x 3,160 pairs, enough for the 18,860 same-speaker trials
 SIZES = {"veri_test2.txt": (18802, 18809), "veri_test.txt": (18860, 18860)}  # trials of the same speaker, of two
+PAGE = b"<!DOCTYPE html><html><title>Sign in</title></html>\n"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 64000\n"
+NOISE = np.random.default_rng(0).bytes(9000)
 
 
 def wav(waveform, rate=16000, kind="WAV", subtype="PCM_16"):
@@ -149,6 +154,42 @@ def make_download(folder):
         (folder / name).write_bytes(content)
     for name, lines in trial_lists(random, [file.removeprefix("wav/") for file in test]).items():
         (folder / name).write_text("".join(line + "\n" for line in lines))
+
+
+# ---- what is wrong with it -------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def spoilt(path, content):
+    """Other bytes in place of a file, None: no file; as it was afterwards."""
+    before = path.read_bytes()
+    path.unlink() if content is None else path.write_bytes(content)
+    yield
+    path.write_bytes(before)
+
+
+def half(content):
+    return content[: len(content) // 2]
+
+
+def flipped(content, place):
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def zip_that_says(**changes):
+    """A zip file whose directory says something else of its member."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("RIRS_NOISES/a.wav", wav(np.zeros(1000)))
+        for name, value in changes.items():
+            setattr(archive.filelist[0], name, value)
+    return file.getvalue()
+
+
+def link(name, target):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = tarfile.SYMTYPE, target
+    return {name: info}
 
 
 if __name__ == "__main__":

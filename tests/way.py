@@ -42,6 +42,7 @@ class Way:
 
     def __init__(self, home):
         self.home, self.downloads, self.data = home, home / "downloads", home / "data"
+        self.part = home / "part.txt"  # of the trials, for evaluations
         self.planted, self.failures = [], 0
         make_download(self.downloads)
         self.archives = sorted(path.name for path in self.downloads.iterdir() if path.suffix != ".txt")
@@ -57,7 +58,7 @@ class Way:
             "/data/voices": self.data / "voxceleb2/wav",  # a folder of speakers like any other
             "/data/voxceleb1/wav": self.data / "wav",
             "/data": self.data, "downloads": self.downloads, "exps": home / "exps", "lists/voices": home / "lists",
-            "veri_test2.txt list_test_all2.txt list_test_hard2.txt": self.data / "voxceleb1/veri_test2.txt",
+            "veri_test2.txt list_test_all2.txt list_test_hard2.txt": self.part,
         }  # fmt: skip
 
     def md5(self, name):
@@ -110,7 +111,8 @@ class Way:
 
     def shell(self, stage, name, command, words=()):
         ended = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, timeout=300)
-        said = (ended.stdout.strip() or ended.stderr.strip()).rpartition("\n")[2]
+        lines = [line.strip() for line in (ended.stdout or ended.stderr).strip().splitlines()] or [""]
+        said = next((line for line in lines if all(word in line for word in words)), lines[-1])
         problem = f"exit status {ended.returncode}: {ended.stderr[-500:]}" * (ended.returncode != 0)
         self.row(stage, "", name, said, problem or lacking(words, ended.stdout))
 
@@ -122,7 +124,8 @@ class Way:
         self.planted += [(stage, planted)] * bool(planted)
         self.failures += bool(problem)
         cut = said if len(said) < 240 else f"{said[:140]} ... {said[-90:]}"
-        print(f"{stage} | {planted or 'nothing'} | {found_by} | {f'FAILED: {problem} in: {said}' if problem else cut}", flush=True)
+        words = f"FAILED: {problem} in: {said}" if problem else cut
+        print(f"{stage} | {planted or 'nothing'} | {found_by.strip()} | {words}", flush=True)
 
     def stops(self, stage, planted, *arguments, words, status=2, archive=None, prepare=None, script="prepareData.py"):
         """A command has to stop with this status and one line with these words, which names no other archive."""
