@@ -224,6 +224,13 @@ def test_disk_and_memory(corpus, monkeypatch):
     assert [each.what.split()[-1] for each in told] == ["disk", "disk", "memory"]
 
 
+def test_pack_of_noises_is_no_training_folder(own, command):
+    assert command(prepareData, "--pack", own / "pack", "--musan_path", own / "musan", "--n_cpu", 1)[0] == 0
+    flags = [str(flag) for flag in ("--check", "--train_list", own / "train_list.txt", "--train_path", own / "pack")]
+    (finding,) = fitting(doctor.check(prepareData.build_parser().parse_args(flags)), "error", "")
+    assert finding.what == "--train_path cannot be used" and "is a pack of noises" in finding.examples[0]
+
+
 def test_unreadable_beyond_what_training_replaces_is_an_error(own):
     for number in range(2):
         raw(f"train/id00001/session0/0000{number}.wav", b"\x07" * 500)(own)
@@ -237,13 +244,6 @@ def test_pack_takes_the_place_of_the_folder(own, command):
     assert command(prepareData, "--pack", own / "pack", *flags, own / "train", "--n_cpu", 1)[0] == 0
     status, printed, _ = command(prepareData, "--check", *flags, own / "pack")
     assert status == 1 and "could not be read when they were packed" in printed and TRAIN[6:] in printed
-
-
-def test_pack_of_noises_is_no_training_folder(own, command):
-    assert command(prepareData, "--pack", own / "pack", "--musan_path", own / "musan", "--n_cpu", 1)[0] == 0
-    flags = [str(flag) for flag in ("--check", "--train_list", own / "train_list.txt", "--train_path", own / "pack")]
-    (finding,) = fitting(doctor.check(prepareData.build_parser().parse_args(flags)), "error", "")
-    assert finding.what == "--train_path cannot be used" and "is a pack of noises" in finding.examples[0]
 
 
 # ---- which list ------------------------------------------------------------------------------------------------------
