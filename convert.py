@@ -20,6 +20,7 @@ from typing import NamedTuple
 import soundfile
 
 from audio import AUDIO_SUFFIXES, SAMPLE_RATE, AudioFile, UnreadableAudio, check_folder
+from fileCheck import HEAD, is_text
 from tools import InputError, RunError, check_writable, in_order, one_line, progress_bar, whole_file, write_text
 
 # What these files hold is for ffmpeg; the others are tried with libsndfile first.
@@ -58,7 +59,8 @@ def convert_folder(source, to, suffix="wav", threads=4):
     check_folders(source, to, "--convert")
     files, left_alone = find_sources(source)
     if not files:
-        others = "".join(f", but {count} {kind}" for kind, count in left_alone.most_common(3))
+        others = ", ".join(f"{count} {kind}" for kind, count in left_alone.most_common(3))
+        others = others and f", but {others}"
         raise InputError(f"--convert {source} holds no audio{others}; known are {' '.join(sorted(SUFFIXES))}")
     targets = targets_of(files, f".{suffix}", f"--convert {source}")
     _check_ffmpeg([file for file, target in zip(files, targets) if not os.path.lexists(to / target)], len(files))
@@ -119,6 +121,7 @@ def convert_file(source, target):
                 raise UnreadableAudio(f"{source} lacks {missing} bytes of those its header claims: cut short?")
             write_audio(target, audio)
             return audio.length / SAMPLE_RATE
+    _refuse_text(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.{os.getpid()}.decoded.part")
     try:
@@ -157,6 +160,20 @@ def _libsndfile_opens(path):
     return True
 
 
+def _refuse_text(path):
+    """UnreadableAudio for what is no audio at a glance: ffmpeg would only say that the data are invalid."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD)
+    except OSError as error:
+        raise UnreadableAudio(f"{path} cannot be read ({error.strerror})") from error
+    if not head:
+        raise UnreadableAudio(f"{path} is empty")
+    if is_text(head):
+        begin = one_line(head[:40].decode("latin-1"))
+        raise UnreadableAudio(f"{path} is text, not audio: an error page or a Git LFS pointer ({begin})")
+
+
 def decode(source, target):
     """Decode with ffmpeg into floats, at the file's own rate and channels -> the seconds it claims, None if unknown.
 
@@ -181,6 +198,8 @@ def decode(source, target):
         text = said.read(1 << 16).decode("utf-8", "replace")
     if "No space left on device" in text:
         raise _full_disk(target)
+    if "matches no streams" in text:
+        raise UnreadableAudio(f"{source} has no sound in it")
     if status:
         last = text.strip().rpartition("\n")[2].removeprefix(f"file:{os.path.abspath(source)}: ")
         raise UnreadableAudio(f"{source} cannot be decoded by ffmpeg ({last[:200] or f'exit status {status}'})")

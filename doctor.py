@@ -49,6 +49,9 @@ def check_on_disk(files, root, flag, name, arguments, full=False):
         source = open_source(root, flag)
     except InputError as error:
         return None, {}, [Finding("error", f"{flag} cannot be used", 1, [str(error)], "give the folder of the audio")]
+    if isinstance(source, Pack) and source.content["kind"] != "speech":
+        said = f"{root} is a pack of {source.content['kind']}"
+        return None, {}, [Finding("error", f"{flag} cannot be used", 1, [said], "give the audio, or a pack of it")]
     files = [file for file in files if arguments.paths_anywhere or not leads_out(file) or isinstance(source, Pack)]
     missing = set(source.missing(files))
     findings = found("error", f"files of {name} do not exist", [file for file in files if file in missing],

@@ -77,7 +77,7 @@ def look_at_header(path):
         return Sight("empty", "0 bytes")
     if head[4:8] == b"ftyp":
         return Sight("mpeg4", "begins as MPEG-4 does")
-    if head.lstrip()[:1] == b"<" or head.startswith(b"version https://git-lfs"):
+    if is_text(head):
         return Sight("text", head[:40].decode("latin-1"))
     try:
         with AudioFile(path) as audio:
@@ -93,6 +93,11 @@ def look_at_header(path):
     misnamed = os.path.splitext(path)[1].lower() not in SUFFIXES.get(kind, {os.path.splitext(path)[1].lower()})
     key = hashlib.blake2b(size.to_bytes(8, "little") + head, digest_size=16).digest()
     return Sight("", "", seconds, rate, channels, key, misnamed)
+
+
+def is_text(head):
+    """Whether a file that begins so is what a site or Git gives in place of audio."""
+    return head.lstrip()[:1] == b"<" or head.startswith(b"version https://git-lfs")
 
 
 def decode(path):

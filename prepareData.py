@@ -88,7 +88,10 @@ def tell(done, what, to):
         f"{done.already} were there already, {len(done.failed)} files failed{alone and '; left alone' + alone[1:]}"
     )
     if done.failed:
-        raise RunError(f"{len(done.failed)} of {done.files} files failed, see {to}/failed.tsv; {done.failed[0][1]}")
+        again = "mend them or fetch them again, and the same command does the rest"
+        raise RunError(
+            f"{len(done.failed)} of {done.files} files failed, see {to}/failed.tsv; {again}: {done.failed[0][1]}"
+        )
 
 
 def lists(arguments):

@@ -137,7 +137,7 @@ def test_failures_are_listed_and_the_rest_is_done(tmp_path, command, fake_ffmpeg
         (["a.wav"], "in", "in/out", "must not lie in one another"),
         (["a.wav"], "in", "in", "must not lie in one another"),
         (["a.wav"], "in", ".", "must not lie in one another"),
-        (["a.txt", "b.txt"], "in", "out", r"holds no audio, but 2 \.txt files"),
+        (["a.txt", "b.txt", "c"], "in", "out", r"no audio, but 2 \.txt files, 1 files without a suffix; known"),
         (["a.wav"], "none", "out", "--convert .*none is not a folder"),
     ],
 )  # fmt: skip
@@ -272,11 +272,17 @@ def test_damaged_m4a_and_playlists_in_disguise_fail(tmp_path):
     (tmp_path / "in/cut.m4a").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "in/rubbish.m4a").write_bytes(bytes(5000))
     (tmp_path / "in/nothing.m4a").write_bytes(b"")
+    (tmp_path / "in/page.m4a").write_text("<html><title>Sign in</title></html>")
+    ffmpeg("-f", "lavfi", "-i", "color=size=32x32:duration=1", "-c:v", "mpeg4", tmp_path / "in/film.mp4")
     playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\n{tmp_path}/whole.m4a\n#EXT-X-ENDLIST\n"
     (tmp_path / "in/playlist.m4a").write_text(playlist)
     done = convert_folder(tmp_path / "in", tmp_path / "out")
-    assert [file for file, _ in done.failed] == ["cut.m4a", "nothing.m4a", "playlist.m4a", "rubbish.m4a"]
-    assert "damaged or cut short" in done.failed[0][1]
+    reasons = {"cut.m4a": "damaged or cut short", "film.mp4": "has no sound in it", "nothing.m4a": "is empty",
+               "page.m4a": "is text, not audio: an error page", "playlist.m4a": "cannot be decoded by ffmpeg",
+               "rubbish.m4a": "cannot be decoded by ffmpeg"}  # fmt: skip
+    assert [file for file, _ in done.failed] == list(reasons)
+    for file, said in done.failed:
+        assert reasons[file] in said, said
     assert names(tmp_path / "out") == ["failed.tsv"]
 
 

@@ -226,6 +226,13 @@ def test_disk_and_memory(corpus, monkeypatch):
     assert [each.what.split()[-1] for each in told] == ["memory", "disk", "disk"]
 
 
+def test_pack_of_noises_is_no_training_folder(own, command):
+    assert command(prepareData, "--pack", own / "pack", "--musan_path", own / "musan", "--n_cpu", 1)[0] == 0
+    flags = [str(flag) for flag in ("--check", "--train_list", own / "train_list.txt", "--train_path", own / "pack")]
+    (finding,) = fitting(doctor.check(prepareData.build_parser().parse_args(flags)), "error", "")
+    assert finding.what == "--train_path cannot be used" and "is a pack of noises" in finding.examples[0]
+
+
 def test_unreadable_beyond_what_training_replaces_is_an_error(own):
     for number in range(2):
         raw(f"train/id00001/session0/0000{number}.wav", b"\x07" * 500)(own)
