@@ -57,13 +57,13 @@ def from_folder(root):
     if not found:
         raise InputError(f"--lists {root} has no <speaker>/<file> or <speaker>/<session>/<file> with audio "
                          f"({', '.join(sorted(AUDIO_SUFFIXES))})")  # fmt: skip
-    for left, why in ((loose, "lie in no speaker's folder"), (foreign, "are of a format that cannot be read")):
-        if left:
-            tqdm.write(f"{root}: {len(left)} files {why} and are left out, such as {min(left)}", file=sys.stderr)
     found = sorted((path.split("/", 1)[0], path) for path in found)
     if found[0][0] == found[-1][0]:
         raise InputError(f"--lists {root} has a single speaker, {found[0][0]}: give the folder that holds a folder for "
                          "each speaker")  # fmt: skip
+    for left, why in ((loose, "lie in no speaker's folder"), (foreign, "are of a format that cannot be read")):
+        if left:
+            tqdm.write(f"{root}: {len(left)} files {why} and are left out, such as {min(left)}", file=sys.stderr)
     refuse_blanks(found, root)
     return found
 

@@ -25,7 +25,7 @@ import torch  # noqa: E402
 from conftest import voice  # noqa: E402
 from make_download import NOISE, PAGE, POINTER, film, flipped, half, link, spoilt, tar_of, wav, zip_that_says  # noqa: E402
 from nasty import zip_of  # noqa: E402
-from way import PUBLISHED, ROOT, Way, lacking  # noqa: E402
+from way import PUBLISHED, Way, lacking  # noqa: E402
 
 import unpack  # noqa: E402
 
@@ -65,14 +65,14 @@ def unpacking(way):
          ["rirs_noises.zip asks for a password ('RIRS_NOISES/a.wav' is encrypted)", "unpack it with `7z x`"]),
         ("a member that claims a petabyte", "rirs_noises.zip", zip_that_says(file_size=10**15), any_md5,
          ["GB free, but", "rirs_noises.zip", "need 1000000.0 GB or more", "make room, or give another disk"]),
-        ("an archive twice in one folder", "rirs_noises.zip", content[test], any_md5,
-         ["rirs_noises.zip is refused: wav/id10270/", f"is in it twice, or in {test}, too"]),
+        ("an archive under two names", "vox1_dev_wav.zip", content[test], any_md5,
+         [f"{test} is refused: voxceleb1/wav/id10270/", "is in it twice, or in vox1_dev_wav.zip, too"]),
         ("an archive that is damaged inside", test, flipped(content[test], inside), any_md5,
          [f"{test} is damaged at", member.filename, "Bad CRC-32", f"{again}; the same command then continues"]),
     ):  # fmt: skip
         with spoilt(way.downloads / file, spoilt_content):
             status = 1 if "continues" in words[-1] else 2
-            archive = None if planted.startswith(("an archive twice", "a member that claims")) else file
+            archive = None if planted.startswith(("an archive under two", "a member that claims")) else file
             way.stops(stage, planted, *flags, *more, words=words, status=status, archive=archive)
             assert not os.path.lexists(harm), planted
     way.stops(stage, "none of the published editions", *flags, words=[*way.archives, "--any_md5 takes other editions"],
@@ -82,15 +82,14 @@ def unpacking(way):
               words=["elsewhere holds none of the archives", "vox2_dev_aac_part*", "musan.tar.gz"])  # fmt: skip
     # What the damaged archive left behind is kept.
     way.readme_line(stage, "python prepareData.py --unpack", "--any_md5",
-                    words=["RIRS_NOISES, dev, musan, wav", "531 files"])  # fmt: skip
+                    words=["RIRS_NOISES, musan, voxceleb1, voxceleb2", "531 files"])  # fmt: skip
     for name in ("veri_test2.txt", "veri_test.txt"):
-        (way.data / "voxceleb1").mkdir(exist_ok=True)
         shutil.copy(way.downloads / name, way.data / "voxceleb1" / name)
 
 
 def converting(way):
     stage, begin = "convert", "python prepareData.py --convert"
-    source, target = way.data / "dev/aac", way.data / "voxceleb2/wav"
+    source, target = way.data / "voxceleb2/dev/aac", way.data / "voxceleb2/wav"
     flags = ("--convert", source, "--to", target)
     files = [path.relative_to(source).as_posix() for path in sorted(source.rglob("*.m4a"))]
     way.stops(stage, "ffmpeg is not installed", *flags, words=["32 of 32 files need ffmpeg", "apt-get install ffmpeg"],
@@ -146,7 +145,7 @@ def splitting(way):
 
 def listing(way):
     stage, wavs, lists = "lists", way.data / "voxceleb2/wav", ("--to", way.home / "other")
-    way.stops(stage, "m4a that was not converted", "--lists", way.data / "dev/aac", *lists,
+    way.stops(stage, "m4a that was not converted", "--lists", way.data / "voxceleb2/dev/aac", *lists,
               words=["aac has 32 files such as id00012/", "convert them to wav or flac first"])  # fmt: skip
     way.stops(stage, "a folder too high", "--lists", way.data / "voxceleb2", *lists,
               words=["has a single speaker, wav", "give the folder that holds a folder for each speaker"])
@@ -161,16 +160,15 @@ def listing(way):
     table.write_text("speaker,path\nid00012,id00012/nowhere.wav\n")
     way.stops(stage, "a table with a file that is not there", "--lists", wavs, *lists, "--csv", table,
               words=["table.csv line 2", "nowhere.wav does not exist (1 of 1 files are missing)"])  # fmt: skip
-    words = ["train_list.txt: 24 utterances of 6 speakers"]
-    way.readme_line(stage, "python prepareData.py --lists", "--valid_speakers", 2, words=words)
-    line = next(line for line in (ROOT / "lists/README.md").read_text().splitlines() if line.startswith("    cd "))
-    line = line.strip().replace("/data", str(way.data))
-    way.shell(stage, "the line in lists/README.md", f"{line} && wc -l ../train_list.txt", ["32 ../train_list.txt"])
+    way.readme_line(stage, "python prepareData.py --lists /data/voxceleb2/wav",
+                    words=["voxceleb2/train_list.txt: 32 utterances of 8 speakers"])  # fmt: skip
+    way.readme_line(stage, "python prepareData.py --lists $V", "--valid_speakers", 2,
+                    words=["train_list.txt: 24 utterances of 6 speakers"])  # fmt: skip
 
 
 def clean_flags(way):
     return {"--train_list": way.data / "voxceleb2/train_list.txt", "--train_path": way.data / "voxceleb2/wav",
-            "--eval_list": way.data / "voxceleb1/veri_test2.txt", "--eval_path": way.data / "wav",
+            "--eval_list": way.data / "voxceleb1/veri_test2.txt", "--eval_path": way.data / "voxceleb1/wav",
             "--musan_path": way.data / "musan", "--rir_path": way.data / "RIRS_NOISES/simulated_rirs"}  # fmt: skip
 
 
@@ -237,7 +235,7 @@ def checking_training_lists(way):
          f"--train_path {train.parent} has them"),
          {"train_path": train}),
         ("--train_path of the m4a", lines, ("error", missing, 32, "dev/aac/", "convert them from m4a"),
-         {"train_path": way.data / "dev/aac"}),
+         {"train_path": way.data / "voxceleb2/dev/aac"}),
         ("--train_path that is none", lines, ("error", "--train_path cannot be used", 1,
          "voxceleb3 is not a folder", "give the folder of the audio"), {"train_path": way.data / "voxceleb3"}),
     ):  # fmt: skip
@@ -310,8 +308,8 @@ def checking_trial_lists(way):
          "veri_test2.txt and trials.txt"}, "leave one out"),
     ], *some(way, eval_list=[original, cleaned, written(reversed(lines))]))  # fmt: skip
     way.checked(stage, [("error", "files of evaluation do not exist", 480, {"--eval_path too high": "data/id10270"},
-                         f"--eval_path {way.data / 'wav'} has them")],
-                *some(way, "eval_list", eval_path=way.data))  # fmt: skip
+                         f"--eval_path {way.data / 'voxceleb1/wav'} has them")],
+                *some(way, "eval_list", eval_path=way.data / "voxceleb1"))  # fmt: skip
 
 
 def checking_audio(way):
@@ -325,7 +323,7 @@ def checking_audio(way):
     flac = bytearray(wav(voice(100, 2.5, 3), kind="FLAC"))
     flac[len(flac) // 2 : len(flac) // 2 + 3000] = bytes(3000)
     noise, room = "music/made-up/music-made-up-0001.wav", "smallroom/Room001"
-    m4a = (way.data / "dev/aac" / files[2]).with_suffix(".m4a").read_bytes()
+    m4a = (way.data / "voxceleb2/dev/aac" / files[2]).with_suffix(".m4a").read_bytes()
     planted = {
         **{train / files[number]: content for number, content in enumerate([
             half(sound[0]), POINTER, m4a, PAGE, b"", wav(speech[:0]), NOISE, bytes(flac), wav(0 * speech), wav(loud),
@@ -433,17 +431,22 @@ def packing(way):
 def training(way):
     stage, script, flags = "training", "trainSpeakerNet.py", clean_flags(way)
     usual = [*SETTINGS, "--save_path", way.home / "exps/never"]
-    wrong = {"train_path": "data", "eval_path": "data", "musan_path": "data", "rir_path": "data/wav/id10270/none",
+    wrong = {"train_path": "data", "eval_path": "data", "musan_path": "data", "rir_path": "data/none",
              "train_list": "data/voxceleb1/veri_test2.txt", "eval_list": "data/voxceleb2/train_list.txt"}  # fmt: skip
     said = {"train_path": ["train_list.txt line 1: ", "data/id00012/", "does not exist (32 of 32", "--train_path"],
             "eval_path": ["veri_test2.txt line 1: ", "data/id10270/", "does not exist (480 of 480", "--eval_path"],
             "musan_path": ["--musan_path ", "has no audio in its folder 'noise'"],
-            "rir_path": ["--rir_path ", "id10270/none is not a folder"],
+            "rir_path": ["--rir_path ", "data/none is not a folder"],
             "train_list": ["veri_test2.txt line 1: expected '<speaker> <path>'", "this looks like a trial list"],
             "eval_list": ["train_list.txt line 1: expected '<1|0> "]}  # fmt: skip
     for name, value in wrong.items():
         given = some(way, *(flag[2:] for flag in flags), **{name: way.home / value})
         way.stops(stage, f"a wrong --{name}", *given, *usual, words=said[name], script=script)
+    turned = way.home / "turned.txt"
+    turned.write_text("".join(f"{1 - int(line[0])}{line[1:]}\n" for line in lines_of(way, "veri_test2.txt")))
+    given = some(way, *(flag[2:] for flag in flags), eval_list=turned)
+    way.stops(stage, "reversed labels, and no --check before", *given, *usual, script=script,
+              words=["the labels of turned.txt are reversed", "swap 0 and 1", "--no_check"])  # fmt: skip
     assert not (way.home / "exps/never/score.txt").exists()
     # All of the list takes longer, and teaches nothing more.
     part = [line for line in lines_of(way, "veri_test2.txt") if line.count("/00001.wav") == 2]
@@ -469,8 +472,8 @@ def training(way):
 def mended(way):
     """All is as it should be: --check has nothing to say but notes, which name the list and its published results."""
     words = ["0 errors, 0 warnings", "veri_test2.txt is Vox1-O cleaned", "32  training: ", "published EERs in %"]
-    way.readme_line("all of it", "python prepareData.py --check", *some(way, *(flag[2:] for flag in clean_flags(way))),
-                    "--check", "full", words=words)  # fmt: skip
+    way.readme_line("all of it", "python prepareData.py --check --train_list /data/voxceleb2", "--check", "full",
+                    words=words)  # fmt: skip
 
 
 STEPS = [unpacking, converting, splitting, listing, checking_training_lists, checking_trial_lists, checking_audio,

@@ -162,10 +162,10 @@ def make_download(folder):
 @contextlib.contextmanager
 def spoilt(path, content):
     """Other bytes in place of a file, None: no file; as it was afterwards."""
-    before = path.read_bytes()
+    before = path.read_bytes() if path.exists() else None
     path.unlink() if content is None else path.write_bytes(content)
     yield
-    path.write_bytes(before)
+    path.unlink() if before is None else path.write_bytes(before)
 
 
 def half(content):

@@ -56,7 +56,6 @@ class Way:
                        for line in block.splitlines()]  # fmt: skip
         self.folders = {
             "/data/voices": self.data / "voxceleb2/wav",  # a folder of speakers like any other
-            "/data/voxceleb1/wav": self.data / "wav",
             "/data": self.data, "downloads": self.downloads, "exps": home / "exps", "lists/voices": home / "lists",
             "veri_test2.txt list_test_all2.txt list_test_hard2.txt": self.part,
         }  # fmt: skip
