@@ -260,7 +260,8 @@ def check_lists(arguments):
     given = vars(arguments).get
     lines, tests, findings = [], [], []
     trains = not given("eval")
-    if given("train_list") and (trains or given("as_norm") or given("calibrate")):
+    learns = given("calibrate") or (given("as_norm") and not given("cohort"))  # an evaluation, of its cohort
+    if given("train_list") and (trains or learns):
         lines, findings = check_training_list(given("train_list"), given("n_class"), given("paths_anywhere"))
     for path in given("eval_list") or []:
         trials, more = check_trial_list(path, given("paths_anywhere"))

@@ -307,7 +307,8 @@ def checking_trial_lists(way):
         ("warning", "trial lists are the same under two names", 1, {"a list under another name":
          "veri_test2.txt and trials.txt"}, "leave one out"),
     ], *some(way, eval_list=[original, cleaned, written(reversed(lines))]))  # fmt: skip
-    way.checked(stage, [("error", "files of evaluation do not exist", 480, {"--eval_path too high": "data/id10270"},
+    high = {"--eval_path too high": "voxceleb1/id10270"}
+    way.checked(stage, [("error", "files of evaluation do not exist", 480, high,
                          f"--eval_path {way.data / 'voxceleb1/wav'} has them")],
                 *some(way, "eval_list", eval_path=way.data / "voxceleb1"))  # fmt: skip
 

@@ -16,7 +16,7 @@ FAULTS, KINDS = 108, 104
 def table():
     """[(stage, planted, found by, said)] as the script prints it."""
     script = [sys.executable, ROOT / "tests" / "download.py"]
-    ended = subprocess.run(script, capture_output=True, text=True, timeout=900)
+    ended = subprocess.run(script, capture_output=True, text=True, timeout=1800)
     print(ended.stdout)
     rows = [line.split(" | ", 3) for line in ended.stdout.splitlines() if line.count(" | ") >= 3]
     assert ended.returncode == 0, ended.stdout + ended.stderr
