@@ -1,8 +1,8 @@
 """What would go wrong with data, said before the work begins: lists, files, noises, responses, room on the disk.
 
-    findings = check(arguments)     # everything; headers of the audio, or all of its samples
+    findings = check(arguments)         # everything; headers of the audio, or all of its samples
     print(table(findings))
-    glance(arguments)               # the short form, before training and evaluation: seconds for a million lines
+    stop_at_errors(glance(settings))    # the short form, before training and evaluation: seconds for a million lines
 
 Findings and their severities are listCheck.py's, which looks at the lists, as fileCheck.py does at single files.
 """
@@ -304,9 +304,9 @@ def check(arguments):
 
 
 def glance(args, heard=()):
-    """The short form of ``check`` before training, or evaluation (``eval``), with the settings of trainSpeakerNet.py:
-    the lists, a few files, and room for the checkpoints. Prints warnings, errors and which of VoxCeleb's lists these
-    are; InputError if there are errors.
+    """[Finding], the short form of ``check`` before training, or evaluation (``eval``), with the settings of
+    trainSpeakerNet.py: warnings and errors of the lists, of a few files, and of the room for the checkpoints; and which
+    of VoxCeleb's lists these are.
 
     heard: names of the speakers that the model to be evaluated was trained on.
     """
@@ -316,10 +316,10 @@ def glance(args, heard=()):
     for trials in tests:
         findings += found("warning", f"speakers of {pathlib.Path(trials.path).name} were in the model's training",
                           sorted(trials.speakers().intersection(heard)), "of others its errors will be more")
-    known = [each for trials in tests if trials.identity.known for each in which_list(trials)]
-    glances = [(args.train_path, "--train_path", "training", [line.file for line in lines]),
-               (args.eval_path, "--eval_path", "evaluation", [file for trials in tests for file in trials.files()])]
-    for root, flag, name, files in glances:
+    for root, flag, name, files in (
+        (args.train_path, "--train_path", "training", [line.file for line in lines]),
+        (args.eval_path, "--eval_path", "evaluation", [file for trials in tests for file in trials.files()]),
+    ):
         some = list(dict.fromkeys(files[:: math.ceil(len(files) / GLANCE) or 1]))
         _, sights, more = check_on_disk(some, root, flag, name, args) if some else (None, {}, [])
         findings += more + check_files(sights, f"{name} ({len(sights)} of {len(files):,} looked at)", name)
@@ -328,10 +328,15 @@ def glance(args, heard=()):
         size = checkpoint_bytes(args.C, speakers_of(lines), models)
         findings += check_memory(len(lines), args.bank_mb)
         findings += check_disk(args.save_path, {f"checkpoints of {args.max_epoch} epochs": (size, FEWER)})
-    bad = [each for each in worst_first(findings) if each.severity != "note"]
-    for each in [*bad, *known]:
+    known = [each for trials in tests if trials.identity.known for each in which_list(trials)]
+    return [each for each in worst_first(findings) if each.severity != "note"] + known
+
+
+def stop_at_errors(findings):
+    """Print them, a line each. InputError if some are errors, which names the first."""
+    for each in findings:
         print(f"{each.severity}: {in_one_line(each)}")
-    errors = [each for each in bad if each.severity == "error"]
+    errors = [each for each in findings if each.severity == "error"]
     if errors:
         more = f"; and errors of {len(errors) - 1} other kinds, told above" if len(errors) > 1 else ""
         raise InputError(f"{in_one_line(errors[0])}{more}; --no_check begins nevertheless")

@@ -23,7 +23,7 @@ import distributed
 from augmentation import Augmentation
 from dataLoader import CropLoader, to_device
 from demoCorpus import make_demo
-from doctor import glance
+from doctor import glance, stop_at_errors
 from encoder import SpeakerEncoder, choose_device
 from evaluation import VALID, Background, Test, compare_files, evaluate, open_tests, open_training_list
 from experiment import DATA_FLAGS, Run, can_go_further, describe, provenance, take_width, what_fits
@@ -254,7 +254,7 @@ def open_all(args, device):
 def look_over(args, heard=()):
     """Say what would spoil the result before hours go into it, unless it is known."""
     if distributed.rank() == 0 and not args.no_check:
-        glance(args, heard)
+        stop_at_errors(glance(args, heard))
 
 
 def evaluate_only(args):

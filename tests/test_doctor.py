@@ -376,7 +376,7 @@ def test_no_check_goes_on_and_the_model_knows_whom_it_heard(own, tmp_path, comma
     assert "warning" not in command(trainSpeakerNet, *flags, "--no_check", "--save_path", tmp_path / "eval")[1]
 
 
-def test_only_a_part_of_many_files_is_looked_at(own, monkeypatch, capsys):
+def test_only_a_part_of_many_files_is_looked_at(own, monkeypatch):
     """Evenly over the list, to its end, and no more."""
     lines = (own / "train_list.txt").read_text().split()[1::2]
     seen = []
@@ -387,13 +387,13 @@ def test_only_a_part_of_many_files_is_looked_at(own, monkeypatch, capsys):
     assert seen[0] == lines[::5] and len(seen[1]) <= 5
 
 
-def test_room_for_the_checkpoints(own, monkeypatch, capsys):
+def test_room_for_the_checkpoints(own, monkeypatch):
     flags = [str(flag) for flag in (*data_flags(own), *SMALL, "--save_path", own / "exp")]
     args = trainSpeakerNet.read_settings([*flags, "--C", "1024", "--max_epoch", "10", "--test_step", "2"])
     for free, told in ((0.6e9, True), (0.8e9, False)):  # 14.7 M weights and 192 * 6 of the classifier: 59 MB, by 5 + 6
         monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder, free=free: types.SimpleNamespace(free=free))
-        doctor.glance(args)
-        assert ("checkpoints of 10 epochs would not fit on the disk" in capsys.readouterr().out) == told
+        findings = fitting(doctor.glance(args), "warning", "checkpoints of 10 epochs would not fit on the disk")
+        assert len(findings) == told
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
