@@ -34,7 +34,7 @@ from dataLoader import CropLoader, to_device
 from encoder import SpeakerEncoder, Utterance, choose_device, score_trials
 from experiment import SpeakerNet
 from loss import AAMsoftmax
-from model import ECAPA_TDNN
+from model import ECAPA_TDNN, compiled
 from pack import Pack, PackedFile, write_pack
 from recipe import take_step
 from tools import (
@@ -287,7 +287,7 @@ def measure_training(args, device, limits, exact, host):
     encoder = ECAPA_TDNN(C=args.C)
     network = SpeakerNet(encoder, AAMsoftmax(max(VOXCELEB2.speakers, len(listing.speakers)))).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.001, weight_decay=2e-5, fused=device.type != "mps")
-    faster = torch.compile if args.compile else lambda function: function
+    faster = compiled if args.compile else lambda function: function
 
     def forward(function, *inputs):
         with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
@@ -429,7 +429,7 @@ def hours(rate, utterances=VOXCELEB2.utterances, epochs=VOXCELEB2.epochs):
     return utterances * epochs / rate / 3600
 
 
-def advise(stages, packed, amp, compiled, bf16_possible):
+def advise(stages, packed, amp, is_compiled, bf16_possible):
     """What holds training back and what to do about it, in a sentence, from {name: Stage}."""
     read, whole, end = stages["read"], stages["whole step"], stages["end to end"]
     if end.rate < 0.9 * whole.rate:
@@ -444,12 +444,12 @@ def advise(stages, packed, amp, compiled, bf16_possible):
     achieved = 100 * part.rate / part.limit
     said = f"reading keeps up; '{part.name}' takes {100 * part.share:.0f} % of a step, at {achieved:.0f} % of its limit"
     if achieved < 30:
-        mend = "a larger --batch_size" if compiled else "--compile, or a larger --batch_size"
+        mend = "a larger --batch_size" if is_compiled else "--compile, or a larger --batch_size"
         return f"{said}: the time goes between and around the products and copies; try {mend}"
     if amp == "off" and bf16_possible:
         return f"{said}, by {part.bound}: --amp bf16 raises that limit"
     if part.bound == "memory":
-        return f"{said}: bound by memory" + ("" if compiled else "; --compile joins operations and spares traffic")
+        return f"{said}: bound by memory" + ("" if is_compiled else "; --compile joins operations and spares traffic")
     return f"{said}: bound by computation, only a smaller --C or a faster device would be quicker"
 
 

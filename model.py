@@ -232,7 +232,6 @@ class ECAPA_TDNN(nn.Module):
         self.fc6 = nn.Linear(2 * aggregation, embedding_size)
         self.bn6 = nn.BatchNorm1d(embedding_size) if variant.embedding_norm else nn.Identity()
 
-    @torch.compiler.disable  # torchaudio's spectrogram cannot be traced; with it, torch.compile would end in pieces
     def features(self, waveform):
         """Mean-normalised log-mel energies: (B, samples) in [-1, 1] -> (B, 80, 1 + samples // 160), always float32.
 
@@ -293,3 +292,13 @@ class ECAPA_TDNN(nn.Module):
         hidden = F.conv1d(x, x_weight, first.bias) + F.conv1d(torch.cat([mean, deviation], dim=1), context_weight)
         mean, variance = frames.attend(x, self.attention[1:](hidden).float(), self.variant.centred)
         return torch.cat([mean, variance.clamp(min=floor).sqrt()], dim=1).squeeze(2)
+
+
+def compiled(function):
+    """torch.compile for what an ECAPA_TDNN takes part in, all but its front end.
+
+    torchaudio's spectrogram cannot be traced, and would leave the rest in pieces. Said here and not at ``features``,
+    since saying it loads the compiler, which takes every script a second.
+    """
+    ECAPA_TDNN.features = torch.compiler.disable(ECAPA_TDNN.features)
+    return torch.compile(function)

@@ -27,6 +27,7 @@ from doctor import glance, stop_at_errors
 from encoder import SpeakerEncoder, choose_device
 from evaluation import VALID, Background, Test, compare_files, evaluate, open_tests, open_training_list
 from experiment import DATA_FLAGS, Run, can_go_further, describe, provenance, take_width, what_fits
+from model import compiled
 from pretrained import SYSTEMS
 from progress import Meter, StopSignal, log_line
 from recipe import OPTIMIZERS, RECIPES, bundle, check_settings, describe_bundles, learning_rate, margin, take_step
@@ -172,7 +173,7 @@ def train(args):
     parts, rows = distributed.share_of_batch(args.batch_size, args.accumulate)
     network, optimizer, stop = distributed.parallel(run.network, device), run.optimizer, StopSignal()
     if args.compile:
-        network = torch.compile(network)
+        network = compiled(network)
     torch.backends.cudnn.benchmark = True  # all batches have one shape: worth a search for the fastest kernels
     run.begin(tests)
     print(
