@@ -30,6 +30,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+import torch._dynamo  # noqa: E402  # optimizers ask for it: once here, not in every fork
 from conftest import data_flags, make_corpus  # noqa: E402
 
 import evaluation  # noqa: E402

@@ -19,6 +19,7 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
+import torch._dynamo  # optimizers ask for it: once here, not in every fork  # noqa: F401
 from make_download import make_download
 
 import prepareData
