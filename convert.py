@@ -12,7 +12,6 @@ import os
 import pathlib
 import re
 import shutil
-import struct
 import subprocess
 import tempfile
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from typing import NamedTuple
 import soundfile
 
 from audio import AUDIO_SUFFIXES, SAMPLE_RATE, AudioFile, UnreadableAudio, check_folder
-from fileCheck import HEAD, is_text
+from fileCheck import HEAD, is_text, missing_bytes
 from tools import InputError, RunError, check_writable, in_order, one_line, progress_bar, whole_file, write_text
 
 # What these files hold is for ffmpeg; the others are tried with libsndfile first.
@@ -117,7 +116,7 @@ def convert_file(source, target):
     """Write an audio file as 16 kHz mono to ``target``, a .wav or .flac -> its length in seconds. UnreadableAudio."""
     if not os.path.isfile(source) or _libsndfile_opens(source):
         with AudioFile(source) as audio:
-            if (missing := _missing_bytes(source)) > TOLERANCE * os.path.getsize(source) * SAMPLE_RATE / audio.length:
+            if (missing := missing_bytes(source)) > TOLERANCE * os.path.getsize(source) * SAMPLE_RATE / audio.length:
                 raise UnreadableAudio(f"{source} lacks {missing} bytes of those its header claims: cut short?")
             write_audio(target, audio)
             return audio.length / SAMPLE_RATE
@@ -142,14 +141,6 @@ def convert_file(source, target):
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
-
-
-def _missing_bytes(path):
-    """How many bytes a wav has less than its header claims: libsndfile takes it for a shorter one."""
-    with open(path, "rb") as file:
-        name, claimed = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
-    # What is written into a pipe claims as much as can be, since nobody knows the length beforehand.
-    return 8 + claimed - os.path.getsize(path) if name == b"RIFF" and claimed < 0x7FFF0000 else 0
 
 
 def _libsndfile_opens(path):
@@ -270,6 +261,7 @@ def find_sources(source):
     files, left_alone = [], collections.Counter()
     for folder, folders, names in os.walk(source, onerror=complain):  # does not follow links, which may go in circles
         below = pathlib.Path(folder).relative_to(source)
+        folders[:] = [name for name in folders if not name.startswith(".")]
         left_alone["linked folders"] += sum(os.path.islink(os.path.join(folder, name)) for name in folders)
         for name in names:
             suffix = os.path.splitext(name)[1].lower()

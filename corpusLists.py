@@ -16,6 +16,7 @@ import sys
 from tqdm import tqdm
 
 from audio import AUDIO_SUFFIXES, Folder, check_folder
+from convert import SUFFIXES
 from dataLoader import TrainingList, leads_out
 from tools import InputError, check_writable, progress_bar, read_text, write_text
 from trials import hold_out, make_trials
@@ -25,7 +26,7 @@ SPEAKER_COLUMNS = ("speaker", "speaker_id", "spk", "spk_id", "client_id", "voxce
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "wav", "audio")
 SEX_COLUMNS = ("sex", "gender")
 SEX = {"f": "f", "female": "f", "m": "m", "male": "m"}
-FORMATS_TO_CONVERT = {".m4a", ".aac", ".mp4", ".wma", ".amr"}  # which libsndfile does not read
+FORMATS_TO_CONVERT = SUFFIXES - AUDIO_SUFFIXES
 DEFAULT_SHARE, DEFAULT_MOST = 10, 100  # one speaker in so many is held out, and at most so many
 
 
@@ -35,15 +36,20 @@ DEFAULT_SHARE, DEFAULT_MOST = 10, 100  # one speaker in so many is held out, and
 def from_folder(root):
     """[(speaker, path)] of <root>/<speaker>/<file> and <root>/<speaker>/<session>/<file>, sorted.
 
-    Hidden files are left out, and so are files that lie in no speaker's folder, which is said. InputError if there is
-    nothing, a single speaker, or a path with blanks in it.
+    Hidden files are left out. So are files that lie in no speaker's folder and folders that are links, which is said.
+    InputError if there is nothing, a single speaker, a path with blanks in it, or a folder that cannot be read.
     """
+
+    def complain(error):
+        raise InputError(f"--lists {root}: {error.filename} cannot be read ({error.strerror})") from error
+
     check_folder(root, "--lists")
-    found, loose, foreign = [], [], []
-    walk = progress_bar(iterable=os.walk(root), desc="looking", unit=" folders", delay=2)
-    for folder, folders, names in walk:
+    found, loose, foreign, linked = [], [], [], []
+    walk = progress_bar(iterable=os.walk(root, onerror=complain), desc="looking", unit=" folders", delay=2)
+    for folder, folders, names in walk:  # does not follow links, which may go in circles
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         inside = pathlib.Path(folder).relative_to(root).as_posix()
+        linked += [f"{inside}/{name}" for name in folders if os.path.islink(os.path.join(folder, name))]
         for name in names:
             suffix = os.path.splitext(name)[1].lower()
             if name.startswith(".") or suffix not in AUDIO_SUFFIXES | FORMATS_TO_CONVERT:
@@ -55,15 +61,22 @@ def from_folder(root):
         raise InputError(f"--lists {root} has {len(foreign)} files such as {min(foreign)}, which cannot be read: "
                          "convert them to wav or flac first")  # fmt: skip
     if not found:
+        links = f"; {len(linked)} folders are links, which are not followed" if linked else ""
         raise InputError(f"--lists {root} has no <speaker>/<file> or <speaker>/<session>/<file> with audio "
-                         f"({', '.join(sorted(AUDIO_SUFFIXES))})")  # fmt: skip
+                         f"({', '.join(sorted(AUDIO_SUFFIXES))}){links}")  # fmt: skip
     found = sorted((path.split("/", 1)[0], path) for path in found)
     if found[0][0] == found[-1][0]:
         raise InputError(f"--lists {root} has a single speaker, {found[0][0]}: give the folder that holds a folder for "
                          "each speaker")  # fmt: skip
-    for left, why in ((loose, "lie in no speaker's folder"), (foreign, "are of a format that cannot be read")):
-        if left:
-            tqdm.write(f"{root}: {len(left)} files {why} and are left out, such as {min(left)}", file=sys.stderr)
+    deep = [path for _, path in found if path.count("/") > 2]
+    for odd, why in (
+        (loose, "files lie in no speaker's folder and are left out"),
+        (foreign, "files are of a format that cannot be read and are left out (--convert them)"),
+        (linked, "folders are links and are left out: give a folder that has the files themselves"),
+        (deep, f"files lie deeper than <speaker>/<session>/<file>: is {root} a folder too high?"),
+    ):
+        if odd:
+            tqdm.write(f"{root}: {len(odd)} {why}; such as {min(odd)}", file=sys.stderr)
     refuse_blanks(found, root)
     return found
 
@@ -96,7 +109,7 @@ def columns_of(path, header, columns):
     speaker, file = column_named(header, SPEAKER_COLUMNS), column_named(header, PATH_COLUMNS)
     if speaker is not None and file is not None:
         return speaker, file, 1
-    if len(header) == 2 and os.path.splitext(header[1])[1].lower() in AUDIO_SUFFIXES:
+    if len(header) == 2 and os.path.splitext(header[1])[1].lower() in SUFFIXES:
         return 0, 1, 0
     raise InputError(f"--csv {path}: which columns are the speaker and the path? Say so with --columns (its first "
                      f"line: {', '.join(header)[:200]})")  # fmt: skip
@@ -144,7 +157,9 @@ def read_table(path, flag):
     lines = read_text(path, flag).splitlines()
     separator = next((each for each in "\t,;" if lines and each in lines[0]), ",")
     try:
-        reader = csv.reader(lines, delimiter=separator)
+        # Tables with tabs have no quotes around fields; in Common Voice's, sentences begin with a quotation mark.
+        quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
+        reader = csv.reader(lines, delimiter=separator, quoting=quoting)
         rows = [(reader.line_num, [field.strip() for field in fields]) for fields in reader]
     except csv.Error as error:
         raise InputError(f"{flag} {path} is not a table ({error})") from error
@@ -176,6 +191,8 @@ def once_each(found, root, named):
     InputError for a file of two speakers, blanks in a path, or files that do not exist.
     """
     check_folder(root, "--lists")
+    if not found:
+        raise InputError(f"{named} names no file")
     speaker_of, line = {}, {}
     for speaker, file, number in found:
         line.setdefault(file, number)
@@ -216,7 +233,10 @@ def read_sex(path):
         raise InputError(f"--metadata {path} needs columns for the speaker and the sex (speaker, sex); its first line: "
                          f"{', '.join(header)[:200]}")  # fmt: skip
     rows = [fields for _, fields in rows[1:] if len(fields) > max(speaker, sex)]
-    return {fields[speaker]: SEX[fields[sex].lower()] for fields in rows if fields[sex].lower() in SEX}
+    known = {fields[speaker]: SEX[fields[sex].lower()] for fields in rows if fields[sex].lower() in SEX}
+    if not known:
+        raise InputError(f"--metadata {path} has no sex among {', '.join(sorted(SEX))} in its column {header[sex]!r}")
+    return known
 
 
 # ---- the lists -------------------------------------------------------------------------------------------------------
@@ -226,14 +246,16 @@ def write_lists(found, root, folder, count=None, sex=None, seed=0):
     """Write train_list.txt and, of ``count`` speakers held out of it, trials.txt -> (TrainingList, TrialList or None).
 
     found: [(speaker, path)]; sex: {speaker: "f" or "m"}, for trials between speakers of one sex: then only speakers
-    who have one are held out. count None: a tenth of the speakers, at most 100; 0: none, and no trials. Lists that
+    who have one are held out. count None: a tenth of the speakers, 2 to 100; 0, or too few: no trials. Lists that
     are there already and say something else are left alone: InputError.
     """
     folder = pathlib.Path(folder)
     listing = TrainingList.of(root, *zip(*found))
     if count is None:
-        # Of three speakers, two are of one sex.
-        count = max(2 if sex is None else 3, min(DEFAULT_MOST, len(listing.speakers) // DEFAULT_SHARE))
+        # Of three speakers, two are of one sex; and two must be left to train on.
+        least = 2 if sex is None else 3
+        count = max(least, min(DEFAULT_MOST, len(listing.speakers) // DEFAULT_SHARE))
+        count = 0 if least + 2 > len(listing.speakers) else count
     if count < 0:
         raise InputError(f"--valid_speakers must be 0 or more, not {count}")
     kept, trials = listing, None

@@ -2,7 +2,8 @@
 
     findings = check(arguments)         # everything; headers of the audio, or all of its samples
     print(table(findings))
-    stop_at_errors(glance(settings))    # the short form, before training and evaluation: seconds for a million lines
+    stop_at_errors(glance(settings))    # the short form, before training and evaluation: a quarter of a minute for
+                                        # a million lines
 
 Findings and their severities are listCheck.py's, which looks at the lists, as fileCheck.py does at single files.
 """
@@ -24,6 +25,7 @@ from fileCheck import CLIPPED_SHARE, FAULTS, OFFSET, SILENT, equal_files, look_a
 from listCheck import SEVERITIES, Finding, check_lists, found, note, which_list
 from model import ECAPA_TDNN
 from pack import Pack, open_source
+from speed import SpeedPerturbation
 from tools import InputError, one_line
 
 SHORT = 1.0  # seconds: what is shorter says little about a voice
@@ -31,10 +33,13 @@ CROP = 2.015  # seconds of a training crop of --num_frames 200; what is shorter 
 LONG = 600.0  # seconds: whole utterances are embedded, and their memory grows with them
 LONGEST_RESPONSE = 10.0  # seconds: no room sounds on for longer, so this is a recording
 REPLACED_SHARE = 0.01  # of the training files, so many may be unreadable; training stops at more
+GLANCED_SHARE = 0.05  # of the few that the short form looks at: beyond chance more than that
 GLANCE = 200  # files of each kind whose headers the short form reads
 EPOCHS, C, BANK_MB = 80, 1024, 512  # defaults of training
 FEWER = "a larger --test_step keeps fewer"
-LINE_BYTES = 600  # of a line of a list in the memory, measured while a million lines of VoxCeleb's form were read
+# Of a line of a list in the memory: 600 while training reads it, and 700 for the look at it; measured with a million
+# lines of VoxCeleb's form.
+LINE_BYTES = 1300
 
 
 # ---- lists and audio -------------------------------------------------------------------------------------------------
@@ -82,16 +87,19 @@ def mend_of_missing(missing, root, flag):
     return f"is {flag} right, and the copy complete?"
 
 
-def check_files(sights, name, role, full=False):
+def check_files(sights, name, role, full=False, replaced=REPLACED_SHARE):
     """[Finding] of the files ({file: Sight}) of a list or folder.
 
-    role: "training", "evaluation", "noise" or "response"; full: whether all samples were seen.
+    role: "training", "evaluation", "noise" or "response"; full: whether all samples were seen; replaced: the share of
+    unreadable training files that is no error.
     """
     findings = []
     good = {file: sight for file, sight in sights.items() if not sight.fault}
-    few = role == "training" and len(sights) - len(good) <= max(1, REPLACED_SHARE * len(sights))
-    severity = "warning" if few or role in ("noise", "response") else "error"
+    lost = sum(sight.fault not in ("", "truncated") for sight in sights.values())
+    few = role == "training" and lost <= max(1, replaced * len(sights))
     for fault, (words, mend) in FAULTS.items():
+        # What was cut short is read as a shorter recording.
+        severity = "warning" if few or role in ("noise", "response") or fault == "truncated" else "error"
         cases = [(file, sight.said) for file, sight in sights.items() if sight.fault == fault]
         findings += found(severity, f"files of {name} {words}", cases, mend, lambda case: f"{case[0]} ({case[1]})")
 
@@ -178,9 +186,12 @@ def check_unnamed(train, lines, tests, arguments):
     if "." in others:  # --eval_path is the same folder
         others.remove(".")
         known.update(*(trials.files() for trials in tests))
+    known |= {os.path.relpath(os.path.join(train.root, file), train.root) for file in known
+              if os.path.isabs(file) or "./" in file}  # fmt: skip
     others = tuple(os.path.join(folder, "") for folder in others)
     unnamed = [file for file in train.find() if file not in known and not file.startswith(others)]
-    return found("note", "audio files below --train_path are in no list", unnamed, "is the list older than they are?")
+    mend = "of speakers held out, perhaps; or is the list older than they are?"
+    return found("note", "audio files below --train_path are in no list", unnamed, mend)
 
 
 # ---- noises, responses, room -----------------------------------------------------------------------------------------
@@ -215,6 +226,9 @@ def check_responses(root, arguments):
     folders = collections.Counter(file.rpartition("/")[0].split("/")[0] for file in files)
     findings = note("room responses found", len(files), "", [
         f"{folder or '.'}: {count}" for folder, count in folders.most_common()])  # fmt: skip
+    if all(os.path.isdir(os.path.join(root, category)) for category in ("noise", "music", "speech")):
+        findings += [Finding("warning", "--rir_path looks like MUSAN", len(files), files[:3],
+                             "give RIRS_NOISES or its simulated_rirs")]  # fmt: skip
     findings += found("note", "noises lie among the responses", sorted(set(source.find()) - set(files)),
                       "they are left out")  # fmt: skip
     if not isinstance(source, Pack):
@@ -246,11 +260,11 @@ def check_memory(lines, bank_mb=BANK_MB):
     return [Finding("warning", "noises and lists would not fit in the memory", 1, [example], "a smaller --bank_mb")]
 
 
-def checkpoint_bytes(width, speakers, models):
+def checkpoint_bytes(width, classes, models):
     """What so many models of an ECAPA-TDNN of this width take, and two states, each with Adam's two averages."""
     with torch.random.fork_rng(devices=[]):  # a look must not change what is drawn later
         network = ECAPA_TDNN(C=width)
-    size = 4 * (sum(weight.numel() for weight in network.parameters()) + network.embedding_size * speakers)
+    size = 4 * (sum(weight.numel() for weight in network.parameters()) + network.embedding_size * classes)
     return size * (models + 2 * 3)
 
 
@@ -288,6 +302,10 @@ def check(arguments):
         else:
             evaluation, tested, more = check_on_disk(files, *where, arguments, full)
             findings += more + check_files(tested, "evaluation", "evaluation", full)
+    for unseen, flag in ((lines and not arguments.train_path, "--train_path"),
+                         (tests and not arguments.eval_path, "--eval_path")):  # fmt: skip
+        if unseen:
+            findings += [Finding("warning", "audio was not looked at", 1, [], f"give {flag}, where the paths begin")]
     findings += check_duplicates(lines, train, trained, tested, evaluation, full)
     if isinstance(train, Folder):
         findings += check_unnamed(train, lines, tests, arguments)
@@ -322,21 +340,24 @@ def glance(args, heard=()):
     ):
         some = list(dict.fromkeys(files[:: math.ceil(len(files) / GLANCE) or 1]))
         _, sights, more = check_on_disk(some, root, flag, name, args) if some else (None, {}, [])
-        findings += more + check_files(sights, f"{name} ({len(sights)} of {len(files):,} looked at)", name)
+        looked_at = f"{name} ({len(sights)} of {len(files):,} looked at)"
+        findings += more + check_files(sights, looked_at, name, replaced=GLANCED_SHARE)
     if lines and not args.eval:
         models = max(0, args.max_epoch // args.test_step - len(list(pathlib.Path(args.save_path).glob("model/*"))))
-        size = checkpoint_bytes(args.C, speakers_of(lines), models)
-        findings += check_memory(len(lines), args.bank_mb)
+        classes = speakers_of(lines) * args.sub_centres * (len(SpeedPerturbation.FACTORS) if args.speed_perturb else 1)
+        size = checkpoint_bytes(args.C, classes, models)
+        findings += check_memory(len(lines), args.bank_mb if args.musan_path or args.rir_path else 0)
         findings += check_disk(args.save_path, {f"checkpoints of {args.max_epoch} epochs": (size, FEWER)})
     known = [each for trials in tests if trials.identity.known for each in which_list(trials)]
     return [each for each in worst_first(findings) if each.severity != "note"] + known
 
 
 def stop_at_errors(findings):
-    """Print them, a line each. InputError if some are errors, which names the first."""
-    for each in findings:
-        print(f"{each.severity}: {in_one_line(each)}")
+    """Print them, a line each. If some are errors, the first is not printed, but raised as InputError."""
     errors = [each for each in findings if each.severity == "error"]
+    for each in findings:
+        if each not in errors[:1]:
+            print(f"{each.severity}: {in_one_line(each)}")
     if errors:
         more = f"; and errors of {len(errors) - 1} other kinds, told above" if len(errors) > 1 else ""
         raise InputError(f"{in_one_line(errors[0])}{more}; --no_check begins nevertheless")
@@ -351,9 +372,9 @@ def worst_first(findings):
 
 
 def in_one_line(finding):
-    examples = f" ({'; '.join(finding.examples)})" if finding.examples else ""
+    examples = f": {finding.count:,}, such as {'; '.join(finding.examples)}" if finding.examples else ""
     mend = f"; {finding.mend}" if finding.mend else ""
-    return one_line(f"{finding.count:,} {finding.what}{examples}{mend}")
+    return one_line(f"{finding.what}{examples}{mend}")
 
 
 def status(findings):

@@ -18,7 +18,7 @@ FULL_SCALE = 32766 / 32768  # samples there are clipped, in 16 bits on either si
 CLIPPED_SHARE = 1e-3  # of the samples, so many at full scale are heard
 OFFSET = 0.05  # mean of the samples, of 1: a recorder that was out of order
 BLOCK = 1 << 20  # samples that are decoded at a time, so that an hour does not fill the memory
-SUFFIXES = {"WAV": {".wav"}, "WAVEX": {".wav"}, "FLAC": {".flac"}, "OGG": {".ogg", ".opus"}, "MPEG": {".mp3"}}
+SUFFIXES = {"WAV": {".wav"}, "WAVEX": {".wav"}, "FLAC": {".flac"}, "OGG": {".ogg", ".oga", ".opus"}, "MPEG": {".mp3"}}
 
 
 class Sight(NamedTuple):
@@ -86,10 +86,8 @@ def look_at_header(path):
     except UnreadableAudio as error:
         said = str(error).removeprefix(f"{path} ")
         return Sight("empty" if said == "is empty" else "unreadable", said)
-    if head[:4] == b"RIFF":
-        promised = struct.unpack("<I", head[4:8])[0] + 8
-        if size < promised < 2**32 - 64:  # what a program writes to a pipe promises 4 GB
-            return Sight("truncated", f"{size} of {promised} bytes", seconds, rate, channels)
+    if (missing := missing_bytes(path)) > 0:
+        return Sight("truncated", f"{size} of {size + missing} bytes", seconds, rate, channels)
     misnamed = os.path.splitext(path)[1].lower() not in SUFFIXES.get(kind, {os.path.splitext(path)[1].lower()})
     key = hashlib.blake2b(size.to_bytes(8, "little") + head, digest_size=16).digest()
     return Sight("", "", seconds, rate, channels, key, misnamed)
@@ -98,6 +96,14 @@ def look_at_header(path):
 def is_text(head):
     """Whether a file that begins so is what a site or Git gives in place of audio."""
     return head.lstrip()[:1] == b"<" or head.startswith(b"version https://git-lfs")
+
+
+def missing_bytes(path):
+    """How many bytes a wav has less than its header claims: libsndfile takes it for a shorter one."""
+    with open(path, "rb") as file:
+        name, claimed = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
+    # What is written into a pipe claims 2 or 4 GB, since nobody knows the length beforehand.
+    return 8 + claimed - os.path.getsize(path) if name == b"RIFF" and claimed < 0x7FFF0000 else 0
 
 
 def decode(path):

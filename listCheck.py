@@ -18,6 +18,7 @@ from tools import InputError
 
 SEVERITIES = ("note", "warning", "error")  # the exit status of each is its place: 0, 1, 2
 AGREEMENT = 0.9  # of the lines, so many make a rule of which the others are exceptions
+NEARLY = 0.05  # a list whose size is as near as this to a published one's was probably that one
 
 
 class Finding(NamedTuple):
@@ -70,8 +71,8 @@ class Trials(NamedTuple):
         return {folders[self.depth] for folders in parts if len(folders) > self.depth}
 
 
-def check_training_list(path, n_class=None, anywhere=False):
-    """([Line], [Finding]) of a training list."""
+def check_training_list(path, n_class=None, anywhere=False, trains=True):
+    """([Line], [Finding]) of a training list, or, not ``trains``, of one that only a cohort is taken from."""
     try:
         rows, _ = read_lines(path, "--train_list")
     except InputError as error:
@@ -79,7 +80,11 @@ def check_training_list(path, n_class=None, anywhere=False):
     lines = [Line(number, *fields) for number, fields in rows if len(fields) == 2]
     wrong = [(number, fields) for number, fields in rows if len(fields) != 2]
     trials = any(len(fields) == 3 and fields[0] in ("0", "1") for _, fields in wrong)
-    mend = "this is a trial list: give it as --eval_list" if trials else "blanks in names? rename the files"
+    mend = "blanks in names? rename the files"
+    if trials:
+        mend = "this is a trial list: give it as --eval_list"
+    elif all(len(fields) == 1 for _, fields in wrong):
+        mend = "a line needs the speaker and the path, with a blank between them"
     findings = found("error", "lines of the training list are not '<speaker> <path>'", wrong, mend, line_in_words)
     twice, two_speakers, speaker_of, seen = [], [], {}, set()
     for line in lines:
@@ -96,11 +101,15 @@ def check_training_list(path, n_class=None, anywhere=False):
     if not anywhere:
         findings += leading_out("training", [(line.number, line.file) for line in lines])
     counts = collections.Counter(line.speaker for line in lines)
-    if len(counts) == 1:
+    if trains and len(counts) == 1:
         findings += found("error", "the training list has a single speaker", counts, "there is nothing to tell apart: "
                           "its first field must be the speaker")  # fmt: skip
+    swapped = [line for line in lines if "/" in line.speaker and "/" not in line.file]
+    if len(swapped) >= AGREEMENT * max(1, len(lines)):
+        findings += found("error", "lines of the training list have the path first", swapped,
+                          "turn them round: <speaker> <path>", training_line)  # fmt: skip
     alone = [speaker for speaker, count in counts.items() if count == 1]
-    if len(counts) > 1 and len(alone) == len(counts):
+    if trains and len(counts) > 1 and len(alone) == len(counts):
         findings += found("error", "every line of the training list is a speaker of its own", alone,
                           "its first field must be the speaker, not the utterance")  # fmt: skip
     elif len(counts) > 1:
@@ -178,13 +187,13 @@ def which_list(trials):
         known = identity.known
         other = known.name.replace(*(("original", "cleaned") if "original" in known.name else ("cleaned", "original")))
         results = known.results() or "none known"
-        findings = note(f"{name} is {known.name} ({known.file}): {sizes}", count, f"never compare its results with "
-                        f"those on {other}; published EERs in %: {results}")  # fmt: skip
+        findings = note(f"{name} is {known.name} ({known.file}), by its size and speakers: {sizes}", count,
+                        f"never compare its results with those on {other}; published EERs in %: {results}")
         if needs_all_of_voxceleb1(known):
             findings += note(f"{known.name} needs the audio of VoxCeleb1 dev and test", 1, "both under one --eval_path")
         return findings
-    if identity.nearest:
-        near = identity.nearest
+    near = identity.nearest
+    if near and abs(near.trials - count) < NEARLY * near.trials:
         return [Finding("warning", f"{name} is of VoxCeleb1, but none of the published lists: {sizes}", count, [],
                         f"{near.name} ({near.file}) is nearest, with {near.trials:,}: was it cut short? No published "
                         "EER belongs to this list")]  # fmt: skip
@@ -195,34 +204,39 @@ def speaker_folder(label, enrol, test):
     """(which folder of the paths is the speaker's, rows that contradict it, whether all labels are reversed).
 
     The folder, from 0, at which most trials agree: same folder, same speaker; None where there is no such folder.
+    Same-speaker trials count as much as all others: where they are few, a folder that always differs would seem to fit.
     """
     number = {file: i for i, file in enumerate(dict.fromkeys([*enrol, *test]))}
     enrol, test = (np.fromiter(map(number.get, column), np.int64, len(column)) for column in (enrol, test))
     folders, same = [file.split("/")[:-1] for file in number], np.array(label) == 1
-    best, agrees, reversed_labels = None, None, False
+    best, agrees, most, reversed_labels = None, None, 0, False
+    kinds = [kind for kind in (same, ~same) if kind.any()]
     for depth in range(max(map(len, folders), default=0)):
         code = {}
         speaker = np.array([code.setdefault(each[depth] if depth < len(each) else "", len(code)) for each in folders])
         fits = (speaker[enrol] == speaker[test]) == same
-        reversed_labels |= bool(same.any() and not same.all() and fits.mean() <= 1 - AGREEMENT)
-        if agrees is None or fits.mean() > agrees.mean():
-            best, agrees = depth, fits
-    if agrees is None or agrees.mean() < AGREEMENT or reversed_labels:
+        share = sum(fits[kind].mean() for kind in kinds) / len(kinds)
+        reversed_labels |= len(kinds) == 2 and share <= 1 - AGREEMENT
+        if share > most:
+            best, agrees, most = depth, fits, share
+    if most < AGREEMENT or reversed_labels:
         return None, [], reversed_labels
     return best, np.flatnonzero(~agrees).tolist(), False
 
 
-def check_lists_together(lines, tests, trains=True):
-    """[Finding] of a training list ([Line]), or one that a cohort is taken from, and trial lists ([Trials]) that do
-    not go together.
+def check_lists_together(lines, tests, trains=True, one_folder=True):
+    """[Finding] of a training list ([Line]), or, not ``trains``, one that a cohort is taken from, and trial lists
+    ([Trials]) that do not go together. ``one_folder``: whether their paths start from the same.
     """
     findings, kinds = [], collections.defaultdict(list)
     trained = {line.speaker for line in lines}
-    # An evaluation's training list gives the cohort: what the model has heard, only its training knew.
-    severity, mend = ("error", "take their lines out of the training list: the error rate would be too good") if trains\
-        else ("warning", "a cohort should be of other speakers: take their lines out of the training list")
     for trials in tests:
         name = pathlib.Path(trials.path).name
+        # Speakers of two corpora may have the same names, all the more where their folders are not known.
+        severity = "error" if trains and one_folder and trials.depth is not None else "warning"
+        mend = "take their lines out of the training list: the error rate would be too good"
+        if severity == "warning":
+            mend = "if they are the same people, and not only names, take their lines out of the training list"
         findings += found(severity, f"speakers are both in training and in {name}", sorted(trained & trials.speakers()),
                           mend)  # fmt: skip
         kinds[trials.identity.fingerprint].append(name)
@@ -262,9 +276,11 @@ def check_lists(arguments):
     trains = not given("eval")
     learns = given("calibrate") or (given("as_norm") and not given("cohort"))  # an evaluation, of its cohort
     if given("train_list") and (trains or learns):
-        lines, findings = check_training_list(given("train_list"), given("n_class"), given("paths_anywhere"))
+        options = given("n_class"), given("paths_anywhere"), trains
+        lines, findings = check_training_list(given("train_list"), *options)
     for path in given("eval_list") or []:
         trials, more = check_trial_list(path, given("paths_anywhere"))
         tests += [trials] if trials else []
         findings += more
-    return lines, tests, findings + check_lists_together(lines, tests, trains)
+    roots = {os.path.realpath(root) for root in (given("train_path"), given("eval_path")) if root}
+    return lines, tests, findings + check_lists_together(lines, tests, trains, len(roots) < 2)

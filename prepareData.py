@@ -97,15 +97,20 @@ def tell(done, what, to):
 def lists(arguments):
     """Write the lists of recordings under a folder; the next command, to train on them, is the last thing printed."""
     root, folder, table, kaldi = arguments.lists, arguments.to, arguments.csv, arguments.kaldi
-    if not folder or (table and kaldi) or (arguments.columns and not table):
-        raise InputError("--lists needs --to FOLDER, and takes --csv (with --columns) or --kaldi, not both")
+    if table and kaldi:
+        raise InputError("--lists takes --csv or --kaldi, not both")
+    if arguments.columns and not table:
+        raise InputError("--columns are those of a --csv: give it, too")
     if arguments.seed < 0:
         raise InputError(f"--seed must be 0 or more, not {arguments.seed}")
     sex = read_sex(arguments.metadata) if arguments.metadata else None
-    speakers_of = from_csv(table, root, arguments.columns) if table else from_kaldi(kaldi, root) if kaldi else None
-    kept, trials = write_lists(
-        speakers_of or from_folder(root), root, folder, arguments.valid_speakers, sex, arguments.seed
-    )
+    if table:
+        found = from_csv(table, root, arguments.columns)
+    elif kaldi:
+        found = from_kaldi(kaldi, root)
+    else:
+        found = from_folder(root)
+    kept, trials = write_lists(found, root, folder, arguments.valid_speakers, sex, arguments.seed)
     command = ["python", "trainSpeakerNet.py", "--train_list", f"{folder}/train_list.txt", "--train_path", root]
     print(f"{folder}/train_list.txt: {len(kept)} utterances of {len(kept.speakers)} speakers")
     if trials:
@@ -125,8 +130,6 @@ def check(arguments):
     checked = ("train_list", "eval_list", "musan_path", "rir_path")
     if not any(getattr(arguments, name) for name in checked):
         raise InputError(f"--check needs something to check: --{', --'.join(checked)}")
-    if arguments.n_cpu < 1:
-        raise InputError(f"--n_cpu must be at least 1, not {arguments.n_cpu}")
     findings = doctor.check(arguments)
     status = doctor.status(findings)
     as_data = {"status": status, "findings": [each._asdict() for each in findings]}
@@ -151,7 +154,7 @@ def build_parser():
                        "exit status 0: fine, 1: warnings, 2: errors")
     # fmt: off
     add = parser.add_argument_group("--unpack, --convert, --split_musan; with --n_cpu; again: continue").add_argument
-    add("--to",      metavar="DIR", help="folder to write to")
+    add("--to",      metavar="DIR", help="folder to write to, of --lists, too; with --check, the disk to look at")
     add("--format",  choices=["wav", "flac"], default="wav", help="of what --convert writes (%(default)s)")
     add("--any_md5", action="store_true", help="--unpack archives that are other than the published ones, too")
     add = parser.add_argument_group("--demo").add_argument

@@ -33,7 +33,7 @@ def hold_out(listing, count, seed=0, asked="--valid_speakers", among=None):
         raise InputError(f"{asked} {count}, but {have}")
     if len(utterances) - count < 2:
         remain = f"fewer than 2 of the {len(utterances)} speakers in {listing.path} would remain to train on"
-        raise InputError(f"{asked} {count}: {remain}")
+        raise InputError(f"{asked} {count}: {remain}; hold out fewer")
     held = np.isin(listing.label, np.random.default_rng(seed).choice(enough, count, replace=False))
     return listing.subset(np.flatnonzero(~held)), listing.subset(np.flatnonzero(held))
 

@@ -341,7 +341,7 @@ def checking_audio(way):
         path.write_bytes(content)
     fetch, seconds = "fetch", "leave them out of training"
     way.checked(stage, [
-        ("error", "files of training are shorter than their header", 1, {"wav cut short": files[0]}, fetch),
+        ("warning", "files of training are shorter than their header", 1, {"wav cut short": files[0]}, fetch),
         ("error", "files of training are text, not audio: an error page or a Git LFS pointer", 2, {
             "a Git LFS pointer": f"{files[1]} (version https://git-lfs", "a page": f"{files[3]} (<!DOCTYPE html>"},
          "fetch the audio itself"),
@@ -367,7 +367,7 @@ def checking_audio(way):
         ("note", "files of training are of another format", 1, {"flac that is called wav": files[17]}, "rename them"),
         ("error", "files are heard both in training and in evaluation", 1, {
             "a test file in training": f"{train / files[16]} = {test / tests[9]}"}, "out of the training list"),
-        ("error", "files of evaluation are shorter than their header", 1, {"test wav cut short": tests[0]}, fetch),
+        ("warning", "files of evaluation are shorter than their header", 1, {"test wav cut short": tests[0]}, fetch),
         ("warning", "files of evaluation are silent", 1, {"a silent test file": tests[100]}, "leave them out"),
         ("warning", "sets of evaluation files hold the same audio", 1, {
             "a test file under two names": f"{tests[200]} = {tests[201]}"}, "trials between them say nothing"),

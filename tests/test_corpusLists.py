@@ -77,6 +77,55 @@ def test_folders_that_make_no_list(tmp_path, names, said):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names are text elsewhere")
+def test_what_is_left_out_is_never_left_out_in_silence(tree, capsys, monkeypatch):
+    root, expected = tree
+    (root / "linked").symlink_to(root / "anna")
+    (root / "anna/film.webm").touch()
+    (root / "ben/1/2/3").mkdir(parents=True)
+    (root / "ben/1/2/3/deep.wav").touch()
+    assert len(from_folder(root)) == len(expected) + 1
+    said = capsys.readouterr().err
+    assert "1 folders are links" in said and "linked" in said
+    assert "1 files are of a format that cannot be read" in said and "anna/film.webm" in said
+    assert "1 files lie deeper" in said and "ben/1/2/3/deep.wav" in said
+
+    def scandir(path, scan=os.scandir):
+        if str(path).endswith("anna"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match=r"anna cannot be read \(Permission denied\)"):
+        from_folder(root)
+
+
+def test_quotation_marks_of_tables_with_tabs_are_only_text(tree, tmp_path):
+    """Common Voice's sentences may begin with one that never ends."""
+    root, expected = tree
+    lines = ["client_id\tpath\tsentence", *(f'{speaker}\t{path}\t"What' for speaker, path in expected)]
+    assert from_csv(written(tmp_path / "t.tsv", lines), root) == expected
+
+
+def test_an_empty_table_is_not_taken_for_none(tree, tmp_path, command):
+    table = written(tmp_path / "t.csv", ["speaker,path"])
+    flags = ["--lists", tree[0], "--to", tmp_path / "lists"]
+    status, _, complained = command(prepareData, *flags, "--csv", table)
+    assert status == 2 and complained.endswith("t.csv names no file\n")
+    for name in ("wav.scp", "utt2spk"):
+        written(tmp_path / name, [""])
+    assert command(prepareData, *flags, "--kaldi", tmp_path)[0] == 2
+    assert not (tmp_path / "lists").exists()
+
+
+def test_too_few_speakers_for_trials_make_none(tmp_path, command):
+    for name in ("a", "b", "c"):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        for take in range(2):
+            (tmp_path / "few" / name / f"{take}.wav").touch()
+    status, printed, _ = command(prepareData, "--lists", tmp_path / "few", "--to", tmp_path / "lists")
+    assert status == 0 and "6 utterances of 3 speakers" in printed and not (tmp_path / "lists/trials.txt").exists()
+
+
 def test_name_that_is_no_text(tree):
     open(os.fsencode(tree[0]) + b"/anna/\xff.wav", "w").close()
     with pytest.raises(InputError, match="no text in UTF-8"):
