@@ -18,7 +18,7 @@ from tools import InputError
 
 SEVERITIES = ("note", "warning", "error")  # the exit status of each is its place: 0, 1, 2
 AGREEMENT = 0.9  # of the lines, so many make a rule of which the others are exceptions
-NEARLY = 0.05  # a list whose size is as near as this to a published one's was probably that one
+NEARLY = 0.4  # a list that is shorter or longer than a published one by this share, or less, was probably that one
 
 
 class Finding(NamedTuple):
