@@ -115,8 +115,9 @@ def split_musan(source, to, threads=4):
 def convert_file(source, target):
     """Write an audio file as 16 kHz mono to ``target``, a .wav or .flac -> its length in seconds. UnreadableAudio."""
     if not os.path.isfile(source) or _libsndfile_opens(source):
-        with AudioFile(source) as audio:
-            if (missing := missing_bytes(source)) > TOLERANCE * os.path.getsize(source) * SAMPLE_RATE / audio.length:
+        with AudioFile(source) as audio, open(source, "rb") as file:
+            size = os.path.getsize(source)
+            if (missing := missing_bytes(file.read(8), size)) > TOLERANCE * size * SAMPLE_RATE / audio.length:
                 raise UnreadableAudio(f"{source} lacks {missing} bytes of those its header claims: cut short?")
             write_audio(target, audio)
             return audio.length / SAMPLE_RATE

@@ -86,7 +86,7 @@ def look_at_header(path):
     except UnreadableAudio as error:
         said = str(error).removeprefix(f"{path} ")
         return Sight("empty" if said == "is empty" else "unreadable", said)
-    if (missing := missing_bytes(path)) > 0:
+    if (missing := missing_bytes(head, size)) > 0:
         return Sight("truncated", f"{size} of {size + missing} bytes", seconds, rate, channels)
     misnamed = os.path.splitext(path)[1].lower() not in SUFFIXES.get(kind, {os.path.splitext(path)[1].lower()})
     key = hashlib.blake2b(size.to_bytes(8, "little") + head, digest_size=16).digest()
@@ -98,12 +98,11 @@ def is_text(head):
     return head.lstrip()[:1] == b"<" or head.startswith(b"version https://git-lfs")
 
 
-def missing_bytes(path):
-    """How many bytes a wav has less than its header claims: libsndfile takes it for a shorter one."""
-    with open(path, "rb") as file:
-        name, claimed = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
+def missing_bytes(head, size):
+    """How many of its bytes a wav lacks, by its first ones and its size: libsndfile takes it for a shorter one."""
+    name, claimed = struct.unpack("<4sI", head[:8].ljust(8, b"\0"))
     # What is written into a pipe claims 2 or 4 GB, since nobody knows the length beforehand.
-    return 8 + claimed - os.path.getsize(path) if name == b"RIFF" and claimed < 0x7FFF0000 else 0
+    return 8 + claimed - size if name == b"RIFF" and claimed < 0x7FFF0000 else 0
 
 
 def decode(path):

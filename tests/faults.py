@@ -31,12 +31,11 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch._dynamo  # noqa: E402  # optimizers ask for it: once here, not in every fork
-from conftest import data_flags, make_corpus  # noqa: E402
+from conftest import data_flags, live, make_corpus  # noqa: E402
 
 import evaluation  # noqa: E402
 import experiment  # noqa: E402
 import trainSpeakerNet  # noqa: E402
-from tools import run_command  # noqa: E402
 
 SETTINGS = ["--C", 8, "--num_frames", 60, "--batch_size", 4, "--max_epoch", 3, "--test_step", 2, "--bank_mb", 5,
             "--device", "cpu", "--amp", "off", "--save_minutes", 0, "--ema", 0.9, "--average", 2, "--valid_speakers", 2,
@@ -61,20 +60,8 @@ class Life:
     def _live(self, folder, flags, prepare):
         log = os.open(self.log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(log, 1), os.dup2(log, 2)
-        status = 99
-        try:
-            self._tell_phases()
-            if prepare:
-                prepare()
-            sys.argv = ["trainSpeakerNet.py", *map(str, [*flags, "--save_path", folder])]
-            run_command(trainSpeakerNet.main)
-        except SystemExit as ended:
-            status = ended.code or 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(status)
+        self._tell_phases()
+        live("trainSpeakerNet.py", trainSpeakerNet.main, [*flags, "--save_path", folder], prepare)
 
     def _tell_phases(self):
         def told(function, phase):

@@ -15,17 +15,16 @@ import shlex
 import subprocess
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 from typing import NamedTuple
 
 import torch._dynamo  # optimizers ask for it: once here, not in every fork  # noqa: F401
+from conftest import live
 from make_download import make_download
 
 import prepareData
 import trainSpeakerNet
 import unpack
-from tools import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = unpack.ARCHIVES
@@ -72,20 +71,8 @@ class Way:
         out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         child = os.fork()
         if child == 0:
-            status = 99
-            try:
-                os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
-                if prepare:
-                    prepare()
-                sys.argv = [script, *map(str, arguments)]
-                run_command(SCRIPTS[script].main)
-            except SystemExit as ended:
-                status = ended.code or 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush(), sys.stderr.flush()
-                os._exit(status)
+            os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
+            live(script, SCRIPTS[script].main, arguments, prepare)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         printed, complained = (file.seek(0) or file.read().decode() for file in (out, err))
         return Said(status, printed, complained)
