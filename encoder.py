@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from audio import SAMPLE_RATE, AudioFile, Folder, UnreadableAudio
 from frames import Ragged, embed_pieces, log_mel_pieces
+from model import WHOLE
 from pack import Pack
 from pretrained import SYSTEMS, Pretrained, load_pretrained
 from tools import InputError, progress_bar
@@ -126,15 +127,12 @@ class SpeakerEncoder:
         if len(lengths) != len(waveforms) or not all(0 < length <= waveforms.shape[1] for length in lengths):
             raise ValueError(f"lengths must be {len(waveforms)} numbers from 1 to {waveforms.shape[1]}")
         scale = 1 / 32768 if waveforms.dtype == torch.int16 else 1.0
-        waveforms = waveforms.to(self.device, torch.float32) * scale
+        rows = [self._long_enough(row[:length]) for row, length in zip(waveforms, lengths)]
+        waveforms = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device, torch.float32) * scale
+        lengths = [len(row) for row in rows]
+        frames = WHOLE if len(set(lengths)) == 1 else Ragged(torch.tensor(lengths, device=self.device))
         with self._ready():
-            if len(set(lengths)) == 1:
-                return self.network(self._long_enough(waveforms[:, : lengths[0]])).float().cpu()
-            rows = [self._long_enough(row[None, :length]) for row, length in zip(waveforms, lengths)]
-            rows = [self.network.features(row)[0].t() for row in rows]
-            frames = Ragged(torch.tensor([len(row) for row in rows], device=self.device))
-            x = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).transpose(1, 2).contiguous()
-            return self.network.embed(x, frames).float().cpu()
+            return self.network(waveforms, frames=frames).float().cpu()
 
     def embed_many(self, waveforms):
         """A list of (samples,) float32 tensors -> (N, D); batches are made of utterances of similar length."""
@@ -302,10 +300,10 @@ class SpeakerEncoder:
         finally:
             self.network.train(training)
 
-    def _long_enough(self, waveforms):
-        """(B, samples), repeated if the network needs more."""
-        shortest, samples = self.system.shortest, waveforms.shape[1]
-        return waveforms if samples >= shortest else waveforms.repeat(1, -(-shortest // samples))[:, :shortest]
+    def _long_enough(self, waveform):
+        """(samples,), repeated if the network needs more."""
+        shortest, samples = self.system.shortest, len(waveform)
+        return waveform if samples >= shortest else waveform.repeat(-(-shortest // samples))[:shortest]
 
     def _source(self, root):
         """A Pack as it is; a path or a Folder as a folder of what the system hears."""

@@ -1,7 +1,8 @@
 """Other people's front ends: SpeechBrain's and Kaldi's log-mel energies, exactly as their authors compute them.
 
-A filterbank here is a module (B, samples) in [-1, 1] at 16 kHz -> (B, 80, T); the mean over time is subtracted by the
-network (model.py), whose own front end is there too.
+A filterbank here is a module (B, samples) in [-1, 1] at 16 kHz -> (B, 80, T), which may be told that its samples are
+other ``Frames`` than a batch of equal lengths; behind an utterance's own end they must then be zero. The mean over time
+is subtracted by the network (model.py), whose own front end is there too.
 """
 
 import math
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import SAMPLE_RATE
+from model import SAMPLE_RATE, WHOLE
 
 
 class Filterbank(nn.Module):
@@ -21,6 +22,7 @@ class Filterbank(nn.Module):
     """
 
     range_db = None
+    kernel_size, stride = 0, 160  # how many samples a frame must be within, and those from one to the next
 
     def __init__(self, frame_matrix, n_fft, mel):
         """frame_matrix: (400, 400) applied to each frame; mel: (80, bins) filters, from the lowest bin on."""
@@ -52,7 +54,7 @@ class SpeechBrainFilterbank(Filterbank):
         bins = torch.linspace(0, 8000, 201, dtype=torch.float64)
         super().__init__(window.diag(), 400, (1 - (bins - centre).abs() / width).clamp(min=0))
 
-    def forward(self, waveform):
+    def forward(self, waveform, frames=WHOLE):
         return 10 * self.energies(F.pad(waveform, (200, 200))).clamp(min=1e-10).log10()
 
 
@@ -62,6 +64,8 @@ class KaldiFilterbank(Filterbank):
     (B, samples) -> (B, 80, 1 + (samples - 400) // 160): complete frames only. window: "povey" or "hamming"; scale: what
     a waveform in [-1, 1] is multiplied with.
     """
+
+    kernel_size = 400
 
     def __init__(self, window, scale):
         hann = torch.hann_window(400, periodic=False, dtype=torch.float64)
@@ -79,7 +83,7 @@ class KaldiFilterbank(Filterbank):
         super().__init__(matrix, 512, torch.minimum(rising, falling).clamp(min=0))
         self.scale = scale
 
-    def forward(self, waveform):
+    def forward(self, waveform, frames=WHOLE):
         return self.energies(self.scale * waveform).clamp(min=torch.finfo(torch.float32).eps).log()
 
 
@@ -94,7 +98,7 @@ class ExportableFilterbank(Filterbank):
         super().__init__(mel.spectrogram.window.double().diag(), 512, mel.mel_scale.fb.t())
         self.emphasis = emphasis
 
-    def forward(self, waveform):
+    def forward(self, waveform, frames=WHOLE):
         # The window sits in the middle of 512 samples: 56 of the 256 that are reflected meet zeros.
-        padded = F.pad(self.emphasis(waveform).unsqueeze(1), (200, 200), "reflect").squeeze(1)
+        padded = frames.reflect(self.emphasis(waveform).unsqueeze(1), 200).squeeze(1)
         return (self.energies(padded) + 1e-6).log()

@@ -13,41 +13,50 @@ from model import Frames
 class Ragged(Frames):
     """A batch of utterances, each with its own number of frames; what lies behind its end does not count.
 
-    lengths: (B,) int64, on the device of the network.
+    lengths: (B,) int64, on the device of the network. What does not count must be finite.
     """
 
     def __init__(self, lengths):
-        self.lengths = lengths
+        self.lengths = lengths[:, None, None]
+        self.counts = None
 
-    def _inside(self, x):
-        return torch.arange(x.shape[2], device=x.device) < self.lengths[:, None, None]
+    def _counts(self, x):
+        """(B, 1, T): 1 where a frame counts, 0 behind the end."""
+        if self.counts is None:
+            self.counts = (torch.arange(x.shape[2], device=x.device) < self.lengths).to(x.dtype)
+        return self.counts
+
+    def reflect(self, x, padding):
+        # What is gathered for the frames behind an utterance's own end is arbitrary, but finite.
+        place = torch.arange(-padding, x.shape[2] + padding, device=x.device).abs()
+        last = self.lengths - 1
+        place = torch.where(place > last, 2 * last - place, place).clamp(min=0)
+        return x.gather(2, place.expand(-1, x.shape[1], -1))
 
     def convolve(self, conv, x):
         padding = conv.padding[0]
         if padding == 0:
             return conv(x)
         if conv.padding_mode == "zeros":
-            return conv(x.masked_fill(~self._inside(x), 0.0))
-        # Reflected at each utterance's own end. What is gathered for the frames behind it is arbitrary, but finite.
-        place = torch.arange(-padding, x.shape[2] + padding, device=x.device).abs()
-        last = self.lengths[:, None] - 1
-        place = torch.where(place > last, 2 * last - place, place).clamp(min=0)
-        x = x.gather(2, place[:, None].expand(-1, x.shape[1], -1))
-        return F.conv1d(x, conv.weight, conv.bias, dilation=conv.dilation)
+            return conv(x * self._counts(x))
+        return F.conv1d(self.reflect(x, padding), conv.weight, conv.bias, dilation=conv.dilation)
+
+    def largest(self, x):
+        return super().largest(x + self._counts(x).log())
 
     def mean(self, x):
-        return x.masked_fill(~self._inside(x), 0.0).sum(dim=2, keepdim=True) / self.lengths[:, None, None]
+        return (x * self._counts(x)).sum(dim=2, keepdim=True) / self.lengths
 
     def moments(self, x, unbiased=False):
         mean = self.mean(x)
-        squares = (x - mean).square().masked_fill(~self._inside(x), 0.0).sum(dim=2, keepdim=True)
-        return mean, squares / (self.lengths[:, None, None] - int(unbiased))
+        squares = ((x - mean).square() * self._counts(x)).sum(dim=2, keepdim=True)
+        return mean, squares / (self.lengths - int(unbiased))
 
     def attend(self, x, logits, centred=False):
-        return super().attend(x, logits.masked_fill(~self._inside(x), -torch.inf), centred)
+        return super().attend(x, logits + self._counts(x).log(), centred)
 
     def after(self, kernel_size, stride=1):
-        return Ragged((self.lengths - kernel_size) // stride + 1)
+        return Ragged((self.lengths[:, 0, 0] - kernel_size) // stride + 1)
 
 
 class Piece(Frames):

@@ -43,9 +43,17 @@ class Frames:
     utterances too long for the memory, have their own kinds (frames.py), so that the network is written once.
     """
 
+    def reflect(self, x, padding):
+        """Continued at both ends as if by mirrors: (B, C, T) -> (B, C, T + 2 padding)."""
+        return F.pad(x, (padding, padding), "reflect")
+
     def convolve(self, conv, x):
         """An nn.Conv1d over time: (B, C, T) -> (B, D, T)."""
         return conv(x)
+
+    def largest(self, x):
+        """(B, C, T) -> (B, C, 1)."""
+        return x.amax(dim=2, keepdim=True)
 
     def mean(self, x):
         """(B, C, T) -> (B, C, 1)."""
@@ -89,18 +97,22 @@ class LogMel(nn.Sequential):
     """The recipe's front end: log-mel energies, (B, samples) in [-1, 1] -> (B, 80, 1 + samples // 160)."""
 
     range_db = None  # the features are not limited to a range below their loudest value
+    kernel_size, stride = 0, SAMPLE_RATE // 100  # a frame every so many samples, from the first to the last
 
     def __init__(self):
         super().__init__(
             PreEmphasis(),
             torchaudio.transforms.MelSpectrogram(
-                sample_rate=SAMPLE_RATE, n_fft=512, win_length=400, hop_length=160,
+                sample_rate=SAMPLE_RATE, n_fft=512, win_length=400, hop_length=self.stride, center=False,
                 f_min=20, f_max=7600, n_mels=80, window_fn=torch.hamming_window,
             ),
         )  # fmt: skip
 
-    def forward(self, waveform):
-        return (super().forward(waveform) + 1e-6).log()
+    def forward(self, waveform, frames=WHOLE):
+        emphasis, mel = self
+        # Frames are centred: the first and the last one see half a window of the reflected signal.
+        padded = frames.reflect(emphasis(waveform).unsqueeze(1), 256).squeeze(1)
+        return (mel(padded) + 1e-6).log()
 
 
 class SpecAugment(nn.Module):
@@ -232,34 +244,40 @@ class ECAPA_TDNN(nn.Module):
         self.fc6 = nn.Linear(2 * aggregation, embedding_size)
         self.bn6 = nn.BatchNorm1d(embedding_size) if variant.embedding_norm else nn.Identity()
 
-    def features(self, waveform):
+    def features(self, waveform, frames=WHOLE):
         """Mean-normalised log-mel energies: (B, samples) in [-1, 1] -> (B, 80, 1 + samples // 160), always float32.
 
-        Shorter than 257 samples cannot be framed and raises RuntimeError. Other front ends have other numbers.
+        frames: how the samples are meant, see Frames. Shorter than 257 samples cannot be framed and raises
+        RuntimeError. Other front ends have other numbers.
         """
         # Half precision has 8 bits of mantissa: the power spectrum's small bands would drown in the rounding of the
         # large ones, and log(x + 1e-6) would amplify it.
         with torch.autocast(waveform.device.type, enabled=False):
-            return self.normalise(self.torchfbank(waveform.float()))
+            return self.normalise(self.torchfbank(waveform.float(), frames), self._frames_of(frames))
 
-    def normalise(self, log_mel):
+    def _frames_of(self, samples):
+        """The Frames of the features, from those of the waveform."""
+        return samples.after(self.torchfbank.kernel_size, self.torchfbank.stride)
+
+    def normalise(self, log_mel, frames=WHOLE):
         """Limit (B, 80, T) to the front end's dynamic range, if it has one, and subtract the mean over time."""
         if self.torchfbank.range_db is not None:
-            loudest = log_mel.amax(dim=(1, 2), keepdim=True)
+            loudest = frames.largest(log_mel).amax(dim=1, keepdim=True)
             log_mel = log_mel.maximum(loudest - self.torchfbank.range_db)
-        return log_mel - log_mel.mean(dim=2, keepdim=True)
+        return log_mel - frames.mean(log_mel)
 
-    def forward(self, waveform, aug=False, place=None):
-        """Embed a batch of equally long utterances.
+    def forward(self, waveform, aug=False, place=None, frames=WHOLE):
+        """Embed a batch of utterances, equally long unless ``frames`` says how long they are.
 
         waveform: (B, samples), floating point in [-1, 1] at 16 kHz, at least 257 samples.
         aug: apply SpecAugment, its masks placed by ``place`` (B, 4), see there.
+        frames: what the samples are, see Frames; those that do not count must be zero.
         Returns (B, embedding_size), not length-normalised.
         """
-        x = self.features(waveform)
+        x = self.features(waveform, frames)
         if aug:
             x = self.specaug(x, place)
-        return self.embed(x)
+        return self.embed(x, self._frames_of(frames))
 
     def embed(self, x, frames=WHOLE):
         """The network behind the front end: features (B, 80, T) -> (B, embedding_size)."""

@@ -107,9 +107,12 @@ class XVectorSincNet(nn.Module):
         """What ``embed`` takes: (B, samples) in [-1, 1] -> (B, 1, samples)."""
         return waveform.float().unsqueeze(1)
 
-    def forward(self, waveform):
-        """(B, samples) in [-1, 1], 16 kHz, equally long, at least 5041 -> (B, 512), not length-normalised."""
-        return self.embed(self.features(waveform))
+    def forward(self, waveform, frames=WHOLE):
+        """(B, samples) in [-1, 1], 16 kHz, equally long unless ``frames`` says how long, at least 5041 -> (B, 512).
+
+        The embeddings are not length-normalised.
+        """
+        return self.embed(self.features(waveform), frames)
 
     def embed(self, x, frames=WHOLE):
         """(B, 1, samples) -> (B, 512)."""

@@ -294,6 +294,11 @@ def test_batches_of_other_kinds(encoder):
     assert torch.equal(encoder.embed_batch(waveforms.to(torch.int16)), expected)
     assert torch.equal(encoder.embed_batch(waveforms.numpy().astype(np.float64) / 32768), expected)
     assert expected.shape == (3, 192) and expected.dtype == torch.float32
+    behind = waveforms / 32768
+    behind[0, 5000:], behind[1, 8000 - 100 :] = torch.nan, 1e30  # what lies behind an end may be anything
+    found = encoder.embed_batch(behind, [5000, 7900, 8000])
+    for row, waveform, length in zip(found, behind, (5000, 7900, 8000)):
+        assert relative_error(row, encoder.embed_batch(waveform[None, :length])[0]) < 1e-5
     for odd in (waveforms.int(), waveforms[0], waveforms.to(torch.uint8)):
         with pytest.raises(ValueError, match="waveforms must be"):
             encoder.embed_batch(odd)

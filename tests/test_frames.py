@@ -1,9 +1,12 @@
 """An utterance in a batch of longer ones, or in pieces, has the embedding that it has alone: for every system."""
 
+import contextlib
+
 import pytest
 import torch
 from conftest import relative_error
 from test_model import with_statistics
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from frames import Ragged, embed_pieces, log_mel_pieces
 from model import ECAPA_TDNN
@@ -25,13 +28,43 @@ def network_of(system, C=16):
 @pytest.mark.parametrize("system", [*FILTERBANKS, "pyannote"])
 def test_a_row_is_what_it_is_alone(system):
     network = network_of(system)
-    waveforms = [0.1 * torch.randn(1, samples) for samples in (9000, 16000, 16123, 40000)]
-    rows = [network.features(waveform)[0].t() for waveform in waveforms]
+    waveforms = [0.1 * torch.randn(samples) for samples in (9000, 16000, 16123, 40000)]
+    waveforms[1][5000:] = 0
+    # A click at the end, louder still in the first frame that does not count, and what is 80 dB below.
+    waveforms[2] *= 1e-4
+    waveforms[2][-3] = 1.0
+    rows = [network.features(waveform[None])[0].t() for waveform in waveforms]
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=7.0).transpose(1, 2)
+    lengths = torch.tensor([len(waveform) for waveform in waveforms])
     with torch.inference_mode():
-        together = network.embed(padded, Ragged(torch.tensor([len(row) for row in rows])))
-        for row, waveform in zip(together, waveforms):
-            assert relative_error(row, network(waveform)[0]) < 1e-5
+        behind = network.embed(padded, Ragged(torch.tensor([len(row) for row in rows])))
+        together = network(torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True), frames=Ragged(lengths))
+        for waveform, *found in zip(waveforms, behind, together):
+            assert all(relative_error(row, network(waveform[None])[0]) < 1e-5 for row in found)
+
+
+class Counter(TorchDispatchMode):
+    """Counts what the device is asked to do."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("system", [*FILTERBANKS, "pyannote"])
+def test_a_batch_asks_no_more_of_the_device_than_two_utterances(system, monkeypatch):
+    """Why batches are fast on a GPU; and it is never waited for, since a tensor on "meta" has no values to tell."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # there is none for this device
+    network = network_of(system).to("meta")
+    counts = []
+    for batch in (2, 20):
+        waveform, lengths = torch.empty(batch, 16000, device="meta"), torch.ones(batch, dtype=int, device="meta")
+        with Counter() as counter, torch.inference_mode():
+            assert network(waveform, frames=Ragged(lengths)).shape == (batch, network.embedding_size)
+        counts.append(counter.count)
+    assert counts[0] == counts[1] > 100
 
 
 @pytest.mark.parametrize("system", [*FILTERBANKS, "pyannote"])
