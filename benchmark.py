@@ -3,6 +3,7 @@
     python benchmark.py                                          every stage beside its limit; needs no corpus
     python benchmark.py --train_list LIST --train_path ROOT      the same on a corpus, a folder or a pack of it
     python benchmark.py --baseline --train_list LIST ...         reading and augmentation against the customary loader
+    python benchmark.py --embed                                  embedding files alone: one by one, and in batches
 
 A rate is the median of repetitions after a warm-up, its spread their quartiles. The limit of a stage is what this very
 device does in a large copy and in a large matrix product, divided by the bytes and the operations that the stage cannot
@@ -56,6 +57,7 @@ VOXCELEB2 = SimpleNamespace(utterances=1_092_009, speakers=5_994, epochs=80)  # 
 TRIALS = {"Vox1-O cleaned": (37_611, 4_708), "Vox1-E cleaned": (579_818, 145_160)}
 VECTOR = 2 * 192
 PARTS = ("augment", "features", "forward + backward", "optimizer")  # of a step
+EMBEDDED_SECONDS = {"cpu": 128}  # of audio that is embedded, on other devices 2048: many batches
 UTTERANCE_SECONDS = 8  # the mean of VoxCeleb's utterances: 2,442 hours / 1,092,009
 
 
@@ -82,6 +84,7 @@ def build_parser():
     group = parser.add_argument_group("what to do")
     add = group.add_argument
     add("--baseline", action="store_true", help="compare with the customary loader; needs a corpus in folders")
+    add("--embed", action="store_true", help="measure nothing but embedding")
     add("--pack", default="", help="with --baseline: a pack of the same list, read as well")
     add("--json", default="", metavar="FILE", help="write all numbers there")
     add("--work", default="exps/benchmark", help="folder for made-up audio (exps/benchmark)")
@@ -110,6 +113,8 @@ def read_settings(arguments):
         raise InputError("--baseline needs files to read: --train_list, --train_path, --musan_path, --rir_path")
     if args.baseline and not (args.musan_path and args.rir_path):
         raise InputError("--baseline augments as is customary: it needs --musan_path and --rir_path")
+    if args.embed and (args.baseline or args.train_list or args.compile):
+        raise InputError("--embed measures a network on made-up files: leave out --baseline, --train_list, --compile")
     if args.pack and not args.baseline:
         raise InputError("--pack goes with --baseline; give a pack as --train_path otherwise")
     for name, least in {"num_frames": 2, "batch_size": 2, "n_cpu": 1, "bank_mb": 1, "seconds": 0}.items():
@@ -376,25 +381,29 @@ def count_training(args, network, augmentation, features, forward):
 
 
 def measure_embedding(args, device, limits):
-    """[Stage]: files to embeddings, one by one and in batches."""
-    folder = Path(args.work) / "utterances"
-    files = [folder / f"{number}.wav" for number in range(16 if device.type == "cpu" else 256)]
-    made = MadeUp(folder, UTTERANCE_SECONDS)
+    """[Stage]: files to embeddings, one by one and in batches; short ones, and such as VoxCeleb's."""
+    encoder, found = SpeakerEncoder(ECAPA_TDNN(C=args.C), device), []
+    for seconds in (1, UTTERANCE_SECONDS):
+        files = make_utterances(Path(args.work) / f"{seconds}s", seconds, EMBEDDED_SECONDS.get(device.type, 2048))
+        with FlopCounterMode(display=False) as counter:
+            encoder.embed_batch(torch.zeros(1, seconds * SAMPLE_RATE))
+        works = {
+            f"embed {seconds} s, one by one": lambda files=files: [encoder.embed(file) for file in files],
+            f"embed {seconds} s, in batches": lambda files=files: list(encoder.embed_files(files, threads=args.n_cpu)),
+        }
+        for name, taken in repeat(works, device, args.seconds).items():
+            found.append(Stage(name, len(files), taken, limits, counter.get_total_flops()))
+    return found
+
+
+def make_utterances(folder, seconds, total):
+    """[path] of files of noise, ``total`` seconds in all, half to one and a half times as long as ``seconds``."""
+    lengths = np.random.default_rng(0).permutation(np.linspace(0.5, 1.5, total // seconds)) * seconds
     folder.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        soundfile.write(file, made.open(file.name).packed, SAMPLE_RATE)
-    encoder = SpeakerEncoder(ECAPA_TDNN(C=args.C), device)
-    with FlopCounterMode(display=False) as counter:
-        encoder.embed(files[0])
-    operations = counter.get_total_flops()
-    works = {
-        "embed files one by one": lambda: [encoder.embed(file) for file in files],
-        "embed files in batches": lambda: list(encoder.embed_files(files, threads=args.n_cpu)),
-    }
-    return [
-        Stage(name, len(files), seconds, limits, operations)
-        for name, seconds in repeat(works, device, args.seconds).items()
-    ]
+    files = [folder / f"{number}.wav" for number in range(len(lengths))]
+    for file, length in zip(files, lengths):
+        soundfile.write(file, MadeUp(folder, length).open(file.name).packed, SAMPLE_RATE)
+    return files
 
 
 def measure_scoring(args, limits):
@@ -453,6 +462,34 @@ def advise(stages, packed, amp, is_compiled, bf16_possible):
     return f"{said}: bound by computation, only a smaller --C or a faster device would be quicker"
 
 
+def introduce(device, limits, what):
+    """Print what is measured where; returns the device's name."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"{device} ({name}), torch {torch.__version__}; {what}")
+    print(f"limits: copy {limits['copy'] / 1e9:,.1f} GB/s, matrix product {limits['matrix'] / 1e12:,.3f} Tflop/s\n")
+    return name
+
+
+def show(found):
+    """Print the table of [Stage]; returns {name: Stage}."""
+    print(Stage.HEADER)
+    for each in found:
+        print(each.line())
+    return {each.name: each for each in found}
+
+
+def benchmark_embedding(args):
+    device = choose_device(args.device)
+    check_writable(args.work, "--work")
+    limits = measure_limits(device, torch.float32, args.seconds / 5)
+    name = introduce(device, limits, f"C={args.C}, float32; files of noise, {args.n_cpu} reading threads")
+    stages = show(measure_embedding(args, device, limits))
+    return {
+        "device": str(device), "name": name, "limits": limits,
+        "stages": {name: stage.record() for name, stage in stages.items()},
+    }  # fmt: skip
+
+
 def benchmark(args):
     device = choose_device(args.device)
     if args.amp == "auto":
@@ -463,18 +500,13 @@ def benchmark(args):
     limits = measure_limits(device, torch.bfloat16 if args.amp == "bf16" else torch.float32, args.seconds / 5)
     exact = limits if args.amp == "off" else measure_limits(device, torch.float32, args.seconds / 5)
     host_limits = exact if device.type == "cpu" else measure_limits(host, torch.float32, args.seconds / 5)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    print(
-        f"{device} ({name}), torch {torch.__version__}; C={args.C}, batch {args.batch_size}, {args.num_frames} frames, "
-        f"amp {args.amp}{', compiled' if args.compile else ''}; {args.data} data, {args.n_cpu} reading threads"
-    )
-    print(f"limits: copy {limits['copy'] / 1e9:,.1f} GB/s, matrix product {limits['matrix'] / 1e12:,.3f} Tflop/s\n")
+    name = introduce(
+        device, limits, f"C={args.C}, batch {args.batch_size}, {args.num_frames} frames, amp {args.amp}"
+        f"{', compiled' if args.compile else ''}; {args.data} data, {args.n_cpu} reading threads",
+    )  # fmt: skip
     found, packed = measure_training(args, device, limits, exact, host_limits)
     found += measure_embedding(args, device, exact) + measure_scoring(args, host_limits)
-    print(Stage.HEADER)
-    for each in found:
-        print(each.line())
-    stages = {each.name: each for each in found}
+    stages = show(found)
     predicted = hours(stages["end to end"].rate)
     advice = advise(stages, packed, args.amp, args.compile, multiplies_bf16(device))
     print(f"\n{advice}")
@@ -491,7 +523,8 @@ def benchmark(args):
 def main():
     args = read_settings(sys.argv[1:])
     keep_memory()
-    result = compare_with_customary(args) if args.baseline else benchmark(args)
+    measure = compare_with_customary if args.baseline else benchmark_embedding if args.embed else benchmark
+    result = measure(args)
     if args.json:
         content = {"settings": vars(args), "torch": str(torch.__version__), **result}
         write_text(args.json, json.dumps(content, indent=2) + "\n")

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 
 from audio import SAMPLE_RATE, AudioFile, Folder, UnreadableAudio
 from frames import Ragged, embed_pieces, log_mel_pieces
-from model import WHOLE
 from pack import Pack
 from pretrained import SYSTEMS, Pretrained, load_pretrained
 from tools import InputError, progress_bar
@@ -129,8 +128,7 @@ class SpeakerEncoder:
         scale = 1 / 32768 if waveforms.dtype == torch.int16 else 1.0
         rows = [self._long_enough(row[:length]) for row, length in zip(waveforms, lengths)]
         waveforms = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device, torch.float32) * scale
-        lengths = [len(row) for row in rows]
-        frames = WHOLE if len(set(lengths)) == 1 else Ragged(torch.tensor(lengths, device=self.device))
+        frames = Ragged(torch.tensor([len(row) for row in rows], device=self.device))
         with self._ready():
             return self.network(waveforms, frames=frames).float().cpu()
 

@@ -27,13 +27,14 @@ def export_onnx(encoder, path):
     original = copy.deepcopy(network)
     if isinstance(getattr(network, "torchfbank", None), LogMel):
         network.torchfbank = ExportableFilterbank(network.torchfbank)
+    alone = torch.nn.Sequential(network)  # the exporter would take the network's other arguments for inputs, too
     shortest = encoder.system.shortest
     random = torch.Generator().manual_seed(0)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about what it was built with
         torch.onnx.export(
-            network, (0.1 * torch.randn(2, 2 * shortest, generator=random),), buffer, dynamo=False, opset_version=17,
+            alone, (0.1 * torch.randn(2, 2 * shortest, generator=random),), buffer, dynamo=False, opset_version=17,
             input_names=["waveform"], output_names=["embedding"],
             dynamic_axes={"waveform": {0: "batch", 1: "samples"}, "embedding": {0: "batch"}},
         )  # fmt: skip

@@ -15,8 +15,9 @@ from loss import AAMsoftmax
 from model import ECAPA_TDNN
 from tools import InputError, RunError
 
+EMBEDDING = [f"embed {kind}, {way}" for kind in ("1 s", "2 s") for way in ("one by one", "in batches")]
 STAGES = ["read", "augment", "features", "forward + backward", "optimizer", "whole step", "end to end",
-          "embed files one by one", "embed files in batches", "score Vox1-O cleaned", "metrics Vox1-O cleaned",
+          *EMBEDDING, "score Vox1-O cleaned", "metrics Vox1-O cleaned",
           "score Vox1-E cleaned", "metrics Vox1-E cleaned"]  # fmt: skip
 TINY = ("--C", 8, "--batch_size", 4, "--num_frames", 40, "--seconds", 0, "--n_cpu", 1, "--device", "cpu")
 
@@ -25,7 +26,8 @@ TINY = ("--C", 8, "--batch_size", 4, "--num_frames", 40, "--seconds", 0, "--n_cp
 def small(monkeypatch):
     """Small lists and a short look at the device, so that a run takes seconds."""
     monkeypatch.setattr(benchmark, "TRIALS", {"Vox1-O cleaned": (1000, 50), "Vox1-E cleaned": (2000, 80)})
-    monkeypatch.setattr(benchmark, "UTTERANCE_SECONDS", 1)
+    monkeypatch.setattr(benchmark, "UTTERANCE_SECONDS", 2)
+    monkeypatch.setattr(benchmark, "EMBEDDED_SECONDS", {"cpu": 4})
     monkeypatch.setattr(benchmark, "measure_limits", lambda *_: {"copy": 1e10, "matrix": 1e11})
 
 
@@ -58,6 +60,21 @@ def test_every_stage_is_in_the_table_and_in_the_file(command, corpus, tmp_path, 
     assert content["hours"] == pytest.approx(80 * 1_092_009 / content["stages"]["end to end"]["rate"] / 3600)
     assert f"{content['hours']:,.1f} hours" in printed and content["advice"] in printed
     assert content["settings"]["amp"] == amp
+
+
+def test_embedding_alone(command, tmp_path):
+    where = ("--work", tmp_path / "work", "--json", tmp_path / "b.json")
+    status, printed, _ = command(benchmark, "--embed", *TINY, *where)
+    assert status == 0
+    content = json.loads((tmp_path / "b.json").read_text())
+    assert list(content["stages"]) == [line[:24].strip() for line in printed.splitlines()[-4:]] == EMBEDDING
+    assert [stage["count"] for stage in content["stages"].values()] == [4, 4, 2, 2]
+    for name, frames in zip(EMBEDDING[1::2], (101, 201)):
+        by_hand = operations_by_hand(8, frames, 0) + frames * 2 * 257 * 80  # with the mel filters
+        assert content["stages"][name]["operations"] == pytest.approx(by_hand, rel=1e-3)
+    assert sorted(Folder(tmp_path / "work").find()) == sorted(
+        [*(f"1s/{number}.wav" for number in range(4)), "2s/0.wav", "2s/1.wav"]
+    )
 
 
 def test_the_limits_of_this_device_are_measured(monkeypatch):
@@ -203,6 +220,7 @@ def test_baseline_and_ours_are_compared(command, corpus, tmp_path):
     (["--synthetic_gb", "0"], "--synthetic_gb must be more than 0"),
     (["--seconds", "nan"], "--seconds must be at least 0, not nan"),
     (["--pack", "x"], "--pack goes with --baseline"),
+    (["--embed", "--compile"], "--embed measures .* leave out --baseline, --train_list, --compile"),
 ])  # fmt: skip
 def test_bad_settings_are_named(flags, complaint):
     with pytest.raises(InputError, match=complaint):
