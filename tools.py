@@ -286,6 +286,22 @@ def write_text(path, text):
         file.write(text)
 
 
+@contextlib.contextmanager
+def taking_turns(folder):
+    """Processes that change a file of this folder do so one after the other: each waits until it is its turn.
+
+    Where the system or the disk has no locks, nobody waits.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl  # not on Windows
+
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX)  # ends with the handle, so with the process however that ends
+        yield
+
+
 def check_writable(folder, flag):
     """Make the folder and try it: better now than when the work is done. InputError if it cannot be written to."""
     try:

@@ -29,7 +29,16 @@ from encoder import (
     scoring_crops,
 )
 from pretrained import SYSTEMS
-from tools import InputError, check_writable, keep_memory, load_arrays, progress_bar, run_command, whole_file
+from tools import (
+    InputError,
+    check_writable,
+    keep_memory,
+    load_arrays,
+    progress_bar,
+    run_command,
+    taking_turns,
+    whole_file,
+)
 
 __all__ = ["AudioWarning", "Classification", "Gallery", "SpeakerEncoder", "Verification", "choose_device",
            "score_trials", "scoring_crops"]  # fmt: skip
@@ -71,19 +80,26 @@ class Gallery:
         self.names, self.vectors, self.counts = names.tolist(), list(vectors), counts.tolist()
 
     def enrol(self, name, vectors):
-        """Remember a speaker by scoring vectors (M, V), or add them to a known one. Returns how many there are now."""
+        """Remember a speaker by scoring vectors (M, V), or add them to a known one. Returns how many there are now.
+
+        Several processes may do so at once.
+        """
         new = np.stack(vectors)
-        if name not in self.names:
-            self.names.append(name)
-            self.vectors.append(np.zeros(new.shape[1], np.float32))
-            self.counts.append(0)
-        i = self.names.index(name)
-        count = self.counts[i] + len(new)
-        self.vectors[i] = (self.vectors[i] * self.counts[i] + new.sum(axis=0)) / count
-        self.counts[i] = count
-        with whole_file(self.path) as file:
-            np.savez(file, names=np.array(self.names), vectors=np.stack(self.vectors), counts=np.array(self.counts),
-                     model=np.array(self.encoder.fingerprint()))  # fmt: skip
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with taking_turns(self.path.parent):
+            if self.path.exists():
+                self._read()  # others may have enrolled somebody meanwhile
+            if name not in self.names:
+                self.names.append(name)
+                self.vectors.append(np.zeros(new.shape[1], np.float32))
+                self.counts.append(0)
+            i = self.names.index(name)
+            count = self.counts[i] + len(new)
+            self.vectors[i] = (self.vectors[i] * self.counts[i] + new.sum(axis=0)) / count
+            self.counts[i] = count
+            with whole_file(self.path) as file:
+                np.savez(file, names=np.array(self.names), vectors=np.stack(self.vectors),
+                         counts=np.array(self.counts), model=np.array(self.encoder.fingerprint()))  # fmt: skip
         return count
 
     def rank(self, vector):

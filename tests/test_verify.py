@@ -1,5 +1,7 @@
 """The command: what it prints, writes, returns and complains of."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import soundfile
@@ -10,7 +12,7 @@ from test_encoder import save_model
 from test_model import small_network
 
 import verify
-from verify import SpeakerEncoder
+from verify import Gallery, SpeakerEncoder
 
 THRESHOLDS = {"EER": 0.999, "1%": 0.9995, "0.1%": None}
 
@@ -151,6 +153,19 @@ def test_gallery(use, encoder, folder):
         found = {line.split(maxsplit=1)[1]: float(line.split()[0]) for line in lines[1:3]}
         assert list(found) == sorted(expected, key=expected.get, reverse=True)
         assert all(found[name] == pytest.approx(score, abs=2e-5) for name, score in expected.items())
+
+
+def test_enrolling_side_by_side_loses_nobody(encoder, tmp_path):
+    """Eight at a time, none of whom knew of the others, and each with one utterance of somebody whom all know."""
+    galleries = [Gallery(tmp_path / "new" / "people.npz", encoder) for _ in range(8)]
+    vectors = np.eye(8, encoder.vector_size, dtype=np.float32)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: galleries[i].enrol(f"speaker {i}", vectors[i : i + 1]), range(8)))
+        list(pool.map(lambda i: galleries[i].enrol("all", vectors[i : i + 1]), range(8)))
+    found = Gallery(tmp_path / "new" / "people.npz", encoder)
+    found = {name: (vector, count) for name, vector, count in zip(found.names, found.vectors, found.counts)}
+    assert len(found) == 9 and all(np.array_equal(found[f"speaker {i}"][0], vectors[i]) for i in range(8))
+    assert np.allclose(found["all"][0], vectors.mean(axis=0)) and found["all"][1] == 8
 
 
 def test_galleries_that_do_not_serve(use, folder, tmp_path):
