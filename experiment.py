@@ -117,6 +117,7 @@ class Run:
         if state and self.moving_average:
             self.moving_average.network.load_state_dict(state["moving_average"])
         self.is_new = state is None
+        self.heard = (initial and initial.speakers) or []  # by the model that this one begins with
 
     def begin(self, tests):
         """Write down what is being done; a new run also its state, so that it is known by its settings."""

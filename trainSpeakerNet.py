@@ -248,7 +248,7 @@ def open_all(args, device):
     reads = perturb.reads if perturb else samples
     loader = CropLoader(listing, source, reads, args.batch_size, args.seed, args.n_cpu, pin, rows)
     augmentation = Augmentation(args.musan_path, args.rir_path, samples, args.bank_mb, args.seed, args.n_cpu).to(device)
-    look_over(args)
+    look_over(args, run.heard)
     return listing, tests, loader, perturb, augmentation, run
 
 

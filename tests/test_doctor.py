@@ -432,6 +432,11 @@ def test_no_check_goes_on_and_the_model_knows_whom_it_heard(own, tmp_path, comma
     status, printed, _ = command(trainSpeakerNet, *flags, "--save_path", tmp_path / "eval")
     assert status == 0 and "speakers of trials.txt were in the model's training: 1, such as id00006" in printed
     assert "warning" not in command(trainSpeakerNet, *flags, "--no_check", "--save_path", tmp_path / "eval")[1]
+    # So does one that begins with it, on a list without them.
+    train_lines(lambda lines: [line for line in lines if not line.startswith("id00006 ")])(own)
+    flags = [*data_flags(own), *SMALL[2:], "--initial_model", tmp_path / "exp/model/model_0001.model"]
+    status, printed, _ = command(trainSpeakerNet, *flags, "--save_path", tmp_path / "tuned")
+    assert status == 0 and "speakers of trials.txt were in the model's training: 1, such as id00006" in printed
 
 
 def test_few_unreadable_files_of_those_looked_at_are_no_error(own, monkeypatch):
