@@ -58,7 +58,7 @@ TRIALS = {"Vox1-O cleaned": (37_611, 4_708), "Vox1-E cleaned": (579_818, 145_160
 VECTOR = 2 * 192
 PARTS = ("augment", "features", "forward + backward", "optimizer")  # of a step
 EMBEDDED_SECONDS = {"cpu": 128}  # of audio that is embedded, on other devices 2048: many batches
-UTTERANCE_SECONDS = 8  # the mean of VoxCeleb's utterances: 2,442 hours / 1,092,009
+UTTERANCE_SECONDS = 8  # the mean of VoxCeleb2 dev: 2,360 hours / 1,092,009
 
 
 # ---- settings --------------------------------------------------------------------------------------------------------

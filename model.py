@@ -247,8 +247,8 @@ class ECAPA_TDNN(nn.Module):
     def features(self, waveform, frames=WHOLE):
         """Mean-normalised log-mel energies: (B, samples) in [-1, 1] -> (B, 80, 1 + samples // 160), always float32.
 
-        frames: how the samples are meant, see Frames. Shorter than 257 samples cannot be framed and raises
-        RuntimeError. Other front ends have other numbers.
+        frames: what the samples are, see Frames; those that do not count must be zero. Shorter than 257 samples cannot
+        be framed and raises RuntimeError. Other front ends have other numbers.
         """
         # Half precision has 8 bits of mantissa: the power spectrum's small bands would drown in the rounding of the
         # large ones, and log(x + 1e-6) would amplify it.
@@ -271,7 +271,7 @@ class ECAPA_TDNN(nn.Module):
 
         waveform: (B, samples), floating point in [-1, 1] at 16 kHz, at least 257 samples.
         aug: apply SpecAugment, its masks placed by ``place`` (B, 4), see there.
-        frames: what the samples are, see Frames; those that do not count must be zero.
+        frames: as for ``features``.
         Returns (B, embedding_size), not length-normalised.
         """
         x = self.features(waveform, frames)
