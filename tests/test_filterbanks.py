@@ -5,6 +5,7 @@ import torchaudio
 from conftest import relative_error
 
 from filterbanks import ExportableFilterbank, KaldiFilterbank, SpeechBrainFilterbank
+from frames import Ragged
 from model import LogMel
 
 
@@ -39,6 +40,18 @@ def test_silence_is_the_floor():
     silence = torch.zeros(1, 4000)
     assert torch.allclose(SpeechBrainFilterbank()(silence), torch.tensor(-100.0))
     assert torch.allclose(KaldiFilterbank("povey", 1.0)(silence), torch.tensor(1.1920929e-07).log())
+
+
+def test_an_offset_leaves_no_rounding_behind():
+    quiet = torch.randint(-9, 10, (2, 8000)) / 2**23  # a few steps of 24 bits; the sums below are exact
+    lengths = torch.tensor([8000, 3000])
+    quiet[1, 3000:] = 0
+    offset = torch.tensor([[0.25], [-0.5]]) * (torch.arange(8000) < lengths[:, None])
+    filterbank = KaldiFilterbank("povey", 32768.0)
+    found, expected = filterbank(quiet + offset, Ragged(lengths)), filterbank(quiet, Ragged(lengths))
+    assert (found[0] - expected[0]).abs().max() < 1e-4
+    assert (found[1] - expected[1])[:, : 1 + (3000 - 400) // 160].abs().max() < 1e-4
+    assert torch.allclose(filterbank(torch.full((1, 4000), 0.3)), torch.tensor(1.1920929e-07).log())
 
 
 def test_the_exportable_one_is_our_own():
