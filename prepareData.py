@@ -183,18 +183,34 @@ def build_parser():
     return parser
 
 
+CORPUS = {"train_list", "train_path", "musan_path", "rir_path", "paths_anywhere", "n_cpu"}
+ACTIONS = {  # flag: what it does, and which others it takes
+    "unpack": (unpack, {"to", "any_md5", "n_cpu"}),
+    "convert": (convert, {"to", "format", "n_cpu"}),
+    "split_musan": (split_musan, {"to", "n_cpu"}),
+    "demo": (demo, {"train_speakers", "eval_speakers", "seed"}),
+    "pack": (pack, CORPUS),
+    "lists": (lists, {"to", "csv", "columns", "kaldi", "valid_speakers", "metadata", "seed"}),
+    "check": (check, CORPUS | {"eval_list", "eval_path", "n_class", "json", "to"}),
+}
+
+
 def main():
-    arguments = build_parser().parse_args()
+    parser = build_parser()
+    arguments = parser.parse_args()
     if arguments.n_cpu < 1:
         raise InputError(f"--n_cpu must be at least 1, not {arguments.n_cpu}")
-    actions = {"unpack": unpack, "convert": convert, "split_musan": split_musan, "demo": demo, "pack": pack,
-               "lists": lists, "check": check}  # fmt: skip
-    name = next(name for name in actions if getattr(arguments, name) is not None)
+    name = next(name for name in ACTIONS if getattr(arguments, name) is not None)
+    act, takes = ACTIONS[name]
+    for other, value in vars(arguments).items():
+        if value != parser.get_default(other) and other not in takes | {name}:
+            its = [f"--{action}" for action in ACTIONS if other in ACTIONS[action][1]]
+            raise InputError(f"--{other} belongs to {', '.join(its)}, not to --{name}")
     if not getattr(arguments, name):
         raise InputError(f"--{name} needs a folder")
     if name in ("unpack", "convert", "split_musan", "lists") and not arguments.to:
         raise InputError(f"--{name} needs --to, the folder to write to")
-    return actions[name](arguments)
+    return act(arguments)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import collections
 import os
 import pathlib
+import re
 import shlex
 
 import numpy as np
@@ -290,6 +291,22 @@ def test_command_and_the_command_it_prints(corpus, tmp_path, command):
     assert command(prepareData, "--check", "full", *flags)[0] == 0
     none = command(prepareData, "--lists", corpus / "train", "--to", tmp_path / "b", "--valid_speakers", 0)
     assert none[0] == 0 and not (tmp_path / "b/trials.txt").exists() and "24 utterances of 6 speakers" in none[1]
+
+
+def test_each_flag_belongs_to_some_actions(tmp_path, command):
+    for each in prepareData.build_parser()._actions:
+        flag = each.option_strings[-1].removeprefix("--")
+        if flag in ("help", *prepareData.ACTIONS):
+            continue
+        assert any(flag in takes for _, takes in prepareData.ACTIONS.values()), flag
+        value = {0: [], 2: ["a", "b"]}.get(each.nargs, ["flac" if each.choices else "2"])
+        for action, (_, takes) in prepareData.ACTIONS.items():
+            if flag not in takes:
+                given = ["full"] if action == "check" else [tmp_path / "x"]
+                status, _, complained = command(prepareData, f"--{action}", *given, f"--{flag}", *value)
+                said = rf"prepareData.py: --{flag} belongs to --.*, not to --{action}\n"
+                assert status == 2 and re.fullmatch(said, complained)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("flags", [
