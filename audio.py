@@ -14,7 +14,8 @@ from tools import InputError, progress_bar
 
 SAMPLE_RATE = 16000
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3"}  # what is taken from noise and response folders
-
+# What these files hold is for ffmpeg (convert.py); others are tried with libsndfile.
+FFMPEG_SUFFIXES = {".m4a", ".mp4", ".m4b", ".mov", ".3gp", ".aac", ".wma", ".webm", ".mkv", ".mka", ".amr", ".ac3"}
 
 # No codec gets more samples out of a byte, not of digital silence: FLAC's limit is 5000. A longer file is a lie.
 SAMPLES_PER_BYTE = 10_000
@@ -51,6 +52,7 @@ class AudioFile:
     def __init__(self, path, channel=None, crossings=32):
         self.path = path
         self.crossings = crossings
+        self.place = 0
         if not os.path.isfile(path):
             odd = "is a folder" if os.path.isdir(path) else "is not a regular file"
             raise UnreadableAudio(f"{path} {odd if os.path.exists(path) else 'does not exist'}")
@@ -58,7 +60,10 @@ class AudioFile:
             # As bytes: a name that is no text is still a name.
             self.file = soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path)
         except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: headerless .raw
-            raise UnreadableAudio(f"{path} cannot be read as audio") from error
+            odd = "cannot be read as audio" if os.path.getsize(path) else "is an empty file"
+            if pathlib.Path(path).suffix.lower() in FFMPEG_SUFFIXES:
+                odd += ": prepareData.py --convert makes wav of it"
+            raise UnreadableAudio(f"{path} {odd}") from error
         rate, frames, channels = self.file.samplerate, self.file.frames, self.file.channels
         divisor = math.gcd(rate, SAMPLE_RATE)
         self.up, self.down = SAMPLE_RATE // divisor, rate // divisor
@@ -118,7 +123,9 @@ class AudioFile:
 
     def _read_mono(self, first, count, dtype):
         try:
-            self.file.seek(first)
+            if first != self.place:  # some formats (GSM 6.10) can only be read from the beginning on
+                self.file.seek(first)
+            self.place = first + count
             waveform = self.file.read(count, dtype=dtype, always_2d=True)
         except (soundfile.LibsndfileError, OSError) as error:
             raise UnreadableAudio(f"{self.path} cannot be decoded ({error})") from error
@@ -140,9 +147,10 @@ def read_audio(path, channel=None):
         return file.read()
 
 
-def find_audio(folder):
-    """All audio files under a folder, sorted."""
-    return sorted(path for path in pathlib.Path(folder).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+def find_audio(folder, suffixes=AUDIO_SUFFIXES):
+    """All audio files under a folder, sorted; hidden ones, as macOS lays beside each file of others, are left out."""
+    paths = pathlib.Path(folder).rglob("*")
+    return sorted(path for path in paths if path.suffix.lower() in suffixes and not path.name.startswith("."))
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------

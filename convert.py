@@ -18,12 +18,10 @@ from typing import NamedTuple
 
 import soundfile
 
-from audio import AUDIO_SUFFIXES, SAMPLE_RATE, AudioFile, UnreadableAudio, check_folder
+from audio import AUDIO_SUFFIXES, FFMPEG_SUFFIXES, SAMPLE_RATE, AudioFile, UnreadableAudio, check_folder
 from fileCheck import HEAD, is_text, missing_bytes
 from tools import InputError, RunError, check_writable, in_order, one_line, progress_bar, whole_file, write_text
 
-# What these files hold is for ffmpeg; the others are tried with libsndfile first.
-FFMPEG_SUFFIXES = {".m4a", ".mp4", ".m4b", ".mov", ".3gp", ".aac", ".wma", ".webm", ".mkv", ".mka", ".amr", ".ac3"}
 SUFFIXES = AUDIO_SUFFIXES | FFMPEG_SUFFIXES | {".aif", ".aiff", ".au", ".caf", ".sph", ".w64", ".mp2"}
 # ffmpeg goes by the content: a playlist that is called .m4a would have it open other files.
 FFMPEG_FORMATS = "mov,aac,asf,matroska,amr,ac3,eac3,mp3,wav,w64,flac,ogg,aiff,au,caf,nistsphere"

@@ -28,6 +28,7 @@ CROP_SAMPLES = 300 * 160 + 240
 BATCH_SECONDS = {"cpu": 30, "mps": 120, "cuda": 300}
 LONG_SECONDS = 300  # beyond, an utterance is embedded in pieces of a minute: its activations would take gigabytes
 PIECE_SECONDS = 60
+REMARKS = 10  # on files hardly fit that are said one by one
 
 
 class Utterance(NamedTuple):
@@ -186,7 +187,7 @@ class SpeakerEncoder:
                     batch = np.stack([level.see(file.read(start, size)) for start in starts[i : i + at_once]])
                     embeddings.append(self.embed_batch(batch).numpy())
                 embeddings = self._finite(np.concatenate(embeddings), path)
-                self._warn(self._remark(path, file.length, level))
+                self._warn(self._remark(path, size, level))
         times = np.array(starts)[:, None] + [0, size]
         return embeddings, times / SAMPLE_RATE
 
@@ -240,9 +241,11 @@ class SpeakerEncoder:
                         continue
                     utterances[file] = found
                     remarks += [remark] if remark else []
-        if remarks:
-            more = f" ({len(remarks)} of {len(files)} files are hardly fit)" if remarks[1:] else ""
-            warnings.warn(remarks[0] + more, AudioWarning, stacklevel=2)
+        for remark in remarks[:REMARKS]:
+            warnings.warn(remark, AudioWarning, stacklevel=2)
+        if len(remarks) > REMARKS:
+            many = f"{len(remarks)} of {len(files)} files are hardly fit to tell a speaker, those named among them"
+            warnings.warn(many, AudioWarning, stacklevel=2)
         return utterances
 
     def verify(self, first, second, threshold=None):
@@ -351,8 +354,10 @@ class SpeakerEncoder:
         if samples < 0.5 * SAMPLE_RATE:
             repeated = ", repeated to what the network needs" if samples < self.system.shortest else ""
             return f"{path} is only {samples / SAMPLE_RATE:.2g} s long{repeated}: its embedding says little"
-        if level.peak < 5e-4:  # -66 dB of full scale: 16 steps of 16-bit audio
+        if level.high - level.low < 1e-3:  # -66 dB of full scale: 16 steps of 16-bit audio to either side
             return f"{path} is silent: its embedding says nothing about a speaker"
+        if level.high - level.low > 100:
+            return f"{path} has samples up to {level.high:.3g}, full scale is 1: its embedding suffers"
         if level.clipped > 0.01 * level.seen:
             share = 100 * level.clipped / level.seen
             return f"{path} is clipped ({share:.1f} % of its samples): its embedding suffers"
@@ -457,13 +462,12 @@ class Level:
     """How loud an utterance is, seen piece by piece."""
 
     def __init__(self):
-        self.peak, self.clipped, self.seen = 0.0, 0, 0
+        self.low, self.high, self.clipped, self.seen = math.inf, -math.inf, 0, 0
 
     def see(self, waveform):
-        level = np.abs(waveform)
-        self.peak = max(self.peak, float(level.max()))
-        self.clipped += int((level > 0.999).sum())
-        self.seen += len(level)
+        self.low, self.high = min(self.low, float(waveform.min())), max(self.high, float(waveform.max()))
+        self.clipped += int((np.abs(waveform) > 0.999).sum())
+        self.seen += len(waveform)
         return waveform
 
 

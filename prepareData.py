@@ -14,6 +14,7 @@
 import argparse
 import json
 import shlex
+import sys
 
 import doctor
 from audio import Folder, check_folder
@@ -24,7 +25,7 @@ from corpusLists import from_csv, from_folder, from_kaldi, read_sex, write_lists
 from dataLoader import TrainingList, check_files
 from demoCorpus import make_demo
 from pack import write_pack
-from tools import InputError, RunError, run_command, sha256
+from tools import InputError, RunError, check_flags, run_command, sha256
 from unpack import unpack as unpack_archives
 
 
@@ -184,32 +185,29 @@ def build_parser():
 
 
 CORPUS = {"train_list", "train_path", "musan_path", "rir_path", "paths_anywhere", "n_cpu"}
-ACTIONS = {  # flag: what it does, and which others it takes
-    "unpack": (unpack, {"to", "any_md5", "n_cpu"}),
-    "convert": (convert, {"to", "format", "n_cpu"}),
-    "split_musan": (split_musan, {"to", "n_cpu"}),
-    "demo": (demo, {"train_speakers", "eval_speakers", "seed"}),
-    "pack": (pack, CORPUS),
-    "lists": (lists, {"to", "csv", "columns", "kaldi", "valid_speakers", "metadata", "seed"}),
-    "check": (check, CORPUS | {"eval_list", "eval_path", "n_class", "json", "to"}),
+ACTIONS = {  # and the flags that belong to each
+    "--unpack": {"to", "any_md5", "n_cpu"},
+    "--convert": {"to", "format", "n_cpu"},
+    "--split_musan": {"to", "n_cpu"},
+    "--demo": {"train_speakers", "eval_speakers", "seed"},
+    "--pack": CORPUS,
+    "--lists": {"to", "csv", "columns", "kaldi", "valid_speakers", "metadata", "seed"},
+    "--check": CORPUS | {"eval_list", "eval_path", "n_class", "json", "to"},
 }
 
 
 def main():
-    parser = build_parser()
-    arguments = parser.parse_args()
+    arguments = build_parser().parse_args()
     if arguments.n_cpu < 1:
         raise InputError(f"--n_cpu must be at least 1, not {arguments.n_cpu}")
-    name = next(name for name in ACTIONS if getattr(arguments, name) is not None)
-    act, takes = ACTIONS[name]
-    for other, value in vars(arguments).items():
-        if value != parser.get_default(other) and other not in takes | {name}:
-            its = [f"--{action}" for action in ACTIONS if other in ACTIONS[action][1]]
-            raise InputError(f"--{other} belongs to {', '.join(its)}, not to --{name}")
-    if not getattr(arguments, name):
-        raise InputError(f"--{name} needs a folder")
-    if name in ("unpack", "convert", "split_musan", "lists") and not arguments.to:
-        raise InputError(f"--{name} needs --to, the folder to write to")
+    acts = unpack, convert, split_musan, demo, pack, lists, check
+    act = next(act for act in acts if getattr(arguments, act.__name__) is not None)
+    action = f"--{act.__name__}"
+    check_flags(sys.argv[1:], action, ACTIONS)
+    if not getattr(arguments, act.__name__):
+        raise InputError(f"{action} needs a folder")
+    if act in (unpack, convert, split_musan, lists) and not arguments.to:
+        raise InputError(f"{action} needs --to, the folder to write to")
     return act(arguments)
 
 

@@ -158,7 +158,7 @@ def load_pretrained(path, system=None):
     if system is None and len(found) > 1:
         raise InputError(
             f"{path} may be {' or '.join(SYSTEMS[name].title for name in found)}: their weights have the same names "
-            f"but need different front ends; say which: system {' or '.join(found)}"
+            f"but need different front ends; say which by --system, or system=: {' or '.join(found)}"
         )
     if system is None and not found:
         raise InputError(f"{path} holds no model of a system that is known here ({', '.join(SYSTEMS)})")
@@ -176,7 +176,9 @@ def _weights_in(folder, system):
         found += next((paths for paths in matches if paths), [])
     if not found:
         files = ", ".join(file for name in ([system] if system else SYSTEMS) for file in SYSTEMS[name].files)
-        raise InputError(f"{folder} is a folder without {files or 'a known name in it: name the file'}")
+        ours = sorted(folder.glob("*.model"))
+        mend = f": name one of its models, {ours[-1].name} say" if ours else ""
+        raise InputError(f"{folder} is a folder without {files or 'a known name in it'}{mend}")
     if len(found) > 1:
         raise InputError(f"{folder} has several models: name one of {', '.join(path.name for path in found)}")
     return found[0]
@@ -215,8 +217,8 @@ def _load_ours(path, content, system):
         system = settings.get("system", "ours")
         listing, result = next(iter(scores.items()), ("", {}))
         thresholds = dict(result.get("thresholds") or {})
-        if not all(value is None or isinstance(value, float) for value in thresholds.values()):
-            raise ValueError("its thresholds are no numbers")
+        if not all(value is None or (isinstance(value, float) and abs(value) < 1.001) for value in thresholds.values()):
+            raise ValueError("its thresholds are no scores")
         # Of text: what else a file may hold can take for ever to be put in words.
         if not all(isinstance(name, str) for name in (system, listing, *thresholds, *held_out, *(speakers or ()))):
             raise ValueError("its names are no text")
@@ -226,12 +228,13 @@ def _load_ours(path, content, system):
         raise InputError(f"{path} lacks what a model of this repository has ({error})") from error
     if system not in SYSTEMS:
         raise InputError(f"{path} is based on a system that is not known here: {system!r}")
-    network, threshold = _network(path, state, system, {}, PREFIX), thresholds.get("EER")
+    network = _network(path, state, system, {}, PREFIX)
     shape = tuple(getattr(classifier, "shape", ()))
     if classifier is not None and not (len(shape) in (2, 3) and shape[-1] == network.embedding_size and all(shape)):
         raise InputError(f"{path}: the tensor speaker_loss.weight has an odd shape")
-    if threshold is not None:
-        threshold = min(1.0, max(-1.0, threshold))
+    # Rounding may lead a score out of its range.
+    thresholds = {name: value and min(1.0, max(-1.0, value)) for name, value in thresholds.items()}
+    threshold = thresholds.get("EER")
     origin = f"where misses and false alarms were equal on {listing}" if threshold is not None else ""
     return Pretrained(system, network, classifier, speakers, threshold, origin, thresholds, listing, scale, held_out)
 

@@ -62,6 +62,9 @@ def run_command(main, failure=1):
     warnings.showwarning = warn
     try:
         sys.exit(main())
+    except BrokenPipeError:  # whoever read what is printed has seen enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)  # as a program that dies of SIGPIPE
     except (InputError, RunError, OSError) as error:
         if isinstance(error, OSError) and error.filename:  # a disk that is full or gone
             error = RunError(f"{error.filename}: {error.strerror}")
@@ -73,6 +76,17 @@ def run_command(main, failure=1):
     except Exception:
         traceback.print_exc()
         sys.exit(failure)
+
+
+def check_flags(arguments, action, actions):
+    """InputError when a flag on the command line belongs to other actions than this one.
+
+    actions: {name: names of the flags that belong to it}; flags that are in none of these belong to all.
+    """
+    for flag in [argument[2:].split("=")[0] for argument in arguments if argument.startswith("--")]:
+        its = [name for name, flags in actions.items() if flag in flags]
+        if its and action not in its:
+            raise InputError(f"--{flag} belongs to {', '.join(its)}, not to {action}")
 
 
 def progress_bar(**settings):

@@ -10,6 +10,7 @@
 """
 
 import argparse
+import math
 import os
 import sys
 import warnings
@@ -17,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from audio import AUDIO_SUFFIXES, SAMPLE_RATE, AudioFile, UnreadableAudio, find_audio
+from audio import SAMPLE_RATE, AudioFile, UnreadableAudio, check_folder, find_audio
+from convert import SUFFIXES
 from dataLoader import leads_out, read_lines, refuse_to_leave
 from encoder import (
     AudioWarning,
@@ -31,6 +33,7 @@ from encoder import (
 from pretrained import SYSTEMS
 from tools import (
     InputError,
+    check_flags,
     check_writable,
     keep_memory,
     load_arrays,
@@ -45,6 +48,7 @@ __all__ = ["AudioWarning", "Classification", "Gallery", "SpeakerEncoder", "Verif
 
 
 FAILURE = 2  # the exit status, since 1 is an answer: different speakers, nobody
+NOBODY = "nobody"
 
 # ---- a gallery of known speakers -------------------------------------------------------------------------------------
 
@@ -67,12 +71,11 @@ class Gallery:
         arrays = load_arrays(self.path, "--gallery", "a gallery")
         names, vectors, counts, model = (arrays.get(name) for name in ("names", "vectors", "counts", "model"))
         kinds = "".join("-" if each is None else each.dtype.kind for each in (names, vectors, counts, model))
-        size = self.encoder.vector_size
         # Shapes before contents: those of names without letters may claim any number of them.
-        fit = kinds == "UfiU" and vectors.shape[1:] == (size,) and names.shape == counts.shape == vectors.shape[:1]
-        if not fit or not len(names):
+        fit = kinds == "UfiU" and vectors.ndim == 2 and names.shape == counts.shape == vectors.shape[:1]
+        if not fit or not len(names) or model.shape:
             raise InputError(f"--gallery {self.path} is not a gallery, or a damaged one: its parts do not fit together")
-        if str(model) != self.encoder.fingerprint():
+        if str(model) != self.encoder.fingerprint() or vectors.shape[1] != self.encoder.vector_size:
             raise InputError(f"--gallery {self.path} was made with another model: its vectors mean nothing to this one")
         vectors = vectors.astype(np.float32)
         if not np.isfinite(vectors).all() or not ((counts >= 1) & (counts < 2**31)).all():
@@ -82,9 +85,11 @@ class Gallery:
     def enrol(self, name, vectors):
         """Remember a speaker by scoring vectors (M, V), or add them to a known one. Returns how many there are now.
 
-        Several processes may do so at once.
+        Several processes may do so at once. ValueError for vectors that are not of the encoder's ``vector_size``.
         """
         new = np.stack(vectors)
+        if new.shape[1:] != (self.encoder.vector_size,):
+            raise ValueError(f"scoring vectors (M, {self.encoder.vector_size}) are needed, not {new.shape}")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with taking_turns(self.path.parent):
             if self.path.exists():
@@ -113,12 +118,13 @@ class Gallery:
 def compare(encoder, args):
     """The first file against each of the others. Exit status 0: all of one speaker; 1: not all; 2: unreadable."""
     first, *others = args.files
-    vectors, unreadable = scoring_vectors(encoder, args, args.files)
-    others = [other for other in others if other in vectors]
-    if first not in vectors or not others:
+    others = files_of(others, args)
+    vectors, unreadable = scoring_vectors(encoder, args, [first, *others])
+    found = [other for other in others if other in vectors]
+    if first not in vectors or not found:
         return 2
-    answers = [encoder.decide(vectors[first] @ vectors[other], args.threshold) for other in others]
-    for other, answer in zip(others, answers):
+    answers = [encoder.decide(vectors[first] @ vectors[other], args.threshold) for other in found]
+    for other, answer in zip(found, answers):
         verdict = {None: "", True: "  same speaker", False: "  different speakers"}[answer.same_speaker]
         print(f"{answer.score:8.5f}{verdict}" + (f"  {other}" if len(others) > 1 else ""))
     if answers[0].threshold is None:
@@ -129,7 +135,7 @@ def compare(encoder, args):
 
 def embed(encoder, args):
     """Write embeddings to --out. Exit status 2 if files could not be read; the others are written."""
-    files = [file for path in args.embed for file in audio_of(path, args.root, args.paths_anywhere)]
+    files = files_of(args.embed, args)
     columns = {"files": [], "embeddings": [], "start": [], "end": []}
     failed = 0
     for file, found, start, end in embedded(encoder, files, args):
@@ -192,19 +198,19 @@ def audio_of(path, root=None, anywhere=False):
     the folder of the list, and do not leave it unless they may lead ``anywhere``. InputError when a list cannot be
     understood, or a folder holds no audio.
     """
-    path = Path(path)
+    given, path = os.fspath(path), Path(path)
     if path.is_dir():
-        files = [str(file) for file in find_audio(path)]
+        files = [str(file) for file in find_audio(path, SUFFIXES)]
         if not files:
-            raise InputError(f"{path} holds no audio ({', '.join(sorted(AUDIO_SUFFIXES))})")
+            raise InputError(f"{path} holds no audio ({', '.join(sorted(SUFFIXES))})")
         return files
     if path.suffix.lower() not in (".txt", ".lst", ".list"):
-        return [str(path)]
+        return [given]
     flag, root, files = "--root" if root else "the folder of the list", Path(root or path.parent), []
     for number, fields in read_lines(path, "--embed")[0]:
         if len(fields) == 1 or os.path.isfile(root / " ".join(fields)):  # a path with spaces
             found = [" ".join(fields)]
-        elif len(fields) > 3 or Path(fields[0]).suffix.lower() in AUDIO_SUFFIXES:
+        elif len(fields) > 3 or Path(fields[0]).suffix.lower() in SUFFIXES:
             named = root / " ".join(fields)[:200]
             raise InputError(f"{path} line {number}: {named} does not exist; a path a line, alone or behind a speaker")
         else:
@@ -216,10 +222,13 @@ def audio_of(path, root=None, anywhere=False):
     return [str(root / file) for file in dict.fromkeys(files)]
 
 
+def files_of(paths, args):
+    return [file for path in paths for file in audio_of(path, args.root, args.paths_anywhere)]
+
+
 def scoring_vectors(encoder, args, files):
-    """({file: (V,) vector}, errors) of files, folders and lists; the errors are printed."""
+    """({file: (V,) vector}, errors); the errors are printed."""
     unreadable = []
-    files = [file for path in files for file in audio_of(path, anywhere=args.paths_anywhere)]
     found = encoder.embed_for_scoring(files, threads=args.n_cpu, unreadable=unreadable)
     for error in unreadable:
         print(f"verify.py: {error}", file=sys.stderr)
@@ -229,11 +238,12 @@ def scoring_vectors(encoder, args, files):
 def enrol(encoder, args):
     """Exit status 2 if files could not be read; the others are enrolled."""
     gallery = Gallery(args.gallery, encoder)
-    vectors, unreadable = scoring_vectors(encoder, args, args.files)
+    vectors, unreadable = scoring_vectors(encoder, args, files_of(args.files, args))
     if not vectors:
         raise InputError(f"none of the files could be embedded: {args.gallery} is as it was")
     count = gallery.enrol(args.enrol, list(vectors.values()))
-    print(f"{args.gallery}: {args.enrol} has {count} utterances; {len(gallery.names)} speakers")
+    more = f"; {len(unreadable)} files could not be read: enrol those alone when they are mended" if unreadable else ""
+    print(f"{args.gallery}: {args.enrol} has {count} utterances; {len(gallery.names)} speakers{more}")
     return 2 if unreadable else 0
 
 
@@ -244,12 +254,12 @@ def identify(encoder, args):
     gallery = Gallery(args.gallery, encoder)
     if encoder.threshold is None and args.threshold is None:
         raise InputError(f"{args.model} came without a threshold below which it is nobody: give one with --threshold")
-    vectors, unreadable = scoring_vectors(encoder, args, args.identify)
+    vectors, unreadable = scoring_vectors(encoder, args, files_of(args.identify, args))
     status = 2 if unreadable else 0
     for file, vector in vectors.items():
         ranking = gallery.rank(vector)
         best = encoder.decide(ranking[0][0], args.threshold)
-        print(f"{file}: {ranking[0][1] if best.same_speaker else 'nobody'}")
+        print(f"{file}: {ranking[0][1] if best.same_speaker else NOBODY}")
         for score, name in ranking[:5]:
             print(f"  {score:8.5f}  {name}")
         status = status or (0 if best.same_speaker else 1)
@@ -260,7 +270,7 @@ def identify(encoder, args):
 def classify(encoder, args):
     """Exit status 2: unreadable files; the others are classified."""
     status = 0
-    for file in args.classify:
+    for file in files_of(args.classify, args):
         try:
             speaker, score = encoder.classify(file)
             print(f"{score:8.5f}  {speaker}  {file}")
@@ -307,20 +317,39 @@ def build_parser():
     return parser
 
 
+ACTIONS = {  # and the flags that belong to some of them alone
+    "--embed": {"out", "root", "paths_anywhere", "window", "step", "start", "end", "channel"},
+    "--enrol": {"gallery", "paths_anywhere", "channel"},
+    "--identify": {"gallery", "threshold", "paths_anywhere", "channel"},
+    "--classify": {"paths_anywhere", "channel"},
+    "--export": set(),
+    "comparing files": {"threshold", "paths_anywhere", "channel"},
+}
+
+
 def read_arguments(arguments):
     """The command line, checked. Raises InputError naming the flag."""
     args = build_parser().parse_intermixed_args(arguments)
+    action = next((name for name in ACTIONS if vars(args).get(name[2:]) is not None), "comparing files")
+    check_flags(arguments, action, ACTIONS)
     if args.files and (args.embed or args.identify or args.classify or args.export):
         raise InputError(f"{args.files[0]}: put the files behind --embed, --identify or --classify")
     if args.enrol is not None and (not args.files or not args.enrol.strip()):
         raise InputError("--enrol needs a name and files: --enrol NAME a.wav b.wav --gallery people.npz")
-    if (args.enrol is not None or args.identify is not None) != (args.gallery is not None):
-        raise InputError("--gallery belongs to --enrol and --identify, and they need it")
-    if bool(args.embed) != (args.out is not None):
-        raise InputError("--out belongs to --embed, which needs it: the .npz file to write")
-    for name in ("root", "window", "start", "end"):
-        if getattr(args, name) is not None and not args.embed:
-            raise InputError(f"--{name} belongs to --embed")
+    if args.enrol is not None and (Path(args.enrol).suffix.lower() in SUFFIXES or args.enrol.strip() == NOBODY):
+        raise InputError(f"--enrol {args.enrol}: a speaker's name comes first, then the files")
+    if action in ("--enrol", "--identify") and args.gallery is None:
+        raise InputError(f"{action} needs --gallery, the .npz file with the speakers")
+    if action == "--embed" and args.out is None:
+        raise InputError("--embed needs --out, the .npz file to write")
+    for flag, path, suffix in (("--out", args.out, ".npz"), ("--export", args.export, ".onnx")):
+        if path is not None and Path(path).suffix != suffix:  # so that no recording or model is lost by a slip
+            raise InputError(f"{flag} {path}: name a file that ends in {suffix}")
+    if args.root is not None:
+        check_folder(args.root, "--root")
+    start, end = args.start or 0.0, math.inf if args.end is None else args.end
+    if not 0 <= start < end or end == args.end == math.inf:
+        raise InputError(f"--start {start} --end {end} is no excerpt")
     if args.step is not None and args.window is None:
         raise InputError("--step belongs to --window")
     if args.window is not None and (args.start is not None or args.end is not None):
@@ -335,8 +364,9 @@ def read_arguments(arguments):
     args.enrol = args.enrol and args.enrol.strip()
     for flag, path in (("--out", args.out), ("--gallery", args.gallery), ("--export", args.export)):
         if path is not None and not args.identify:
-            if Path(path).is_dir():
-                raise InputError(f"{flag} {path} is a folder: name a file")
+            if os.path.exists(path) and not os.path.isfile(path):
+                odd = "folder" if os.path.isdir(path) else "device or a pipe"
+                raise InputError(f"{flag} {path} is a {odd}: name a file")
             check_writable(Path(path).parent, flag)
     modes = (args.embed, args.enrol, args.identify, args.classify, args.export)
     if all(mode is None for mode in modes) and len(args.files) < 2:
@@ -361,7 +391,8 @@ def choose_threshold(args, encoder):
         args.threshold = float(given)
     except ValueError as error:
         raise InputError(f"--threshold must be a number or 1% or 0.1%, not {given}") from error
-    encoder.decide(0.0, args.threshold)  # refuses what no score can reach
+    if not -1 <= args.threshold <= 1:
+        raise InputError(f"--threshold must be from -1 to 1, as scores are, not {given}")
 
 
 def main():

@@ -296,15 +296,16 @@ def test_command_and_the_command_it_prints(corpus, tmp_path, command):
 def test_each_flag_belongs_to_some_actions(tmp_path, command):
     for each in prepareData.build_parser()._actions:
         flag = each.option_strings[-1].removeprefix("--")
-        if flag in ("help", *prepareData.ACTIONS):
+        if f"--{flag}" in ("--help", *prepareData.ACTIONS):
             continue
-        assert any(flag in takes for _, takes in prepareData.ACTIONS.values()), flag
-        value = {0: [], 2: ["a", "b"]}.get(each.nargs, ["flac" if each.choices else "2"])
-        for action, (_, takes) in prepareData.ACTIONS.items():
+        assert any(flag in takes for takes in prepareData.ACTIONS.values()), flag
+        # Its default, too: somebody meant something by it.
+        value = {0: [], 2: ["a", "b"]}.get(each.nargs, [each.default or "2"])
+        for action, takes in prepareData.ACTIONS.items():
             if flag not in takes:
-                given = ["full"] if action == "check" else [tmp_path / "x"]
-                status, _, complained = command(prepareData, f"--{action}", *given, f"--{flag}", *value)
-                said = rf"prepareData.py: --{flag} belongs to --.*, not to --{action}\n"
+                given = ["full"] if action == "--check" else [tmp_path / "x"]
+                status, _, complained = command(prepareData, action, *given, f"--{flag}", *value)
+                said = rf"prepareData.py: --{flag} belongs to --.*, not to {action}\n"
                 assert status == 2 and re.fullmatch(said, complained)
     assert not list(tmp_path.iterdir())
 

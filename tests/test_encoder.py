@@ -313,13 +313,14 @@ def test_batches_of_other_kinds(encoder):
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize(("kind", "remark"), [
     ("one sample", "is only .* s long, repeated"), ("0.3 s", r"is only 0\.3 s long"), ("zeros", "is silent"),
-    ("dc", None), ("clipped", r"is clipped \(\d+\.\d %"), ("tiny", "is silent"), ("huge", "is clipped"),
+    ("dc", "is silent"), ("speech", None), ("clipped", r"is clipped \(\d+\.\d %"), ("tiny", "is silent"),
+    ("huge", r"has samples up to \d+e?\+?\d*, full scale is 1"),
 ])  # fmt: skip
 def test_utterances_hardly_fit_are_embedded_with_a_warning(system, kind, remark, tmp_path, recwarn):
     encoder = encoder_of(system)
     speech = voice(120, 2.0, 0)
     samples = {"one sample": speech[:1] + 0.1, "0.3 s": speech[:4800], "zeros": 0 * speech, "dc": 0 * speech + 0.25,
-               "clipped": np.clip(20 * speech, -1, 1), "tiny": 1e-8 * speech, "huge": 1e4 * speech}[kind]  # fmt: skip
+               "speech": speech, "clipped": np.clip(20 * speech, -1, 1), "tiny": 1e-8 * speech, "huge": 1e4 * speech}[kind]  # fmt: skip
     soundfile.write(tmp_path / "x.wav", samples, 16000, subtype="FLOAT")
     assert np.isfinite(encoder.embed(tmp_path / "x.wav")).all()
     assert np.isfinite(encoder.embed_for_scoring(["x.wav"], tmp_path)["x.wav"].vector).all()
@@ -360,6 +361,8 @@ def test_our_own_model_brings_its_threshold_and_its_speakers(tmp_path, utterance
     assert (encoder.threshold, encoder.thresholds, encoder.listing) == (0.31, thresholds, "trials")
     assert encoder.origin == "where misses and false alarms were equal on trials"
     assert encoder.decide(0.31).same_speaker is True and encoder.decide(0.3099).same_speaker is False
+    save_model(tmp_path / "y.model", small_network(), thresholds={"EER": 1 + 1e-7, "1%": None})  # to rounding, a score
+    assert SpeakerEncoder.from_checkpoint(tmp_path / "y.model").decide(1.0, None).same_speaker is True
     cosines = F.cosine_similarity(torch.from_numpy(encoder.embed(utterances / "2.wav"))[None], classifier)
     found = encoder.classify(utterances / "2.wav")
     assert found.speaker == "abc"[cosines.argmax()] and found.score == pytest.approx(cosines.max().item(), abs=1e-6)

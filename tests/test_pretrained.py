@@ -1,6 +1,7 @@
 """Other people's checkpoints: their numbers, their files, their mistakes, and files that mean harm."""
 
 import json
+import math
 import pickle
 
 import numpy as np
@@ -136,7 +137,7 @@ def test_a_lone_ambiguous_file_is_not_guessed(golden, tmp_path):
     data = golden("modelscope")
     for name in ("ecapa_tdnn.bin", "embedding_model.ckpt", "model.pt"):
         torch.save(golden_state(data), tmp_path / name)
-        with pytest.raises(InputError, match=r"say which: system speechbrain or modelscope"):
+        with pytest.raises(InputError, match=r"say which by --system, or system=: speechbrain or modelscope"):
             load_pretrained(tmp_path / name)
     waveform = torch.tensor(data["wav_1"])[None]
     found = {}
@@ -389,6 +390,8 @@ def test_lightning_classes_are_not_needed(tmp_path):
     {"settings": {"C": 8, "system": ["x"]}}, {"scores": {"o": {"thresholds": {"EER": "0.5"}}}}, {"scores": [1]},
     {"scores": {"o": {"thresholds": [1]}}}, {"settings": None}, {"weights": {1: torch.zeros(1)}},
     {"weights": {"speaker_loss.weight": torch.zeros(3)}},
+    *({"scores": {"o": {"thresholds": {"EER": 0.5, name: value}}}}
+      for name in ("EER", "1%") for value in (math.nan, math.inf, -1.5)),
 ])  # fmt: skip
 def test_a_model_of_ours_with_odd_contents(tmp_path, change):
     content = {"kind": "model", "settings": {"C": 8}, "weights": random_state(taoruijie_shapes(8, 3)), "speakers": []}

@@ -1,5 +1,7 @@
 """The command: what it prints, writes, returns and complains of."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -23,6 +25,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("use")
     save_model(folder / "some.model", small_network(), thresholds=THRESHOLDS)
     (folder / "wav").mkdir()
+    (folder / "folder.npz").mkdir()
     for speaker, pitch in enumerate((90, 140, 220)):
         for take in range(2):
             path = folder / "wav" / f"{'abc'[speaker]}{take}.wav"
@@ -175,6 +178,11 @@ def test_galleries_that_do_not_serve(use, folder, tmp_path):
     _, _, complained = use("--enrol", "bo", "wav/b0.wav", "--gallery", "g.npz", model="other.model")
     assert "g.npz was made with another model" in complained
     assert use("--enrol", "bo", "nobody.wav", "--gallery", "g.npz")[0] == 2
+    torch.save(random_state(taoruijie_shapes(8, 4)), folder / "pretrain.model")  # has vectors of another size
+    assert "was made with another model" in use("--identify", "wav", "--gallery", "g.npz", "--threshold", 0,
+                                                model="pretrain.model")[2]  # fmt: skip
+    with pytest.raises(ValueError, match=r"scoring vectors \(M, 384\) are needed, not \(1, 192\)"):
+        Gallery(folder / "g.npz", SpeakerEncoder.from_checkpoint(folder / "some.model")).enrol("bo", np.ones((1, 192)))
     assert (folder / "g.npz").read_bytes() == before
     (folder / "bad.npz").write_bytes(before[:100])
     assert "bad.npz is not a gallery, or a damaged one" in use("--identify", "wav/a0.wav", "--gallery", "bad.npz")[2]
@@ -216,9 +224,75 @@ def test_files_with_odd_names_and_rates(use, encoder, folder):
     (folder / "spaces.txt").write_text("a.wav b.wav\n")
     complained = use("--embed", "spaces.txt", "--root", "odd", "--out", "o.npz")[2]
     assert "line 1: odd/a.wav b.wav does not exist" in complained
-    assert "wav is a folder" in use("--classify", "wav")[2]
     assert use("--enrol", "anna", "wav", "odd/fast.wav", "--gallery", "all.npz")[:2] == (
-        2, "all.npz: anna has 6 utterances; 1 speakers\n")  # fmt: skip
+        2, "all.npz: anna has 6 utterances; 1 speakers; 1 files could not be read: enrol those alone when they are "
+        "mended\n")  # fmt: skip
+    for hidden in "._a b.wav", ".DS_Store":  # as macOS leaves them on the disks of others
+        (folder / "odd" / hidden).write_bytes(b"\0\5\x16\7")
+    (folder / "odd/fast.wav").unlink()
+    soundfile.write(folder / "odd/a.aiff", speech, 16000)
+    soundfile.write(folder / "odd/telephone.wav", speech, 16000, subtype="GSM610")  # which knows no way back
+    assert use("--embed", "odd", "--out", "o.npz")[::2] == (0, "")
+    assert read(folder / "o.npz")["files"].tolist()[:2] == ["odd/a b.wav", "odd/a.aiff"]
+    (folder / "odd/song.m4a").write_bytes(b"\0\0\0\x18ftypM4A ")
+    (folder / "odd/none.wav").write_bytes(b"")
+    status, printed, complained = use("--embed", "odd", "--out", "o.npz")
+    assert status == 2 and "4 embeddings of 192 numbers from 4 files; 2 of 6 files" in printed
+    assert "odd/none.wav is an empty file; left out\n" in complained
+    assert "odd/song.m4a cannot be read as audio: prepareData.py --convert makes wav of it; left out\n" in complained
+
+
+def test_folders_and_lists_wherever_files_are(use, encoder, folder):
+    names = [f"wav/{name}.wav" for name in ("a0", "a1", "b0", "b1", "c0", "c1")]
+    (folder / "some.txt").write_text("".join(f"x {name}\n" for name in names))
+    for given in (["wav"], ["some.txt"], names):
+        lines = use("./wav/a0.wav", *given)[1].splitlines()
+        assert [line.split()[-1] for line in lines[:-1]] == names
+        lines = use("--classify", *given)[1].splitlines()
+        assert [line.split()[-1] for line in lines] == names
+    score = encoder.verify(folder / "wav/a0.wav", folder / "wav/b0.wav").score
+    assert use("./wav/a0.wav", "wav/../wav/b0.wav")[1].startswith(f"{score:8.5f}  ")  # names as shells complete them
+    # What is left of several keeps its name, and is not all.
+    status, printed, complained = use("wav/a0.wav", "no.wav", "wav/b0.wav", "--threshold", -1)
+    assert status == 2 and printed.startswith(f"{score:8.5f}  same speaker  wav/b0.wav\n") and "no.wav" in complained
+    assert use("wav", "wav/a0.wav")[::2] == (2, "verify.py: wav is a folder\n")
+
+
+def test_each_flag_belongs_to_some_actions(use, folder):
+    given = {"--embed": ["wav"], "--enrol": ["anna", "wav"], "--identify": ["wav"], "--classify": ["wav"],
+             "--export": ["x.onnx"], "comparing files": ["wav/a0.wav", "wav/b0.wav"]}  # fmt: skip
+    assert given.keys() == verify.ACTIONS.keys()
+    for flag in set().union(*verify.ACTIONS.values()):
+        value = [] if flag == "paths_anywhere" else ["1"]
+        for action, takes in verify.ACTIONS.items():
+            if flag not in takes:
+                arguments = [action, *given[action]] if action.startswith("--") else given[action]
+                status, printed, complained = use(*arguments, f"--{flag}", *value)
+                assert (status, printed) == (2, "") and complained.count("\n") == 1
+                assert complained.startswith(f"verify.py: --{flag} belongs to ")
+                assert complained.endswith(f", not to {action}\n")
+
+
+def test_every_file_that_is_hardly_fit_is_named(use, folder):
+    signals = {"still": np.full(16000, 0.4), "short": np.sin(np.arange(1600.0)), "loud": 1e4 * np.sin(np.arange(16000))}
+    for name, signal in signals.items():
+        soundfile.write(folder / f"{name}.wav", signal, 16000, subtype="FLOAT")
+    complained = use("wav/a0.wav", *(f"{name}.wav" for name in signals))[2]
+    assert "still.wav is silent" in complained and "short.wav is only 0.1 s long" in complained
+    assert "loud.wav has samples up to 1e+04, full scale is 1" in complained and complained.count("\n") == 3
+    assert "only 0.2 s long" in use("--embed", "wav/a0.wav", "--window", "0.2", "--out", "w.npz")[2]
+    for i in range(11):
+        soundfile.write(folder / f"hush{i}.wav", np.zeros(16000), 16000)
+    complained = use("wav/a0.wav", *(f"hush{i}.wav" for i in range(11)))[2]
+    assert complained.count("is silent") == 10 and "11 of 12 files are hardly fit" in complained
+
+
+def test_a_reader_who_has_seen_enough(folder):
+    """As head: no complaint."""
+    command = [sys.executable, "-u", verify.__file__, *["wav/a0.wav"] * 60, "--model", "some.model", "--device", "cpu"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 141)
 
 
 @pytest.mark.parametrize(("arguments", "complaint"), [
@@ -226,24 +300,30 @@ def test_files_with_odd_names_and_rates(use, encoder, folder):
     (["wav/a0.wav"], "give two files to compare"),
     (["wav/a0.wav", "none.wav"], "none.wav does not exist"),
     (["wav/a0.wav", "wav/b0.wav", "--threshold", "high"], "--threshold must be a number or 1% or 0.1%, not high"),
-    (["wav/a0.wav", "wav/b0.wav", "--threshold", "2"], "a threshold must be from -1 to 1, not 2.0"),
-    (["wav/a0.wav", "wav/b0.wav", "--threshold", "nan"], "a threshold must be from -1 to 1"),
+    (["wav/a0.wav", "wav/b0.wav", "--threshold", "2"], "--threshold must be from -1 to 1, as scores are, not 2"),
+    (["wav/a0.wav", "wav/b0.wav", "--threshold", "nan"], "--threshold must be from -1 to 1, as scores are, not nan"),
     (["wav/a0.wav", "wav/b0.wav", "--threshold", "0.1%"], "--threshold 0.1%: some.model has only 1%"),
     (["wav/a0.wav", "wav/b0.wav", "--channel", "1"], "has 1 channels, no channel 1"),
-    (["wav/a0.wav", "wav/b0.wav", "--out", "x"], "--out belongs to --embed"),
+    (["wav/a0.wav", "wav/b0.wav", "--out", "x.npz"], "--out belongs to --embed"),
     (["wav/a0.wav", "wav/b0.wav", "--window", "3"], "--window belongs to --embed"),
-    (["--embed", "wav"], "--out belongs to --embed, which needs it"),
-    (["--embed", ".git", "--out", "x"], "none of 1 files could be embedded"),
-    (["--embed", "wav", "--window", "0", "--out", "x"], "--window must be at least 0.01"),
-    (["--embed", "wav", "--window", "1", "--start", "1", "--out", "x"], "--window goes over whole files"),
-    (["--embed", "wav", "--step", "1", "--out", "x"], "--step belongs to --window"),
-    (["--embed", "wav", "--out", "wav"], "--out wav is a folder"),
+    (["--embed", "wav"], "--embed needs --out, the .npz file to write"),
+    (["--embed", ".git", "--out", "x.npz"], "none of 1 files could be embedded"),
+    (["--embed", "wav", "--window", "0", "--out", "x.npz"], "--window must be at least 0.01"),
+    (["--embed", "wav", "--window", "1", "--start", "1", "--out", "x.npz"], "--window goes over whole files"),
+    (["--embed", "wav", "--step", "1", "--out", "x.npz"], "--step belongs to --window"),
+    (["--embed", "wav", "--out", "wav/a0.wav"], "--out wav/a0.wav: name a file that ends in .npz"),
+    (["--embed", "wav", "--out", "folder.npz"], "--out folder.npz is a folder"),
     (["--embed", "wav", "--out", "some.model/x.npz"], "--out some.model cannot be written to"),
-    (["--export", "wav"], "--export wav is a folder"),
-    (["--embed", "wav", "--start", "1", "--end", "inf", "--out", "x"], "none of 6 files could be embedded"),
+    (["--export", "some.model"], "--export some.model: name a file that ends in .onnx"),
+    (["--embed", "wav", "--start", "1", "--end", "inf", "--out", "x.npz"], "--start 1.0 --end inf is no excerpt"),
     (["--enrol", "anna", "--gallery", "g"], "--enrol needs a name and files"),
-    (["--enrol", "anna", "wav/a0.wav"], "--gallery belongs to"),
-    (["--identify", "wav/a0.wav"], "--gallery belongs to"),
+    (["--enrol", "wav/a0.wav", "wav/a1.wav", "--gallery", "g"], "--enrol wav/a0.wav: a speaker's name comes first"),
+    (["--enrol", "nobody", "wav/a1.wav", "--gallery", "g"], "--enrol nobody: "),
+    (["--embed", "wav", "--start", "2", "--end", "1", "--out", "x.npz"], "--start 2.0 --end 1.0 is no excerpt"),
+    (["--embed", "wav", "--start", "nan", "--out", "x.npz"], "--start nan"),
+    (["--embed", "some.txt", "--root", "none", "--out", "x.npz"], "--root none is not a folder"),
+    (["--enrol", "anna", "wav/a0.wav"], "--enrol needs --gallery"),
+    (["--identify", "wav/a0.wav"], "--identify needs --gallery"),
     (["wav/a0.wav", "--classify", "wav/b0.wav"], "put the files behind"),
     (["wav/a0.wav", "wav/b0.wav", "--n_cpu", "0"], "--n_cpu must be at least 1"),
     (["wav/a0.wav", "wav/b0.wav", "--system", "wespeaker"], "some.model is not a checkpoint of wespeaker"),
