@@ -10,10 +10,12 @@
 """
 
 import argparse
+import contextlib
 import math
 import os
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +112,12 @@ class Gallery:
     def rank(self, vector):
         """A scoring vector (V,) -> [(score, name)] of all speakers, the best first."""
         return sorted(zip((np.stack(self.vectors) @ vector).tolist(), self.names), reverse=True)
+
+
+def holds_a_gallery(path):
+    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as file:
+        return "counts.npy" in file.namelist()
+    return False
 
 
 # ---- what the command does -------------------------------------------------------------------------------------------
@@ -345,6 +353,8 @@ def read_arguments(arguments):
     for flag, path, suffix in (("--out", args.out, ".npz"), ("--export", args.export, ".onnx")):
         if path is not None and Path(path).suffix != suffix:  # so that no recording or model is lost by a slip
             raise InputError(f"{flag} {path}: name a file that ends in {suffix}")
+    if args.out and holds_a_gallery(args.out):
+        raise InputError(f"--out {args.out} is a gallery: name another file")
     if args.root is not None:
         check_folder(args.root, "--root")
     start, end = args.start or 0.0, math.inf if args.end is None else args.end

@@ -181,6 +181,7 @@ def test_galleries_that_do_not_serve(use, folder, tmp_path):
     torch.save(random_state(taoruijie_shapes(8, 4)), folder / "pretrain.model")  # has vectors of another size
     assert "was made with another model" in use("--identify", "wav", "--gallery", "g.npz", "--threshold", 0,
                                                 model="pretrain.model")[2]  # fmt: skip
+    assert "g.npz is a gallery: name another" in use("--embed", "wav", "--out", "g.npz")[2]
     with pytest.raises(ValueError, match=r"scoring vectors \(M, 384\) are needed, not \(1, 192\)"):
         Gallery(folder / "g.npz", SpeakerEncoder.from_checkpoint(folder / "some.model")).enrol("bo", np.ones((1, 192)))
     assert (folder / "g.npz").read_bytes() == before
