@@ -41,6 +41,7 @@ from recipe import take_step
 from tools import (
     InputError,
     RunError,
+    check_flags,
     check_writable,
     equal_error_rate,
     keep_memory,
@@ -57,7 +58,7 @@ VOXCELEB2 = SimpleNamespace(utterances=1_092_009, speakers=5_994, epochs=80)  # 
 TRIALS = {"Vox1-O cleaned": (37_611, 4_708), "Vox1-E cleaned": (579_818, 145_160)}
 VECTOR = 2 * 192
 PARTS = ("augment", "features", "forward + backward", "optimizer")  # of a step
-EMBEDDED_SECONDS = {"cpu": 128}  # of audio that is embedded, on other devices 2048: many batches
+EMBEDDED_SECONDS = {"cpu": 128}  # of audio that is embedded, on other devices 8192: many batches
 UTTERANCE_SECONDS = 8  # the mean of VoxCeleb2 dev: 2,360 hours / 1,092,009
 
 
@@ -103,9 +104,19 @@ def build_parser():
     return parser
 
 
+FLAGS = {  # that belong to one thing alone
+    "measuring training": {
+        "data", "synthetic_gb", "train_list", "train_path", "paths_anywhere", "musan_path", "rir_path", "bank_mb",
+        "baseline", "pack", "batch_size", "num_frames", "amp", "compile",
+    },
+    "--embed": {"embed"},
+}  # fmt: skip
+
+
 def read_settings(arguments):
     """The command line (a list of strings) as a namespace, checked. Raises InputError naming the flag."""
     args = build_parser().parse_args(arguments)
+    check_flags(arguments, "--embed" if args.embed else "measuring training", FLAGS)
     args.data = args.data or ("corpus" if args.train_list else "synthetic")
     if (args.data == "corpus") != bool(args.train_list) or bool(args.train_list) != bool(args.train_path):
         raise InputError("a corpus needs --train_list and --train_path; made-up audio (--data synthetic) neither")
@@ -113,8 +124,6 @@ def read_settings(arguments):
         raise InputError("--baseline needs files to read: --train_list, --train_path, --musan_path, --rir_path")
     if args.baseline and not (args.musan_path and args.rir_path):
         raise InputError("--baseline augments as is customary: it needs --musan_path and --rir_path")
-    if args.embed and (args.baseline or args.train_list or args.compile):
-        raise InputError("--embed measures a network on made-up files: leave out --baseline, --train_list, --compile")
     if args.pack and not args.baseline:
         raise InputError("--pack goes with --baseline; give a pack as --train_path otherwise")
     for name, least in {"num_frames": 2, "batch_size": 2, "n_cpu": 1, "bank_mb": 1, "seconds": 0}.items():
@@ -384,7 +393,7 @@ def measure_embedding(args, device, limits):
     """[Stage]: files to embeddings, one by one and in batches; short ones, and such as VoxCeleb's."""
     encoder, found = SpeakerEncoder(ECAPA_TDNN(C=args.C), device), []
     for seconds in (1, UTTERANCE_SECONDS):
-        files = make_utterances(Path(args.work) / f"{seconds}s", seconds, EMBEDDED_SECONDS.get(device.type, 2048))
+        files = make_utterances(Path(args.work) / f"{seconds}s", seconds, EMBEDDED_SECONDS.get(device.type, 8192))
         with FlopCounterMode(display=False) as counter:
             encoder.embed_batch(torch.zeros(1, seconds * SAMPLE_RATE))
         works = {

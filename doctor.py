@@ -326,7 +326,7 @@ def glance(args, heard=()):
     trainSpeakerNet.py: warnings and errors of the lists, of a few files, and of the room for the checkpoints; and which
     of VoxCeleb's lists these are.
 
-    heard: names of the speakers that the model which is evaluated, or begun with, was trained on.
+    heard: names of the speakers that the model which is evaluated, or begun with, or one before it, was trained on.
     """
     # By now n_class is a number in any case, and not of the whole list if some speakers are held out.
     told = "n_class" in args.given and not args.valid_speakers

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 
 from audio import SAMPLE_RATE, AudioFile, Folder, UnreadableAudio
 from frames import Ragged, embed_pieces, log_mel_pieces
+from model import WHOLE
 from pack import Pack
 from pretrained import SYSTEMS, Pretrained, load_pretrained
-from tools import InputError, progress_bar
+from tools import InputError, one_ahead, progress_bar
 
 CROPS = 5  # the customary score looks at each utterance whole and in five crops of three seconds
 CROP_SAMPLES = 300 * 160 + 240
@@ -80,7 +81,8 @@ class SpeakerEncoder:
     threshold: a score from which on (``system.above``: above which) two utterances count as one speaker's, or None;
     origin: where it comes from, in words; thresholds: our own model's others, {"1%": at 1 % false alarms, ...}, on the
     trial list ``listing``. channel: which channel of files that have several; None: as the system does it. held_out:
-    names of speakers that were kept out of its training, or None. mean: SpeechBrain's mean embedding (D,) or None; its
+    names of speakers that were kept out of its training, or None; heard: of those that it, or a model before it, was
+    trained on, as far as they are known. mean: SpeechBrain's mean embedding (D,) or None; its
     ``encode_batch(normalize=True)`` subtracts it.
     """
 
@@ -92,7 +94,7 @@ class SpeakerEncoder:
         self.threshold, self.thresholds, self.origin = about.threshold, about.thresholds, about.origin
         self.listing = about.listing
         self.classifier, self.speakers, self.mean = about.classifier, about.speakers, about.mean
-        self.held_out = about.held_out
+        self.held_out, self.heard = about.held_out, about.heard()
         self.vector_size = self.network.embedding_size * (2 if self.system.crops else 1)  # of scoring vectors
         self.channel = None
 
@@ -129,7 +131,8 @@ class SpeakerEncoder:
         scale = 1 / 32768 if waveforms.dtype == torch.int16 else 1.0
         rows = [self._long_enough(row[:length]) for row, length in zip(waveforms, lengths)]
         waveforms = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device, torch.float32) * scale
-        frames = Ragged(torch.tensor([len(row) for row in rows], device=self.device))
+        lengths = [len(row) for row in rows]
+        frames = Ragged(torch.tensor(lengths, device=self.device)) if len(set(lengths)) > 1 else WHOLE
         with self._ready():
             return self.network(waveforms, frames=frames).float().cpu()
 
@@ -139,7 +142,7 @@ class SpeakerEncoder:
         most = BATCH_SECONDS[self.device.type] * SAMPLE_RATE
         embeddings = torch.empty(len(waveforms), self.network.embedding_size)
         while order:
-            longest = len(waveforms[order[-1]])
+            longest = max(len(waveforms[order[-1]]), self.system.shortest)
             batch = order[-max(1, most // longest) :]
             del order[-len(batch) :]
             lengths = [len(waveforms[i]) for i in batch]
@@ -232,6 +235,9 @@ class SpeakerEncoder:
         source, utterances, remarks = self._source(root), {}, []
         with progress_bar(total=len(files), desc="embedding", unit="utt", delay=1) as bar:
             for group in self._read_ahead(files, source, threads):
+                broken = [found for _, found, _ in group if isinstance(found, UnreadableAudio)]
+                if broken and unreadable is None:
+                    raise broken[0]
                 for (file, _, remark), found in zip(group, self._utterances(group, source)):
                     bar.update()
                     if isinstance(found, UnreadableAudio):
@@ -317,7 +323,14 @@ class SpeakerEncoder:
         return self._source(".").open(path)
 
     def _read_ahead(self, files, source, threads):
-        """Groups of (file, (samples,) tensor or TOO_LONG or UnreadableAudio, remark), each for some batches' work."""
+        """Groups of (file, (samples,) tensor or TOO_LONG or UnreadableAudio, remark), each for some batches' work.
+
+        The next is read while one is worked on.
+        """
+        return one_ahead(self._groups(files, source, threads))
+
+    def _groups(self, files, source, threads):
+        least = max(self.system.shortest, CROP_SAMPLES if self.system.crops else 0)  # what a short one is repeated to
         most = 8 * BATCH_SECONDS[self.device.type] * SAMPLE_RATE
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             ahead, group, samples = collections.deque(), [], 0  # what is read ahead: at most 20 MB a file
@@ -332,7 +345,9 @@ class SpeakerEncoder:
                 if ahead:
                     file, job = ahead.popleft()
                     group.append((file, *job.result()))
-                    samples += len(group[-1][1]) if isinstance(group[-1][1], torch.Tensor) else 0
+                    found = group[-1][1]
+                    samples += max(least, len(found)) if isinstance(found, torch.Tensor) else 0
+                    samples += LONG_SECONDS * SAMPLE_RATE if found is TOO_LONG else 0
                 if group and (samples >= most or not ahead):
                     yield group
                     group, samples = [], 0
@@ -408,12 +423,11 @@ class SpeakerEncoder:
             return embed_pieces(self.network, frames, counted, size, self.network.halo)[0].float().cpu().numpy()
 
     def _utterances(self, group, source):
-        """An Utterance or UnreadableAudio for each of a group as _read_ahead gives it."""
+        """Yield an Utterance or UnreadableAudio for each of a group as _read_ahead gives it."""
         short = [found for _, found, _ in group if isinstance(found, torch.Tensor)]
         whole = self.embed_many(short)
         vectors = self._scoring_batch(whole, (scoring_crops(each) for each in short))
         read = map(Utterance, vectors, whole.numpy(), [len(each) / SAMPLE_RATE for each in short])
-        found = []
         for file, each, _ in group:
             try:
                 if each is TOO_LONG:
@@ -421,10 +435,9 @@ class SpeakerEncoder:
                 elif isinstance(each, torch.Tensor):
                     each = next(read)
                     self._finite(each.vector, file)
-                found.append(each)
             except UnreadableAudio as error:
-                found.append(error)
-        return found
+                each = error
+            yield each
 
     def _long_utterance(self, source, file):
         with source.open(file) as audio:

@@ -74,12 +74,12 @@ class Run:
 
         torch.manual_seed(args.seed)
         state, self.last_is_damaged = load_state(self.folder)
-        initial = None
+        initial, self.earlier = None, []  # the latter: speakers whom the model that it begins with has heard
         if state:
-            encoder = self._encoder_of(state)
+            encoder, self.earlier = self._encoder_of(state), state.get("earlier_speakers", [])
         elif args.initial_model:
             initial = load_pretrained(args.initial_model, args.system)
-            encoder, args.system = initial.network, initial.system
+            encoder, args.system, self.earlier = initial.network, initial.system, initial.heard()
             if SYSTEMS[initial.system].variant is None:
                 raise InputError(f"--initial_model {args.initial_model}: only ECAPA-TDNNs can be trained further here")
         else:
@@ -117,7 +117,6 @@ class Run:
         if state and self.moving_average:
             self.moving_average.network.load_state_dict(state["moving_average"])
         self.is_new = state is None
-        self.heard = (initial and initial.speakers) or []  # by the model that this one begins with
 
     def begin(self, tests):
         """Write down what is being done; a new run also its state, so that it is known by its settings."""
@@ -157,7 +156,7 @@ class Run:
 
     def _check_held_out(self, initial):
         """InputError if the model was trained on speakers that are held out here: it knows them."""
-        known = set(initial.speakers or ()) & set(self.held_out)
+        known = set(initial.heard()) & set(self.held_out)
         if known:
             raise InputError(
                 f"--valid_speakers {self.args.valid_speakers} holds out {len(known)} speakers, such as {min(known)}, "
@@ -256,7 +255,7 @@ class Run:
         return {
             "kind": kind, "settings": settings_of(self.args), "versions": versions(), "epoch": self.epoch,
             "train_list_sha256": self.lists[self.args.train_list], "speakers": self.speakers,
-            "valid_speakers": self.held_out, "weights": self.network.state_dict(),
+            "valid_speakers": self.held_out, "earlier_speakers": self.earlier, "weights": self.network.state_dict(),
         }  # fmt: skip
 
     def save_is_due(self):

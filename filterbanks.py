@@ -1,8 +1,10 @@
 """Other people's front ends: SpeechBrain's and Kaldi's log-mel energies, exactly as their authors compute them.
 
 A filterbank here is a module (B, samples) in [-1, 1] at 16 kHz -> (B, 80, T), which may be told that its samples are
-other ``Frames`` than a batch of equal lengths; behind an utterance's own end they must then be zero. The mean over time
-is subtracted by the network (model.py), whose own front end is there too.
+other ``Frames`` than a batch of equal lengths; behind an utterance's own end they must then be zero. ``range_db`` is
+how far below their loudest value features may lie, or None; a frame needs ``kernel_size`` samples of an unpadded
+waveform, and the next begins ``stride`` later. The mean over time is subtracted by the network (model.py), whose own
+front end is there too.
 """
 
 import math
@@ -17,12 +19,12 @@ from model import SAMPLE_RATE, WHOLE
 class Filterbank(nn.Module):
     """Log-mel energies by two products: frames with a windowed Fourier matrix, power spectra with mel filters.
 
-    Whatever is linear in a frame (mean removal, pre-emphasis, window) is inside the Fourier matrix, so that a strided
-    convolution with it is the whole front end up to the power. Nothing here belongs to a checkpoint.
+    Window and pre-emphasis are inside the Fourier matrix, so that a strided convolution with it is the whole front end
+    up to the power. Nothing here belongs to a checkpoint.
     """
 
     range_db = None
-    kernel_size, stride = 0, 160  # how many samples a frame must be within, and those from one to the next
+    kernel_size, stride = 0, 160
 
     def __init__(self, frame_matrix, n_fft, mel):
         """frame_matrix: (400, 400) applied to each frame; mel: (80, bins) filters, from the lowest bin on."""
@@ -34,7 +36,11 @@ class Filterbank(nn.Module):
 
     def energies(self, waveform):
         """(B, samples) -> (B, 80, T), a frame every 160 samples."""
-        real, imaginary = F.conv1d(waveform.unsqueeze(1), self.fourier, stride=160).chunk(2, dim=1)
+        return self.filtered(F.conv1d(waveform.unsqueeze(1), self.fourier, stride=self.stride))
+
+    def filtered(self, spectrum):
+        """Real and imaginary parts, (B, 2 bins, T) -> (B, 80, T)."""
+        real, imaginary = spectrum.chunk(2, dim=1)
         return self.mel @ (real.square() + imaginary.square())
 
 
@@ -70,7 +76,6 @@ class KaldiFilterbank(Filterbank):
     def __init__(self, window, scale):
         hann = torch.hann_window(400, periodic=False, dtype=torch.float64)
         hamming = torch.hamming_window(400, periodic=False, dtype=torch.float64)
-        removal = torch.eye(400, dtype=torch.float64) - 1 / 400
         emphasis = torch.eye(400, dtype=torch.float64) - 0.97 * torch.eye(400, dtype=torch.float64).roll(1, 0)
         emphasis[0] = 0
         emphasis[0, 0] = 0.03  # the sample before a frame is taken to equal its first
@@ -79,14 +84,18 @@ class KaldiFilterbank(Filterbank):
         lowest, highest = (1127 * math.log(1 + edge / 700) for edge in (20, 8000))
         points = torch.linspace(lowest, highest, 82, dtype=torch.float64)[:, None]
         rising, falling = (mel - points[:-2]) / points.diff(dim=0)[:-1], (points[2:] - mel) / points.diff(dim=0)[1:]
-        matrix = (hamming if window == "hamming" else hann**0.85).diag() @ emphasis @ removal
-        super().__init__(matrix, 512, torch.minimum(rising, falling).clamp(min=0))
+        window = hamming if window == "hamming" else hann**0.85
+        super().__init__(window.diag() @ emphasis, 512, torch.minimum(rising, falling).clamp(min=0))
         self.scale = scale
 
     def forward(self, waveform, frames=WHOLE):
-        # A frame without its mean has no offset; taken off before the product, it leaves no rounding errors either.
-        level = frames.mean(waveform.unsqueeze(1)).squeeze(1)
-        return self.energies(self.scale * (waveform - level)).clamp(min=torch.finfo(torch.float32).eps).log()
+        each = F.unfold(self.scale * waveform[:, None, None], (1, 400), stride=(1, self.stride))  # (B, 400, T)
+        # In the matrix an offset would leave its rounding errors, which the log shows where there is little else; so
+        # would a mean that is itself rounded, hence a second one of what the first has left.
+        for _ in range(2):
+            each = each - each.mean(dim=1, keepdim=True)
+        energies = self.filtered(self.fourier.squeeze(1) @ each)
+        return energies.clamp(min=torch.finfo(torch.float32).eps).log()
 
 
 class ExportableFilterbank(Filterbank):

@@ -129,6 +129,11 @@ class Pretrained(NamedTuple):
     scale: float | None = None  # our own: s of its loss
     held_out: list | None = None  # our own: names of speakers in its training list that it was not trained on
     mean: torch.Tensor | None = None  # (D,) SpeechBrain's mean embedding, which verification does not use
+    earlier: list = []  # our own: names of speakers that the models were trained on which it was begun with
+
+    def heard(self):
+        """Sorted names of all speakers that it, or a model before it, was trained on, as far as they are known."""
+        return sorted({*(self.speakers or ()), *self.earlier})
 
 
 def load_pretrained(path, system=None):
@@ -213,14 +218,15 @@ def _load_ours(path, content, system):
         state = {key: value for key, value in weights.items() if key != "speaker_loss.weight"}
         classifier, speakers = weights.get("speaker_loss.weight"), checkpoint.get("speakers") or None
         scale = float(settings.get("s", 30))
-        held_out = checkpoint.get("valid_speakers") or []
+        held_out, earlier = checkpoint.get("valid_speakers") or [], checkpoint.get("earlier_speakers") or []
         system = settings.get("system", "ours")
         listing, result = next(iter(scores.items()), ("", {}))
         thresholds = dict(result.get("thresholds") or {})
         if not all(value is None or (isinstance(value, float) and abs(value) < 1.001) for value in thresholds.values()):
             raise ValueError("its thresholds are no scores")
         # Of text: what else a file may hold can take for ever to be put in words.
-        if not all(isinstance(name, str) for name in (system, listing, *thresholds, *held_out, *(speakers or ()))):
+        names = system, listing, *thresholds, *held_out, *earlier, *(speakers or ())
+        if not all(isinstance(name, str) for name in names):
             raise ValueError("its names are no text")
         if not isinstance(speakers, (list, type(None))) or not isinstance(held_out, list):
             raise ValueError("its speakers are no list")
@@ -236,7 +242,8 @@ def _load_ours(path, content, system):
     thresholds = {name: value and min(1.0, max(-1.0, value)) for name, value in thresholds.items()}
     threshold = thresholds.get("EER")
     origin = f"where misses and false alarms were equal on {listing}" if threshold is not None else ""
-    return Pretrained(system, network, classifier, speakers, threshold, origin, thresholds, listing, scale, held_out)
+    about = threshold, origin, thresholds, listing, scale, held_out
+    return Pretrained(system, network, classifier, speakers, *about, earlier=earlier)
 
 
 def _load_taoruijie(path, content, system):

@@ -268,6 +268,16 @@ def in_order(task, items, threads):
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def one_ahead(items):
+    """Yield from an iterator, whose next item is made in a thread while one is worked on. None ends it."""
+    items = iter(items)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
+
+
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 

@@ -248,7 +248,7 @@ def open_all(args, device):
     reads = perturb.reads if perturb else samples
     loader = CropLoader(listing, source, reads, args.batch_size, args.seed, args.n_cpu, pin, rows)
     augmentation = Augmentation(args.musan_path, args.rir_path, samples, args.bank_mb, args.seed, args.n_cpu).to(device)
-    look_over(args, run.heard)
+    look_over(args, run.earlier)
     return listing, tests, loader, perturb, augmentation, run
 
 
@@ -277,7 +277,7 @@ def open_evaluation(args, device):
     encoder = SpeakerEncoder.from_checkpoint(args.initial_model, device, args.system)
     take_width(args, encoder.network)
     tests, background = open_tests(args), Background(encoder, args) if args.as_norm or args.calibrate else None
-    look_over(args, encoder.speakers or ())
+    look_over(args, encoder.heard)
     return encoder, tests, background
 
 

@@ -64,7 +64,7 @@ class Gallery:
     """
 
     def __init__(self, path, encoder):
-        self.path, self.encoder = Path(path), encoder
+        self.path, self.encoder, self.model = Path(path), encoder, encoder.fingerprint()
         self.names, self.vectors, self.counts = [], [], []
         if self.path.exists():
             self._read()
@@ -77,7 +77,7 @@ class Gallery:
         fit = kinds == "UfiU" and vectors.ndim == 2 and names.shape == counts.shape == vectors.shape[:1]
         if not fit or not len(names) or model.shape:
             raise InputError(f"--gallery {self.path} is not a gallery, or a damaged one: its parts do not fit together")
-        if str(model) != self.encoder.fingerprint() or vectors.shape[1] != self.encoder.vector_size:
+        if str(model) != self.model or vectors.shape[1] != self.encoder.vector_size:
             raise InputError(f"--gallery {self.path} was made with another model: its vectors mean nothing to this one")
         vectors = vectors.astype(np.float32)
         if not np.isfinite(vectors).all() or not ((counts >= 1) & (counts < 2**31)).all():
@@ -87,27 +87,25 @@ class Gallery:
     def enrol(self, name, vectors):
         """Remember a speaker by scoring vectors (M, V), or add them to a known one. Returns how many there are now.
 
-        Several processes may do so at once. ValueError for vectors that are not of the encoder's ``vector_size``.
+        Several processes may do so at once. ValueError for vectors that are not finite or not of the encoder's
+        ``vector_size``, OSError if the file cannot be written; then nothing has changed.
         """
         new = np.stack(vectors)
-        if new.shape[1:] != (self.encoder.vector_size,):
-            raise ValueError(f"scoring vectors (M, {self.encoder.vector_size}) are needed, not {new.shape}")
+        if new.shape[1:] != (self.encoder.vector_size,) or not np.isfinite(new).all():
+            raise ValueError(f"scoring vectors are finite numbers (M, {self.encoder.vector_size}), not {new.shape}")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with taking_turns(self.path.parent):
             if self.path.exists():
                 self._read()  # others may have enrolled somebody meanwhile
-            if name not in self.names:
-                self.names.append(name)
-                self.vectors.append(np.zeros(new.shape[1], np.float32))
-                self.counts.append(0)
-            i = self.names.index(name)
-            count = self.counts[i] + len(new)
-            self.vectors[i] = (self.vectors[i] * self.counts[i] + new.sum(axis=0)) / count
-            self.counts[i] = count
+            people = dict(zip(self.names, zip(self.vectors, self.counts)))
+            mean, count = people.get(name, (np.float32(0), 0))
+            people[name] = (mean * count + new.sum(axis=0, dtype=np.float32)) / (count + len(new)), count + len(new)
+            vectors, counts = map(list, zip(*people.values()))
             with whole_file(self.path) as file:
-                np.savez(file, names=np.array(self.names), vectors=np.stack(self.vectors),
-                         counts=np.array(self.counts), model=np.array(self.encoder.fingerprint()))  # fmt: skip
-        return count
+                np.savez(file, names=np.array(list(people)), vectors=np.stack(vectors), counts=np.array(counts),
+                         model=np.array(self.model))  # fmt: skip
+            self.names, self.vectors, self.counts = list(people), vectors, counts
+        return people[name][1]
 
     def rank(self, vector):
         """A scoring vector (V,) -> [(score, name)] of all speakers, the best first."""

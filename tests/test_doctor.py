@@ -435,7 +435,13 @@ def test_no_check_goes_on_and_the_model_knows_whom_it_heard(own, tmp_path, comma
     # So does one that begins with it, on a list without them.
     train_lines(lambda lines: [line for line in lines if not line.startswith("id00006 ")])(own)
     flags = [*data_flags(own), *SMALL[2:], "--initial_model", tmp_path / "exp/model/model_0001.model"]
-    status, printed, _ = command(trainSpeakerNet, *flags, "--save_path", tmp_path / "tuned")
+    for epochs in (1, 2):  # again, the run goes on
+        more = ["--max_epoch", epochs, "--save_path", tmp_path / "tuned"]
+        status, printed, _ = command(trainSpeakerNet, *flags, *more)
+        assert status == 0 and "speakers of trials.txt were in the model's training: 1, such as id00006" in printed
+    # The model that comes of it does not forget.
+    flags = ["--eval", *data_flags(own), "--initial_model", tmp_path / "tuned/model/model_0002.model"]
+    status, printed, _ = command(trainSpeakerNet, *flags, "--device", "cpu", "--save_path", tmp_path / "eval2")
     assert status == 0 and "speakers of trials.txt were in the model's training: 1, such as id00006" in printed
 
 

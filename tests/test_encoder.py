@@ -88,6 +88,38 @@ def test_a_file_is_embedded_as_if_it_were_alone(system, utterances, monkeypatch)
             assert relative_error(together[file].embedding, single[file]) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore::encoder.AudioWarning")
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_memory_has_bounds(system, tmp_path, monkeypatch):
+    """Of a batch, also where short utterances are repeated; and of what is read ahead: results come early."""
+    encoder = encoder_of(system)
+    embed_batch, opened, batches = SpeakerEncoder.embed_batch, [], []
+
+    def recording(self, waveforms, lengths=None):
+        shortest = self.system.shortest
+        batches.append(len(waveforms) * max(shortest, waveforms.shape[1]))
+        return embed_batch(self, waveforms, lengths)
+
+    monkeypatch.setattr(SpeakerEncoder, "embed_batch", recording)
+    monkeypatch.setitem(encoder_room.BATCH_SECONDS, "cpu", 1)
+    heard_open = encoder_room.Heard.open
+    monkeypatch.setattr(encoder_room.Heard, "open", lambda self, file: opened.append(file) or heard_open(self, file))
+    files = [f"{number}.wav" for number in range(60)]
+    for file in files:
+        soundfile.write(tmp_path / file, 0.1 * np.ones(8000), 16000)
+    results = encoder.embed_files(files, tmp_path, threads=2)
+    next(results)
+    assert len(opened) < 50 and sum(batches) <= 8.5 * 16000
+    assert len(list(results)) == 59 and sorted(opened) == sorted(files)
+    del batches[:]
+    encoder.embed_many([torch.ones(10)] * 100)
+    assert 0 < max(batches) <= 16000
+    del batches[:]
+    with pytest.raises(UnreadableAudio, match=r"none\.wav does not exist"):
+        encoder.embed_for_scoring(["0.wav", "none.wav"], tmp_path)
+    assert not batches  # it is known from the beginning
+
+
 def test_embedding_leaves_a_network_in_training_as_it_was(utterances):
     network = small_network().train()
     before = {key: value.clone() for key, value in network.state_dict().items()}
@@ -250,6 +282,8 @@ def test_a_long_file_in_pieces(system, rate, tmp_path, monkeypatch):
     stereo = np.stack([voice(120, 12.3, 1), voice(150, 12.3, 2)], axis=1)
     stereo = stereo[np.arange(samples) * 16000 // rate] * np.linspace(0.1, 2, samples)[:, None]
     stereo += 0.001 * np.random.default_rng(0).standard_normal(stereo.shape)
+    stereo[samples // 2 : samples // 2 + rate] = -0.05
+    stereo += 0.05  # an offset, and a second of digital silence
     path = tmp_path / "long.wav"
     soundfile.write(path, stereo, rate, subtype="FLOAT")
     whole, scoring = encoder.embed(path), encoder.embed_for_scoring([path])[path]
@@ -294,10 +328,12 @@ def test_batches_of_other_kinds(encoder):
     assert torch.equal(encoder.embed_batch(waveforms.to(torch.int16)), expected)
     assert torch.equal(encoder.embed_batch(waveforms.numpy().astype(np.float64) / 32768), expected)
     assert expected.shape == (3, 192) and expected.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(encoder.embed_batch(waveforms / 32768), expected)
     behind = waveforms / 32768
-    behind[0, 5000:], behind[1, 8000 - 100 :] = torch.nan, 1e30  # what lies behind an end may be anything
-    found = encoder.embed_batch(behind, [5000, 7900, 8000])
-    for row, waveform, length in zip(found, behind, (5000, 7900, 8000)):
+    behind[0, 200:], behind[1, 8000 - 100 :] = torch.nan, 1e30  # what lies behind an end may be anything
+    found = encoder.embed_batch(behind, [200, 7900, 8000])  # the first is repeated to what the network needs
+    for row, waveform, length in zip(found, behind, (200, 7900, 8000)):
         assert relative_error(row, encoder.embed_batch(waveform[None, :length])[0]) < 1e-5
     for odd in (waveforms.int(), waveforms[0], waveforms.to(torch.uint8)):
         with pytest.raises(ValueError, match="waveforms must be"):

@@ -89,6 +89,15 @@ def test_in_pieces_it_is_what_it_is_whole(system, samples, size):
 
 
 @pytest.mark.parametrize("system", FILTERBANKS)
+def test_a_piece_sees_as_far_as_all_convolutions_reach(system):
+    """They follow each other. With random weights the outermost frames hardly count."""
+    network = network_of(system)
+    convolutions = [each for each in network.modules() if isinstance(each, torch.nn.Conv1d)]
+    reach = sum(each.dilation[0] * (each.kernel_size[0] - 1) // 2 for each in convolutions)
+    assert network.halo == (reach, reach)
+
+
+@pytest.mark.parametrize("system", FILTERBANKS)
 @pytest.mark.parametrize("samples", [16000, 15999, 16001, 16160, 16300, 16561, 8000, 400, 23999])
 def test_the_front_end_in_pieces(system, samples):
     front_end = SYSTEMS[system].front_end()

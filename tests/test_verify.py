@@ -14,6 +14,7 @@ from test_encoder import save_model
 from test_model import small_network
 
 import verify
+from filterbanks import ExportableFilterbank
 from verify import Gallery, SpeakerEncoder
 
 THRESHOLDS = {"EER": 0.999, "1%": 0.9995, "0.1%": None}
@@ -171,6 +172,21 @@ def test_enrolling_side_by_side_loses_nobody(encoder, tmp_path):
     assert np.allclose(found["all"][0], vectors.mean(axis=0)) and found["all"][1] == 8
 
 
+def test_what_cannot_be_enrolled_changes_nothing(encoder, tmp_path, monkeypatch):
+    gallery = Gallery(tmp_path / "people.npz", encoder)
+    one = np.ones((1, encoder.vector_size), np.float32)
+    gallery.enrol("anna", one)
+    before = (tmp_path / "people.npz").read_bytes()
+    for odd in (one[:, 1:], one * np.nan, one[0]):
+        with pytest.raises(ValueError, match=r"scoring vectors are finite numbers \(M, 384\), not"):
+            gallery.enrol("bo", odd)
+    with monkeypatch.context() as full, pytest.raises(OSError, match="No space left"):
+        full.setattr(verify.np, "savez", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
+        gallery.enrol("anna", one)
+    assert (gallery.names, gallery.counts) == (["anna"], [1]) and (tmp_path / "people.npz").read_bytes() == before
+    assert gallery.enrol("anna", 3 * one) == 2 and np.allclose(gallery.vectors, 2 * one)
+
+
 def test_galleries_that_do_not_serve(use, folder, tmp_path):
     save_model(folder / "other.model", small_network(seed=3), thresholds=THRESHOLDS)
     use("--enrol", "anna", "wav/a0.wav", "--gallery", "g.npz")
@@ -182,8 +198,6 @@ def test_galleries_that_do_not_serve(use, folder, tmp_path):
     assert "was made with another model" in use("--identify", "wav", "--gallery", "g.npz", "--threshold", 0,
                                                 model="pretrain.model")[2]  # fmt: skip
     assert "g.npz is a gallery: name another" in use("--embed", "wav", "--out", "g.npz")[2]
-    with pytest.raises(ValueError, match=r"scoring vectors \(M, 384\) are needed, not \(1, 192\)"):
-        Gallery(folder / "g.npz", SpeakerEncoder.from_checkpoint(folder / "some.model")).enrol("bo", np.ones((1, 192)))
     assert (folder / "g.npz").read_bytes() == before
     (folder / "bad.npz").write_bytes(before[:100])
     assert "bad.npz is not a gallery, or a damaged one" in use("--identify", "wav/a0.wav", "--gallery", "bad.npz")[2]
@@ -356,6 +370,16 @@ def test_export_of_every_system(system, tmp_path):
     from export import export_onnx
 
     assert "at three other lengths" in export_onnx(encoder_of(system), tmp_path / "x.onnx")
+
+
+def test_an_export_that_differs_is_not_written(use, folder, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    right = ExportableFilterbank.energies
+    monkeypatch.setattr(ExportableFilterbank, "energies", lambda self, waveform: right(self, waveform)[:, :, :-1])
+    status, printed, complained = use("--export", "wrong.onnx")
+    assert (status, printed) == (2, "") and "onnxruntime does not agree with the model" in complained
+    assert not (folder / "wrong.onnx").exists()
 
 
 def test_export_without_its_packages(use, monkeypatch):
