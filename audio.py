@@ -125,8 +125,8 @@ class AudioFile:
         try:
             if first != self.place:  # some formats (GSM 6.10) can only be read from the beginning on
                 self.file.seek(first)
-            self.place = first + count
             waveform = self.file.read(count, dtype=dtype, always_2d=True)
+            self.place = first + count
         except (soundfile.LibsndfileError, OSError) as error:
             raise UnreadableAudio(f"{self.path} cannot be decoded ({error})") from error
         except MemoryError as error:

@@ -13,7 +13,7 @@ from model import Frames
 class Ragged(Frames):
     """A batch of utterances, each with its own number of frames; what lies behind its end does not count.
 
-    lengths: (B,) int64, on the device of the network. What does not count must be finite.
+    lengths: (B,) int64, on the device of the network. What does not count must be finite. One serves one batch.
     """
 
     def __init__(self, lengths):
@@ -154,7 +154,7 @@ def embed_pieces(network, length, read, size, halo):
 def log_mel_pieces(front_end, read, samples, size):
     """The front end's (1, 80, T) of a long waveform, on the CPU, computed about ``size`` samples at a time.
 
-    front_end: module (B, samples) -> (B, 80, frames), a frame every 160 samples that sees up to 400 around it; read:
+    front_end: module as in filterbanks.py, a frame every 160 samples that sees up to 400 around it; read:
     function (first, end) -> (1, end - first). size: a multiple of 160.
     """
     margin = 4 * 160

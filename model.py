@@ -208,7 +208,7 @@ class ECAPA_TDNN(nn.Module):
 
     Any multiple of 8 works; 32 and 64 are handy for tests. The other widths are the same whatever C is: ``aggregation``
     of the layer that joins the blocks, ``attention`` and ``bottleneck`` inside attention and squeeze-excitation. They,
-    ``variant`` and ``front_end`` (a module with (B, samples) -> (B, 80, T)) are for other people's checkpoints.
+    ``variant`` and ``front_end`` (a module as filterbanks.py describes it) are for other people's checkpoints.
     """
 
     hop = 160  # samples from one frame to the next
@@ -248,7 +248,7 @@ class ECAPA_TDNN(nn.Module):
         """Mean-normalised log-mel energies: (B, samples) in [-1, 1] -> (B, 80, 1 + samples // 160), always float32.
 
         frames: what the samples are, see Frames; those that do not count must be zero. Shorter than 257 samples cannot
-        be framed and raises RuntimeError. Other front ends have other numbers.
+        be framed: RuntimeError, or in a longer batch numbers that mean nothing. Other front ends have other numbers.
         """
         # Half precision has 8 bits of mantissa: the power spectrum's small bands would drown in the rounding of the
         # large ones, and log(x + 1e-6) would amplify it.

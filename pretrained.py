@@ -28,12 +28,12 @@ class System(NamedTuple):
 
     title: str
     variant: Variant | None  # of ECAPA_TDNN; None: XVectorSincNet
-    front_end: Any  # makes the module (B, samples) -> (B, 80, T)
+    front_end: Any  # makes the module that filterbanks.py describes
     shortest: int  # samples at 16 kHz
     files: tuple = ()  # its weights in the folder that its authors publish
     crops: bool = False  # the score looks at each utterance whole and in five crops; else only whole
     first_channel: bool = False  # of several channels it takes the first; else their mean
-    resampling: int = 32  # sharpness of the filter for other sample rates (dataLoader.low_pass)
+    resampling: int = 32  # sharpness of the filter for other sample rates (audio.low_pass)
     threshold: float | None = None  # the published one
     above: bool = False  # "same" is a score above the threshold; else one that reaches it
     decimals: int | None = None  # a verification score is rounded to
