@@ -204,7 +204,7 @@ class SpeakerEncoder:
         why the utterance is hardly fit for it.
         """
         source = self._source(root)
-        for group in self._read_ahead(files, source, threads):
+        for group in self._read_ahead(files, source, threads, self.system.shortest):
             embeddings = iter(self.embed_many([each for _, each, _ in group if isinstance(each, torch.Tensor)]).numpy())
             for file, found, remark in group:
                 try:
@@ -234,7 +234,8 @@ class SpeakerEncoder:
         files = list(dict.fromkeys(files))
         source, utterances, remarks = self._source(root), {}, []
         with progress_bar(total=len(files), desc="embedding", unit="utt", delay=1) as bar:
-            for group in self._read_ahead(files, source, threads):
+            least = CROP_SAMPLES if self.system.crops else self.system.shortest
+            for group in self._read_ahead(files, source, threads, least):
                 broken = [found for _, found, _ in group if isinstance(found, UnreadableAudio)]
                 if broken and unreadable is None:
                     raise broken[0]
@@ -322,15 +323,14 @@ class SpeakerEncoder:
     def _open(self, path):
         return self._source(".").open(path)
 
-    def _read_ahead(self, files, source, threads):
+    def _read_ahead(self, files, source, threads, least):
         """Groups of (file, (samples,) tensor or TOO_LONG or UnreadableAudio, remark), each for some batches' work.
 
-        The next is read while one is worked on.
+        The next is read while one is worked on. least: what shorter utterances are repeated to.
         """
-        return one_ahead(self._groups(files, source, threads))
+        return one_ahead(self._groups(files, source, threads, least))
 
-    def _groups(self, files, source, threads):
-        least = max(self.system.shortest, CROP_SAMPLES if self.system.crops else 0)  # what a short one is repeated to
+    def _groups(self, files, source, threads, least):
         most = 8 * BATCH_SECONDS[self.device.type] * SAMPLE_RATE
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             ahead, group, samples = collections.deque(), [], 0  # what is read ahead: at most 20 MB a file
