@@ -113,8 +113,9 @@ class Gallery:
 
 
 def holds_a_gallery(path):
-    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as file:
-        return "counts.npy" in file.namelist()
+    """Whether there is a file that looks like one; a pipe is not even opened."""
+    with contextlib.suppress(OSError, zipfile.BadZipFile):
+        return os.path.isfile(path) and "counts.npy" in zipfile.ZipFile(path).namelist()
     return False
 
 
@@ -229,6 +230,7 @@ def audio_of(path, root=None, anywhere=False):
 
 
 def files_of(paths, args):
+    """[path] of all the audio that the command line's files, folders and lists stand for."""
     return [file for path in paths for file in audio_of(path, args.root, args.paths_anywhere)]
 
 

@@ -1,5 +1,6 @@
 """The command: what it prints, writes, returns and complains of."""
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -198,6 +199,8 @@ def test_galleries_that_do_not_serve(use, folder, tmp_path):
     assert "was made with another model" in use("--identify", "wav", "--gallery", "g.npz", "--threshold", 0,
                                                 model="pretrain.model")[2]  # fmt: skip
     assert "g.npz is a gallery: name another" in use("--embed", "wav", "--out", "g.npz")[2]
+    os.mkfifo(folder / "pipe.npz")
+    assert "pipe.npz is a device or a pipe: name a file" in use("--embed", "wav", "--out", "pipe.npz")[2]
     assert (folder / "g.npz").read_bytes() == before
     (folder / "bad.npz").write_bytes(before[:100])
     assert "bad.npz is not a gallery, or a damaged one" in use("--identify", "wav/a0.wav", "--gallery", "bad.npz")[2]
