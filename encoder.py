@@ -346,8 +346,8 @@ class SpeakerEncoder:
                     file, job = ahead.popleft()
                     group.append((file, *job.result()))
                     found = group[-1][1]
-                    samples += max(least, len(found)) if isinstance(found, torch.Tensor) else 0
-                    samples += LONG_SECONDS * SAMPLE_RATE if found is TOO_LONG else 0
+                    if not isinstance(found, UnreadableAudio):
+                        samples += LONG_SECONDS * SAMPLE_RATE if found is TOO_LONG else max(least, len(found))
                 if group and (samples >= most or not ahead):
                     yield group
                     group, samples = [], 0
@@ -371,8 +371,8 @@ class SpeakerEncoder:
             return f"{path} is only {samples / SAMPLE_RATE:.2g} s long{repeated}: its embedding says little"
         if level.high - level.low < 1e-3:  # -66 dB of full scale: 16 steps of 16-bit audio to either side
             return f"{path} is silent: its embedding says nothing about a speaker"
-        if level.high - level.low > 100:
-            return f"{path} has samples up to {level.high:.3g}, full scale is 1: its embedding suffers"
+        if (peak := max(level.high, -level.low)) > 100:  # no overshoot of a codec, but integers as floats
+            return f"{path} has samples up to {peak:.3g}, full scale is 1: its embedding suffers"
         if level.clipped > 0.01 * level.seen:
             share = 100 * level.clipped / level.seen
             return f"{path} is clipped ({share:.1f} % of its samples): its embedding suffers"

@@ -292,7 +292,8 @@ def test_each_flag_belongs_to_some_actions(use, folder):
 
 
 def test_every_file_that_is_hardly_fit_is_named(use, folder):
-    signals = {"still": np.full(16000, 0.4), "short": np.sin(np.arange(1600.0)), "loud": 1e4 * np.sin(np.arange(16000))}
+    still, short, loud = np.full(16000, 0.4), np.sin(np.arange(1600.0)), -1e4 * np.abs(np.sin(np.arange(16000)))
+    signals = {"still": still, "short": short, "loud": loud}
     for name, signal in signals.items():
         soundfile.write(folder / f"{name}.wav", signal, 16000, subtype="FLOAT")
     complained = use("wav/a0.wav", *(f"{name}.wav" for name in signals))[2]
