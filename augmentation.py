@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from audio import SAMPLE_RATE, UnreadableAudio
+from corpora.audio import SAMPLE_RATE, UnreadableAudio
+from corpora.pack import open_source
 from dataLoader import random_stream, row_numbers, to_device
-from pack import open_source
 from tools import InputError, RunError, progress_bar
 
 

@@ -28,16 +28,14 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from audio import SAMPLE_RATE
 from augmentation import Augmentation
-from customary import compare_with_customary
+from corpora.audio import SAMPLE_RATE
+from corpora.pack import Pack, PackedFile, write_pack
 from dataLoader import CropLoader, to_device
-from encoder import SpeakerEncoder, Utterance, choose_device, score_trials
-from experiment import SpeakerNet
+from inference.encoder import SpeakerEncoder, Utterance, choose_device, score_trials
 from loss import AAMsoftmax
 from model import ECAPA_TDNN, compiled
-from pack import Pack, PackedFile, write_pack
-from recipe import take_step
+from tests.studies.customary import compare_with_customary
 from tools import (
     InputError,
     RunError,
@@ -51,6 +49,8 @@ from tools import (
     threshold_at,
     write_text,
 )
+from training.run import SpeakerNet
+from training.settings import take_step
 from trainSpeakerNet import multiplies_bf16, open_training_list
 
 VOXCELEB2 = SimpleNamespace(utterances=1_092_009, speakers=5_994, epochs=80)  # its development part; the recipe

@@ -16,17 +16,17 @@ import json
 import shlex
 import sys
 
-import doctor
-from audio import Folder, check_folder
 from augmentation import find_noises, find_responses
-from convert import convert_folder
-from convert import split_musan as split_musan_folder
-from corpusLists import from_csv, from_folder, from_kaldi, read_sex, write_lists
-from dataLoader import TrainingList, check_files
-from demoCorpus import make_demo
-from pack import write_pack
+from corpora import check as doctor
+from corpora.audio import Folder, check_folder
+from corpora.convert import convert_folder
+from corpora.convert import split_musan as split_musan_folder
+from corpora.demo import make_demo
+from corpora.lists import TrainingList, check_files
+from corpora.make_lists import from_csv, from_folder, from_kaldi, read_sex, write_lists
+from corpora.pack import write_pack
+from corpora.unpack import unpack as unpack_archives
 from tools import InputError, RunError, check_flags, run_command, sha256
-from unpack import unpack as unpack_archives
 
 
 def demo(arguments):

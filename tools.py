@@ -107,6 +107,28 @@ def keep_memory():
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give nothing back from the heap's end
 
 
+# ---- several processes (torchrun) ------------------------------------------------------------------------------------
+
+
+def rank():
+    """Which of the processes this is: 0, 1, ...; the first is the one that writes and prints."""
+    return int(os.environ.get("RANK", 0))
+
+
+def size():
+    """Number of processes."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def gather(thing):
+    """[what each process brings], the same list everywhere. Anything that can be pickled."""
+    if size() == 1:
+        return [thing]
+    things = [None] * size()
+    torch.distributed.all_gather_object(things, thing)
+    return things
+
+
 # ---- error rates -----------------------------------------------------------------------------------------------------
 
 

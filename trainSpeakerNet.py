@@ -19,23 +19,32 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import distributed
 from augmentation import Augmentation
+from corpora.check import glance, stop_at_errors
+from corpora.demo import make_demo
+from corpora.trials import hold_out, make_trials
 from dataLoader import CropLoader, to_device
-from demoCorpus import make_demo
-from doctor import glance, stop_at_errors
-from encoder import SpeakerEncoder, choose_device
-from evaluation import VALID, Background, Test, compare_files, evaluate, open_tests, open_training_list
-from experiment import DATA_FLAGS, Run, can_go_further, describe, provenance, take_width, what_fits
+from evaluation.report import write_report
+from evaluation.scoring import VALID, Background, Test, compare_files, evaluate, open_tests, open_training_list
+from inference.checkpoints import SYSTEMS
+from inference.encoder import SpeakerEncoder, choose_device
 from model import compiled
-from pretrained import SYSTEMS
-from progress import Meter, StopSignal, log_line
-from recipe import OPTIMIZERS, RECIPES, bundle, check_settings, describe_bundles, learning_rate, margin, take_step
-from report import write_report
 from speed import SpeedPerturbation
-from state import has_state, only_run_in
 from tools import InputError, RunError, check_writable, keep_memory, ran_out_of_memory, run_command, write_text
-from trials import hold_out, make_trials
+from training import distributed
+from training.meter import Meter, StopSignal, log_line
+from training.run import DATA_FLAGS, Run, can_go_further, describe, provenance, take_width, what_fits
+from training.settings import (
+    OPTIMIZERS,
+    RECIPES,
+    bundle,
+    check_settings,
+    describe_bundles,
+    learning_rate,
+    margin,
+    take_step,
+)
+from training.state import has_state, only_run_in
 
 # ---- settings: edit the paths here, or pass them as flags ------------------------------------------------------------
 

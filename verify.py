@@ -20,10 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from audio import SAMPLE_RATE, AudioFile, UnreadableAudio, check_folder, find_audio
-from convert import SUFFIXES
-from dataLoader import leads_out, read_lines, refuse_to_leave
-from encoder import (
+from corpora.audio import SAMPLE_RATE, AudioFile, UnreadableAudio, check_folder, find_audio
+from corpora.convert import SUFFIXES
+from corpora.lists import leads_out, read_lines, refuse_to_leave
+from inference.checkpoints import SYSTEMS
+from inference.encoder import (
     AudioWarning,
     Classification,
     SpeakerEncoder,
@@ -32,7 +33,6 @@ from encoder import (
     score_trials,
     scoring_crops,
 )
-from pretrained import SYSTEMS
 from tools import (
     InputError,
     check_flags,
@@ -413,7 +413,7 @@ def main():
     encoder.channel = args.channel
     choose_threshold(args, encoder)
     if args.export:
-        from export import export_onnx  # its packages are an extra
+        from inference.export import export_onnx  # its packages are an extra
 
         print(export_onnx(encoder, args.export))
         return 0

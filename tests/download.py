@@ -27,7 +27,7 @@ from make_download import NOISE, PAGE, POINTER, film, flipped, half, link, spoil
 from nasty import zip_of  # noqa: E402
 from way import PUBLISHED, Way, lacking  # noqa: E402
 
-import unpack  # noqa: E402
+from corpora import unpack  # noqa: E402
 
 SETTINGS = ["--C", "8", "--num_frames", "60", "--batch_size", "4", "--max_epoch", "1", "--bank_mb", "5", "--device",
             "cpu", "--amp", "off", "--n_cpu", "1"]  # fmt: skip

@@ -9,9 +9,10 @@ import soundfile
 import torch
 from conftest import voice
 
-from audio import Folder, UnreadableAudio
 from augmentation import Augmentation, Bank
-from dataLoader import CropLoader, TrainingList, row_numbers
+from corpora.audio import Folder, UnreadableAudio
+from corpora.lists import TrainingList
+from dataLoader import CropLoader, row_numbers
 from tools import InputError, RunError
 
 SAMPLES = 16240  # 100 frames

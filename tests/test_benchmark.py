@@ -8,12 +8,12 @@ import torch
 from conftest import relative_error
 
 import benchmark
-from audio import Folder
 from benchmark import Stage, advise, count_work, hours, read_settings
-from customary import Customary
-from encoder import SpeakerEncoder
+from corpora.audio import Folder
+from inference.encoder import SpeakerEncoder
 from loss import AAMsoftmax
 from model import ECAPA_TDNN
+from tests.studies.customary import Customary
 from tools import InputError, RunError
 
 EMBEDDING = [f"embed {kind}, {way}" for kind in ("1 s", "2 s") for way in ("one by one", "in batches")]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from audio import Folder, read_audio
-from dataLoader import CropLoader, TrainingList, TrialList, check_files, random_stream, row_numbers
+from corpora.audio import Folder, read_audio
+from corpora.lists import TrainingList, TrialList, check_files
+from dataLoader import CropLoader, random_stream, row_numbers
 from tools import InputError, RunError
 
 SAMPLES = 16240  # 100 frames

@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import fuzz
+from studies import fuzz
 import nasty
 import numpy as np
 import pytest
@@ -26,16 +26,17 @@ from hypothesis import strategies as st
 from test_encoder import SYSTEMS, encoder_of, save_model
 from test_model import small_network
 
-import encoder as encoder_room
 import prepareData
 import trainSpeakerNet
 import verify
-from audio import AudioFile, Folder, UnreadableAudio, low_pass, read_audio
-from backend import read_cohort
-from dataLoader import CropLoader, TrainingList, TrialList, check_files
-from encoder import AudioWarning, SpeakerEncoder, score_trials
-from pack import Pack, write_pack
-from pretrained import load_pretrained
+from corpora.audio import AudioFile, Folder, UnreadableAudio, low_pass, read_audio
+from corpora.lists import TrainingList, TrialList, check_files
+from corpora.pack import Pack, write_pack
+from dataLoader import CropLoader
+from evaluation.backend import read_cohort
+from inference import encoder as encoder_room
+from inference.checkpoints import load_pretrained
+from inference.encoder import AudioWarning, SpeakerEncoder, score_trials
 from tools import InputError, load_checkpoint, load_tensors, one_line, read_history
 
 # ---- every reader ----------------------------------------------------------------------------------------------------

@@ -17,15 +17,15 @@ import torch
 from conftest import data_flags, run_script, start_script
 from sklearn.metrics import roc_curve
 
-import demoCorpus
-import experiment
 import trainSpeakerNet
 from augmentation import Augmentation
-from experiment import SpeakerNet
+from corpora import demo as demoCorpus
+from inference.checkpoints import load_pretrained
 from loss import AAMsoftmax
 from model import ECAPA_TDNN
-from pretrained import load_pretrained
-from progress import StopSignal
+from training import run as experiment
+from training.meter import StopSignal
+from training.run import SpeakerNet
 from verify import SpeakerEncoder
 
 SMALL = ["--C", 8, "--num_frames", 60, "--batch_size", 8, "--max_epoch", 2, "--bank_mb", 5, "--n_cpu", 1,

@@ -15,7 +15,7 @@ from test_encoder import save_model
 from test_model import small_network
 
 import verify
-from filterbanks import ExportableFilterbank
+from inference.filterbanks import ExportableFilterbank
 from verify import Gallery, SpeakerEncoder
 
 THRESHOLDS = {"EER": 0.999, "1%": 0.9995, "0.1%": None}
@@ -371,7 +371,7 @@ def test_export_of_every_system(system, tmp_path):
     pytest.importorskip("onnx")
     from test_encoder import encoder_of
 
-    from export import export_onnx
+    from inference.export import export_onnx
 
     assert "at three other lengths" in export_onnx(encoder_of(system), tmp_path / "x.onnx")
 

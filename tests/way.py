@@ -24,7 +24,7 @@ from make_download import make_download
 
 import prepareData
 import trainSpeakerNet
-import unpack
+from corpora import unpack
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = unpack.ARCHIVES

@@ -1,0 +1,1 @@
+"""Corpora: reading, listing, checking, packing, downloading and generating speech."""

@@ -1,0 +1,1 @@
+"""Trial lists to error rates, with intervals, score normalisation and calibration."""

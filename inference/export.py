@@ -1,0 +1,56 @@
+"""A model as ONNX: waveform in, embedding out, for onnxruntime. Called by ``verify.py --export``."""
+
+import copy
+import io
+import warnings
+
+import torch
+
+from inference.filterbanks import ExportableFilterbank
+from model import LogMel
+from tools import InputError, RunError, whole_file
+
+
+def export_onnx(encoder, path):
+    """Write a SpeakerEncoder's network, checked against it at other lengths. Returns what was done, in words.
+
+    Input ``waveform`` (batch, samples), float32 in [-1, 1] at 16 kHz, equally long; output ``embedding`` (batch, D).
+    Batch and samples are free; no fewer than the network needs (the answer names how many). InputError when the
+    packages are absent, RunError when the file does not give the same embeddings.
+    """
+    try:
+        import onnx  # noqa: F401 - the exporter uses it
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(f"--export needs two more packages: pip install onnx onnxruntime ({error})") from error
+    network = copy.deepcopy(encoder.network).cpu().eval()
+    original = copy.deepcopy(network)
+    if isinstance(getattr(network, "torchfbank", None), LogMel):
+        network.torchfbank = ExportableFilterbank(network.torchfbank)
+    alone = torch.nn.Sequential(network)  # the exporter would take the network's other arguments for inputs, too
+    shortest = encoder.system.shortest
+    random = torch.Generator().manual_seed(0)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own, about what it was built with
+        torch.onnx.export(
+            alone, (0.1 * torch.randn(2, 2 * shortest, generator=random),), buffer, dynamo=False, opset_version=17,
+            input_names=["waveform"], output_names=["embedding"],
+            dynamic_axes={"waveform": {0: "batch", 1: "samples"}, "embedding": {0: "batch"}},
+        )  # fmt: skip
+    session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for batch, samples in ((1, shortest), (3, 16000 + shortest), (1, 100_000)):
+        waveform = 0.1 * torch.randn(batch, samples, generator=random)
+        with torch.inference_mode():
+            expected = original(waveform)
+        found = torch.from_numpy(session.run(None, {"waveform": waveform.numpy()})[0])
+        worst = max(worst, float((found - expected).norm() / expected.norm()))
+    if not worst < 1e-4:
+        raise RunError(f"onnxruntime does not agree with the model (relative error {worst:.1e}): nothing written")
+    with whole_file(path) as file:
+        file.write(buffer.getvalue())
+    return (
+        f"{path}: waveform (batch, samples >= {shortest}) -> embedding (batch, {network.embedding_size}); relative "
+        f"difference in onnxruntime at three other lengths: {worst:.1e} at most"
+    )

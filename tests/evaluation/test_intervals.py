@@ -1,0 +1,323 @@
+"""Intervals: exact on weighted trials, honest on simulated ones; of those interval_coverage.py has many more."""
+
+import itertools
+from types import SimpleNamespace
+
+import interval_coverage as simulated
+import numpy as np
+import pytest
+from scipy.stats import t as student
+
+from evaluation.intervals import (
+    METRICS,
+    Interval,
+    WeightedTrials,
+    bootstrap_intervals,
+    compare,
+    det_band,
+    metrics_of,
+    speakers_of,
+)
+from tools import equal_error_rate, error_curve, min_dcf
+
+
+def random_trials(seed, ties=False, speakers=6, count=150):
+    random = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    enrol = random.integers(speakers, size=count)
+    test = np.where(labels == 1, enrol, (enrol + random.integers(1, speakers, size=count)) % speakers)
+    scores = random.standard_normal(count) + random.uniform(0, 3) * labels
+    return np.round(scores, 0 if ties else 12), labels, enrol, test
+
+
+def judged(scores, labels):
+    return [equal_error_rate(scores, labels)[0], min_dcf(scores, labels, 0.05)[0], min_dcf(scores, labels, 0.01)[0]]
+
+
+def times(weight, enrol, test):
+    """How often each trial is there, one by one."""
+    return [int(weight[a]) if a == b else int(weight[a] * weight[b]) for a, b in zip(enrol, test)]
+
+
+def repeated(seed, speakers, labels, enrol, test, replicates):
+    """The replicates, as positions of trials, each as often as it was drawn."""
+    random = np.random.default_rng(seed)
+    while replicates:
+        weight = np.bincount(random.integers(speakers, size=speakers), minlength=speakers)
+        rows = np.repeat(np.arange(labels.size), times(weight, enrol, test))
+        if len(set(labels[rows])) == 2:
+            replicates -= 1
+            yield rows
+
+
+# ---- whose trials ----------------------------------------------------------------------------------------------------
+
+
+def listing(*trials):
+    labels, enrol, test = zip(*trials)
+    return SimpleNamespace(label=np.array(labels), enrol=list(enrol), test=list(test))
+
+
+def partition(trials):
+    """Which sides of which trials are one speaker, in whatever order speakers are numbered; numbers must be 0..n-1."""
+    enrol, test, count = speakers_of(trials)
+    assert enrol.dtype == test.dtype == np.int64
+    both = [*enrol.tolist(), *test.tolist()]
+    assert min(both) >= 0 and max(both) < count
+    first = {}
+    return [first.setdefault(number, len(first)) for number in both], count
+
+
+@pytest.mark.parametrize("prefix", ["", "eval/wav/", "/data/vox1/"])
+def test_speakers_are_folders(prefix):
+    """No trial says that all videos of id1 are one speaker's: the folder does."""
+    trials = listing(
+        (1, "id1/a/1.wav", "id1/b/1.wav"),
+        (0, "id1/c/1.wav", "id2/a/1.wav"),
+        (1, "id2/b/1.wav", "id2/b/2.wav"),
+        (0, "id3/a/1.wav", "id1/d/1.wav"),
+    )
+    trials.enrol = [prefix + path for path in trials.enrol]
+    trials.test = [prefix + path for path in trials.test]
+    assert partition(trials) == ([0, 0, 1, 2, 0, 1, 1, 0], 3)
+
+
+def test_the_shallowest_folder_is_the_speaker_s():
+    """Here every same-speaker trial is of one video, so the videos would do, too."""
+    trials = listing((1, "id1/a/1.wav", "id1/a/2.wav"), (0, "id1/b/1.wav", "id2/a/1.wav"))
+    assert partition(trials) == ([0, 0, 0, 1], 2)
+
+
+@pytest.mark.parametrize("folder", ["", "all/", "all/wav/"])
+def test_without_folders_same_speaker_trials_link(folder):
+    """a-b and b-c and d-c are one speaker by one another, e-f another, and g is nobody's."""
+    pairs = [(1, "a", "b"), (0, "a", "e"), (1, "b", "c"), (1, "d", "c"), (1, "e", "f"), (0, "d", "g"), (0, "f", "c")]
+    trials = listing(*((label, f"{folder}{x}.wav", f"{folder}{y}.wav") for label, x, y in pairs))
+    found, count = partition(trials)
+    owner = dict(zip("abcdefg", "AAAAEEG"))
+    names = [owner[pair[side]] for side in (1, 2) for pair in pairs]
+    assert count == 3
+    assert [x == y for x, y in itertools.product(found, repeat=2)] == [
+        x == y for x, y in itertools.product(names, repeat=2)
+    ]
+
+
+def test_the_name_of_a_file_is_no_speaker():
+    """Folders of sessions, names of speakers: at no depth do the folders agree with the labels."""
+    trials = listing((1, "s1/ann", "s2/ann"), (0, "s1/ann", "s1/bob"), (1, "s3/bob", "s1/bob"), (0, "s2/ann", "s3/bob"))
+    assert partition(trials) == ([0, 0, 1, 0, 0, 1, 1, 1], 2)
+
+
+# ---- weighted trials -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(10))
+def test_weights_are_repetitions(seed, ties):
+    scores, labels, enrol, test = random_trials(seed, ties)
+    trials = WeightedTrials(scores, labels, enrol, test)
+    random = np.random.default_rng(seed)
+    assert metrics_of(*trials.error_curve(np.ones(6, int))) == pytest.approx(judged(scores, labels), abs=1e-12)
+    for _ in range(20):
+        weight = random.integers(0, 4, size=6)
+        rows = np.repeat(np.arange(labels.size), times(weight, enrol, test))
+        curve = trials.error_curve(weight)
+        if len(set(labels[rows])) < 2:
+            assert curve is None
+            continue
+        assert metrics_of(*curve) == pytest.approx(judged(scores[rows], labels[rows]), abs=1e-12)
+
+
+def test_a_speaker_of_both_sides_counts_once_whatever_the_label():
+    """A list with a wrong label links both sides of a different-speaker trial to one speaker."""
+    labels, enrol, test = np.array([1, 0, 0, 1, 0]), np.array([0, 0, 1, 1, 0]), np.array([0, 0, 2, 1, 1])
+    scores, weight = np.array([0.3, 0.5, 0.1, 0.9, 0.4]), np.array([3, 2, 1])
+    rows = np.repeat(np.arange(5), [3, 3, 2, 2, 6])
+    found = metrics_of(*WeightedTrials(scores, labels, enrol, test).error_curve(weight))
+    assert found == pytest.approx(judged(scores[rows], labels[rows]), abs=1e-12)
+
+
+# ---- intervals -------------------------------------------------------------------------------------------------------
+
+
+def interval_of(estimate, replicates, speakers, floor, largest):
+    """The formula at the head of intervals.py, for one number."""
+    logs = np.log(np.maximum(replicates, floor))
+    centre = 2 * np.log(max(estimate, floor)) - np.mean(logs)
+    half = student(speakers - 1).isf(0.025) * np.std(logs, ddof=1) * (speakers / (speakers - 1)) ** 0.5
+    return min(np.exp(centre - half), estimate), min(max(np.exp(centre + half), estimate), largest)
+
+
+def test_intervals_against_repeated_trials():
+    scores, labels, enrol, test = random_trials(2)
+    replicates = [judged(scores[rows], labels[rows]) for rows in repeated(5, 6, labels, enrol, test, 40)]
+    found = bootstrap_intervals(scores, labels, enrol, test, replicates=40, seed=5)
+    assert tuple(found) == METRICS
+    for column, (metric, estimate, largest) in enumerate(zip(METRICS, judged(scores, labels), (100, 1, 1))):
+        floor = 0.5 * largest / np.count_nonzero(labels)
+        expected = interval_of(estimate, np.array(replicates)[:, column], 6, floor, largest)
+        assert found[metric] == pytest.approx(expected, abs=1e-9)
+        assert found[metric].low <= estimate <= found[metric].high
+
+
+def test_det_band_against_repeated_trials():
+    scores, labels, enrol, test = random_trials(4, ties=True)
+    rates = [0.0, 0.02, 3 / 75, 0.2, 0.5, 1.0]  # 3 / 75: exactly what some thresholds have
+
+    def least_miss(rows):
+        _, miss, false_alarm = error_curve(scores[rows], labels[rows])
+        return [min(m for m, f in zip(miss, false_alarm) if f <= rate + 1e-12) for rate in rates]
+
+    estimate = least_miss(np.arange(labels.size))
+    replicates = [least_miss(rows) for rows in repeated(1, 6, labels, enrol, test, 30)]
+    low, high = det_band(scores, labels, enrol, test, rates, replicates=30, seed=1)
+    for column in range(len(rates)):
+        drawn = np.array(replicates)[:, column]
+        expected = interval_of(estimate[column], drawn, 6, 0.5 / 75, 1) if drawn.any() else (0, 0)
+        assert (low[column], high[column]) == pytest.approx(expected, abs=1e-9)
+    assert low[0] > 0 and high[-1] == 0
+
+
+def test_draws_depend_on_the_seed_alone():
+    trials = random_trials(0)
+    first = bootstrap_intervals(*trials, replicates=20)
+    np.random.seed(1)
+    order = np.random.default_rng(1).permutation(len(trials[0]))
+    assert bootstrap_intervals(*trials, replicates=20, seed=0) == first
+    assert bootstrap_intervals(*(column[order] for column in trials), replicates=20) == first
+    assert bootstrap_intervals(*trials, replicates=20, seed=1) != first
+
+
+def test_nothing_seen_and_nothing_known():
+    labels, speakers = np.array([0, 0, 0, 1, 1, 1]), (np.array([0, 1, 2, 0, 1, 2]), np.array([1, 2, 0, 0, 1, 2]))
+    apart = bootstrap_intervals(np.arange(6), labels, *speakers, replicates=50)
+    assert set(apart.values()) == {Interval(0, 0)}
+    low, high = det_band(np.arange(6), labels, *speakers, [0, 0.5], replicates=50)
+    assert not low.any() and not high.any()
+    upside_down = bootstrap_intervals(-np.arange(6), labels, *speakers, replicates=50)
+    assert upside_down["eer"].high == 100 and upside_down["min_dcf_0.01"].high == 1
+    # Of two speakers every replicate is the list itself, which tells nothing of other speakers.
+    two = [[0.1, 0.4, 0.3, 0.9], [0, 0, 1, 1], [0, 1, 0, 1], [1, 0, 0, 1]]
+    assert list(bootstrap_intervals(*two, replicates=20).values()) == [(0, 100), (0, 1), (0, 1)]
+    assert {difference.p for difference in compare([4, 3, 2, 1], *two, replicates=20).values()} == {1.0}
+
+
+@pytest.mark.parametrize("change", ["NaN", "labels", "lengths"])
+def test_what_cannot_be_judged(change):
+    scores, labels, enrol, test = random_trials(0)
+    if change == "NaN":
+        scores[3] = np.nan
+    elif change == "labels":
+        labels[:] = 1
+    else:
+        enrol, test = enrol[1:], test[1:]
+    with pytest.raises(ValueError, match=r"NaN|both kinds|150 trials but 149"):
+        bootstrap_intervals(scores, labels, enrol, test)
+
+
+# ---- coverage --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("effects", "eer"),
+    [
+        (simulated.EFFECTS["wolves"], 5),  # what makes speakers differ is whom others take them for
+        (simulated.Effects(0.5, 0.1, 0.02, 0.05, 0.05), 10),  # ... how unlike themselves they are
+    ],
+)
+def test_intervals_hold_the_truth_and_are_no_wider_than_need_be(effects, eer):
+    """At 40 speakers; a bootstrap over trials, or one that counts a pair by one of its speakers, does not."""
+    distance = simulated.distance_of(eer)
+    truth = simulated.true_metrics(distance)
+    assert truth[0] == pytest.approx(eer)
+    estimates, found, naive = [], [], []
+    for simulation in range(90):
+        random = np.random.default_rng(simulation)
+        (scores,), labels, enrol, test = simulated.simulate(random, (40, 16, 3), effects, [distance])
+        estimates.append(judged(scores, labels))
+        found.append(list(bootstrap_intervals(scores, labels, enrol, test, 60, simulation).values()))
+        if simulation < 30:
+            alone = np.arange(labels.size)
+            naive.append(list(bootstrap_intervals(scores, labels, alone, alone, 60, simulation).values()))
+
+    def held(intervals):
+        low, high = np.moveaxis(intervals, 2, 0)
+        return np.mean((low <= truth) & (truth <= high), axis=0)
+
+    assert np.all(held(found) >= 0.9), held(found)
+    assert held(naive)[0] <= 0.8, held(naive)
+    # As wide as the estimates' own scatter over the simulations demands.
+    needed = 2 * 1.96 * np.log(estimates)[:, 0].std()
+    assert 0.9 <= np.median(np.diff(np.log(found)[:, 0])) / needed <= 1.35
+
+
+def test_truth_of_the_simulation():
+    """Millions of trials of ever new speakers: the marginal distributions are what the truth is computed from."""
+    random = np.random.default_rng(0)
+    distance = simulated.distance_of(5)
+    lists = [simulated.simulate(random, (40, 8, 2), simulated.EFFECTS["strong"], [distance]) for _ in range(500)]
+    scores, labels = np.concatenate([row[0][0] for row in lists]), np.concatenate([row[1] for row in lists])
+    assert judged(scores, labels) == pytest.approx(simulated.true_metrics(distance), rel=0.03)
+
+
+# ---- two systems -----------------------------------------------------------------------------------------------------
+
+
+def test_compare_is_antisymmetric_and_its_interval_agrees_with_p():
+    for seed in range(20):
+        scores, labels, enrol, test = random_trials(seed)
+        other = scores + np.random.default_rng(seed).standard_normal(labels.size) * 0.5
+        forth = compare(scores, other, labels, enrol, test, replicates=60, seed=3)
+        back = compare(other, scores, labels, enrol, test, replicates=60, seed=3)
+        for metric, column in zip(METRICS, range(3)):
+            x, y = forth[metric], back[metric]
+            assert (x.first, x.second) == (y.second, y.first)
+            assert [x.first, x.second] == pytest.approx([judged(s, labels)[column] for s in (scores, other)])
+            assert x.difference == x.second - x.first
+            assert [x.difference, x.low, x.high, x.p] == pytest.approx([-y.difference, -y.high, -y.low, y.p])
+            assert x.low <= x.difference <= x.high
+            if x.p > 1 / 61:  # below, p is but a bound
+                assert (x.low > 0 or x.high < 0) == (x.p < 0.05)
+
+
+def test_compare_against_repeated_trials():
+    scores, labels, enrol, test = random_trials(1)
+    other = scores + 0.5 * np.random.default_rng(1).standard_normal(labels.size)
+    drawn = [
+        np.subtract(judged(other[rows], labels[rows]), judged(scores[rows], labels[rows]))
+        for rows in repeated(7, 6, labels, enrol, test, 40)
+    ]
+    found = compare(scores, other, labels, enrol, test, replicates=40, seed=7)
+    for difference, spread in zip(found.values(), np.std(drawn, axis=0, ddof=1) * np.sqrt(6 / 5)):
+        assert difference.high - difference.difference == pytest.approx(2.5705818 * spread)  # t of 5 degrees
+        expected = 2 * student(5).cdf(-abs(difference.difference) / spread)
+        assert difference.p == pytest.approx(max(expected, 1 / 41))
+
+
+def test_same_and_surely_different_systems():
+    (scores,), labels, enrol, test = simulated.simulate(
+        np.random.default_rng(0), (40, 8, 2), simulated.EFFECTS["weak"], [simulated.distance_of(5)]
+    )
+    for same in (scores, 2 * scores - 1):  # any rising map of the scores is the same system
+        for difference in compare(scores, same, labels, enrol, test, replicates=50).values():
+            assert (difference.difference, difference.low, difference.high, difference.p) == (0, 0, 0, 1)
+    better = compare(scores, scores + 2 * labels, labels, enrol, test, replicates=50)["eer"]
+    assert better.p == pytest.approx(1 / 51) and better.high < 0
+
+
+def test_compare_finds_no_more_than_there_is_and_what_there_is():
+    """Equally good systems differ "significantly" in 5 %; those with an EER of 5 and 3.5 %, far more often."""
+    found = {}
+    for eers in ((5, 5), (5, 3.5)):
+        distances = [simulated.distance_of(eer) for eer in eers]
+        truth = np.subtract(*(simulated.true_metrics(distance) for distance in distances[::-1]))
+        rows = []
+        for simulation in range(80):
+            random = np.random.default_rng(simulation)
+            (first, second), *trials = simulated.simulate(random, (40, 16, 3), simulated.EFFECTS["weak"], distances)
+            rows.append(list(compare(first, second, *trials, 60, simulation).values()))
+        _, _, _, low, high, p = np.moveaxis(rows, 2, 0)
+        assert np.all(np.mean((low <= truth) & (truth <= high), axis=0) >= 0.9)
+        found[eers] = np.mean(p < 0.05, axis=0)
+    assert np.all(found[5, 5] <= 0.1), found
+    assert found[5, 3.5][0] >= 0.5, found  # 0.4 where each system is judged on speakers of its own

@@ -1,0 +1,407 @@
+"""Other people's checkpoints: their numbers, their files, their mistakes, and files that mean harm."""
+
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torch.nn.functional as F
+from conftest import SHARED, relative_error
+from published import (
+    HYPERPARAMS,
+    WRITERS,
+    golden_state,
+    pyannote_shapes,
+    random_state,
+    speechbrain_shapes,
+    taoruijie_shapes,
+    wespeaker_shapes,
+    write_lightning,
+    write_modelscope,
+    write_pyannote,
+    write_speechbrain,
+)
+
+import verify
+from inference.checkpoints import STAND_IN_FOR, load_pretrained
+from model import WHOLE
+from tools import InputError, load_tensors, save_checkpoint
+from verify import SpeakerEncoder
+
+
+@pytest.fixture
+def published(golden, tmp_path):
+    """published(system) -> (golden vectors, encoder loaded from files in the authors' layout, the three wav files)."""
+
+    def load(system):
+        data = golden(system)
+        (tmp_path / system).mkdir()
+        encoder = SpeakerEncoder.from_checkpoint(WRITERS[system](tmp_path / system, data))
+        files = [tmp_path / f"{i}.wav" for i in range(3)]
+        for i, file in enumerate(files):
+            soundfile.write(file, data[f"wav_{i}"], 16000, subtype="FLOAT")
+        return data, encoder, files
+
+    return load
+
+
+# ---- the systems' own numbers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("system", WRITERS)
+def test_golden_features_embeddings_and_scores(published, system, record_property):
+    """The table of the README: the largest relative errors against what the original code computed."""
+    data, encoder, files = published(system)
+    features, embeddings = [], []
+    for i, file in enumerate(files):
+        with torch.inference_mode():
+            found = encoder.network.features(torch.tensor(data[f"wav_{i}"])[None])
+            if system == "pyannote":  # whose features are what SincNet gives
+                found, _ = encoder.network.sincnet(found, WHOLE)
+        expected = data[f"feat_{i}"]
+        features.append(relative_error(found[0] if found.shape[1:] == expected.shape else found[0].t(), expected))
+        embeddings.append(relative_error(encoder.embed(file), data[f"emb_{i}"]))
+    scores = [encoder.verify(files[a], files[b]).score for a, b in data["pairs"]]
+    expected = 1 - data["distance"] if system == "pyannote" else data["score"]
+    worst = max(features), max(embeddings), relative_error(scores, expected)
+    print(f"\n| {system} | {worst[0]:.1e} | {worst[1]:.1e} | {worst[2]:.1e} |")
+    assert max(worst) < 1e-4
+
+
+def test_speechbrain_decides_classifies_and_reads_any_file(published, tmp_path):
+    data, encoder, files = published("speechbrain")
+    pairs = [(files[a], files[b]) for a, b in data["pairs"]]
+    assert [encoder.verify(*pair).same_speaker for pair in pairs] == data["decision"].tolist()
+    assert (encoder.threshold, encoder.origin) == (0.25, "SpeechBrain's own")
+    assert encoder.decide(0.25).same_speaker is False and encoder.decide(0.2501).same_speaker is True  # above, not at
+    for i, file in enumerate(files):
+        found = encoder.classify(file)
+        assert found.speaker == str(data[f"class_best_{i}"])
+        assert found.score == pytest.approx(data[f"class_cosine_{i}"].max(), abs=1e-5)
+        assert relative_error(encoder.embed(file) - encoder.mean.numpy(), data[f"emb_normalized_{i}"]) < 1e-4
+    soundfile.write(tmp_path / "stereo.wav", data["stereo_44k"], 44100, subtype="FLOAT")
+    assert relative_error(encoder.embed(tmp_path / "stereo.wav"), data["emb_stereo_44k"]) < 1e-4
+
+
+def test_speechbrain_label_encoder_under_its_cached_name(golden, tmp_path):
+    data = golden("speechbrain")
+    write_speechbrain(tmp_path, data)
+    (tmp_path / "label_encoder.txt").rename(tmp_path / "label_encoder.ckpt")
+    assert len(load_pretrained(tmp_path).speakers) == 24
+
+
+def test_modelscope_decides_by_its_configuration(published):
+    data, encoder, files = published("modelscope")
+    scores = data["score"]
+    for (a, b), score in zip(data["pairs"], scores):
+        result = encoder.verify(files[a], files[b])
+        assert result.score == round(result.score, 5) == pytest.approx(score, abs=2e-5)
+        assert (result.threshold, result.same_speaker) == (0.37, result.score >= 0.37)
+        # A threshold that was given once does not stay in force.
+        assert encoder.verify(files[a], files[b], threshold=result.score).same_speaker is True
+        assert encoder.verify(files[a], files[b]).threshold == 0.37
+    with pytest.raises(InputError, match=r"a threshold must be from -1 to 1, not 1\.5"):
+        encoder.verify(*files[:2], threshold=1.5)
+
+
+def test_pyannote_filters_batch_and_shortest_input(published, tmp_path):
+    data, encoder, _ = published("pyannote")
+    with torch.no_grad():
+        filters = encoder.network.sincnet.conv1d[0].filterbank.filters()
+    assert relative_error(filters, data["sinc_filters"]) < 1e-5
+    assert relative_error(encoder.embed_batch(data["batch_wav"]), data["batch_emb"]) < 1e-4
+    soundfile.write(tmp_path / "short.wav", data["wav_short"], 16000, subtype="FLOAT")
+    with pytest.warns(verify.AudioWarning, match="only 0.32 s long"):
+        assert relative_error(encoder.embed(tmp_path / "short.wav"), data["emb_short"]) < 1e-4
+
+
+@pytest.mark.parametrize("system", WRITERS)
+def test_rows_of_a_batch_are_the_single_files(published, system):
+    data, encoder, _ = published(system)
+    lengths = [len(data[f"wav_{i}"]) for i in range(3)]
+    # Noise behind the ends.
+    batch = np.random.default_rng(0).standard_normal((3, max(lengths) + 999)).astype(np.float32)
+    for i, length in enumerate(lengths):
+        batch[i, :length] = data[f"wav_{i}"]
+    for i, row in enumerate(encoder.embed_batch(batch, lengths)):
+        assert relative_error(row, data[f"emb_{i}"]) < 1e-4
+
+
+# ---- recognising -----------------------------------------------------------------------------------------------------
+
+
+def test_a_lone_ambiguous_file_is_not_guessed(golden, tmp_path):
+    data = golden("modelscope")
+    for name in ("ecapa_tdnn.bin", "embedding_model.ckpt", "model.pt"):
+        torch.save(golden_state(data), tmp_path / name)
+        with pytest.raises(InputError, match=r"say which by --system, or system=: speechbrain or modelscope"):
+            load_pretrained(tmp_path / name)
+    waveform = torch.tensor(data["wav_1"])[None]
+    found = {}
+    for system in ("speechbrain", "modelscope"):
+        network = load_pretrained(tmp_path / "model.pt", system).network
+        with torch.inference_mode():
+            found[system] = relative_error(network(waveform)[0], data["emb_1"])
+    assert found["modelscope"] < 1e-4 < 0.01 < found["speechbrain"]
+
+
+def test_the_files_beside_it_tell_whose_it_is(golden, tmp_path):
+    write_speechbrain(tmp_path, golden("speechbrain"))
+    found = load_pretrained(tmp_path / "embedding_model.ckpt")
+    assert (found.system, found.threshold) == ("speechbrain", 0.25) and len(found.speakers) == 24
+    (tmp_path / "m").mkdir()
+    write_modelscope(tmp_path / "m", golden("modelscope"), threshold=0.41)
+    assert load_pretrained(tmp_path / "m" / "ecapa_tdnn.bin").threshold == 0.41
+
+
+def test_a_system_that_the_file_contradicts(golden, tmp_path):
+    write_pyannote(tmp_path, golden("pyannote"))
+    with pytest.raises(InputError, match=r"pytorch_model.bin is not a checkpoint of wespeaker but one of pyannote"):
+        load_pretrained(tmp_path / "pytorch_model.bin", "wespeaker")
+    with pytest.raises(InputError, match=r"is a folder without avg_model.pt"):
+        load_pretrained(tmp_path, "wespeaker")
+    with pytest.raises(InputError, match=r"'nemo' is not known: choose from ours, taoruijie"):
+        load_pretrained(tmp_path, "nemo")
+
+
+@pytest.mark.parametrize(("content", "complaint"), [
+    ({"weight": torch.zeros(3)}, "holds no model of a system that is known here"),
+    ([1, 2], "holds no weights but a list"),
+    ({"kind": "training state"}, r"is the state of a training run, not a model"),
+    ({"kind": "model"}, "lacks what a model of this repository has"),
+    ({"pyannote.audio": {"architecture": {"class": "PyanNet"}}, "state_dict": {}}, "is pyannote.audio's PyanNet"),
+])  # fmt: skip
+def test_other_files(tmp_path, content, complaint):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(InputError, match=f"x.pt {complaint}"):
+        load_pretrained(tmp_path / "x.pt")
+
+
+def test_taoruijie_of_data_parallel_and_without_classifier(golden, tmp_path):
+    data = golden("taoruijie")
+    state = {f"module.{key}": value for key, value in golden_state(data).items()}
+    del state["module.speaker_loss.weight"]
+    torch.save(state, tmp_path / "pretrain.model")
+    found = load_pretrained(tmp_path)
+    assert (found.system, found.classifier) == ("taoruijie", None)
+    with torch.inference_mode():
+        assert relative_error(found.network(torch.tensor(data["wav_0"])[None])[0], data["emb_0"]) < 1e-4
+
+
+def test_wespeaker_under_state_dict(golden, tmp_path):
+    state = {f"module.{key}": value for key, value in golden_state(golden("wespeaker")).items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "model_12.pt", _use_new_zipfile_serialization=False)
+    assert load_pretrained(tmp_path).system == "wespeaker"
+    (tmp_path / "config.yaml").write_text("model: ResNet34\n")
+    with pytest.raises(InputError, match=r"config.yaml: model ResNet34 is not known here"):
+        load_pretrained(tmp_path)
+
+
+# ---- full width: the published shapes and sizes ----------------------------------------------------------------------
+
+FULL = {
+    "speechbrain": (speechbrain_shapes, 20_767_552, 83_316_686),
+    "modelscope": (speechbrain_shapes, 20_767_552, None),
+    "taoruijie": (taoruijie_shapes, 15_444_544, None),
+    "pyannote": (pyannote_shapes, 4_346_366, None),
+    "wespeaker": (lambda: wespeaker_shapes(1024), 14_657_088, None),
+    "wespeaker c512": (lambda: wespeaker_shapes(512), 6_190_720, None),
+}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_full_width(tmp_path, name):
+    """Random numbers in the published shapes: the published number of weights, and of bytes where it is known."""
+    shapes, weights, size = FULL[name]
+    system = name.split()[0]
+    torch.save(random_state(shapes()), tmp_path / "model.pt")
+    if size:
+        assert (tmp_path / "model.pt").stat().st_size == pytest.approx(size, rel=1e-3)
+    found = load_pretrained(tmp_path / "model.pt", system)
+    assert sum(parameter.numel() for parameter in found.network.parameters()) == weights
+    if name == "taoruijie":
+        assert found.classifier.shape == (5994, 192)
+    embedding = SpeakerEncoder(found.network, "cpu", found).embed_batch(0.1 * torch.randn(1, 16000))
+    assert embedding.shape == (1, 512 if system == "pyannote" else 192) and embedding.isfinite().all()
+
+
+SHAPES = {"speechbrain": lambda: speechbrain_shapes(16), "taoruijie": lambda: taoruijie_shapes(16, 5),
+          "wespeaker": lambda: wespeaker_shapes(16), "pyannote": pyannote_shapes}  # fmt: skip
+
+
+@pytest.mark.parametrize("system", SHAPES)
+def test_every_tensor_counts(tmp_path, system):
+    """A tensor that is missing, too many, or of another shape is named as the file names it."""
+    state = random_state(SHAPES[system]())
+    keys = [key for key in state if key != "speaker_loss.weight"]
+    for key in keys[:: max(1, len(keys) // 12)] + keys[-1:]:
+        rest = {name: tensor for name, tensor in state.items() if name != key}
+        for content, complaint in (
+            (rest, f"the tensor {key} is missing"),
+            ({**state, key: torch.zeros(3, 7)}, key),
+            ({**state, key + "x": torch.zeros(1)}, f"the tensor {key}x is unexpected"),
+            ({**state, key: "text"}, f"{key} is not a tensor but a str"),
+        ):
+            torch.save(content, tmp_path / "model.pt")
+            with pytest.raises(InputError) as error:
+                load_pretrained(tmp_path / "model.pt", system)
+            assert complaint in str(error.value) and "model.pt" in str(error.value) and "\n" not in str(error.value)
+
+
+# ---- what lies beside ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "content", "complaint"), [
+    ("hyperparams.yaml", HYPERPARAMS.replace("n_mels: 80", "n_mels: 40", 1), "hyperparams.yaml: n_mels 40"),
+    ("hyperparams.yaml", HYPERPARAMS.replace("    n_mels: !ref <n_mels>", "    f_max: 4000"), "sets f_max"),
+    ("hyperparams.yaml", "a: [", "hyperparams.yaml is not YAML"),
+    ("label_encoder.txt", "'id1' => 0\n", "label_encoder.txt has 1 labels, the classifier 24"),
+    ("label_encoder.txt", "'id1' = 0\n", "label_encoder.txt line 1: expected"),
+    ("label_encoder.txt", "print('x') => 0\n", "label_encoder.txt line 1: expected"),
+    ("classifier.ckpt", {"bias": torch.zeros(2)}, "classifier.ckpt: the tensor weight is missing"),
+    ("classifier.ckpt", {"weight": torch.zeros(2, 7)}, "classifier.ckpt: the tensor weight has the shape"),
+    ("mean_var_norm_emb.ckpt", {"glob_mean": torch.zeros(7)}, "mean_var_norm_emb.ckpt: the tensor glob_mean"),
+])  # fmt: skip
+def test_speechbrain_files_that_do_not_belong(golden, tmp_path, name, content, complaint):
+    write_speechbrain(tmp_path, golden("speechbrain"))
+    if isinstance(content, str):
+        (tmp_path / name).write_text(content)
+    else:
+        torch.save(content, tmp_path / name)
+    with pytest.raises(InputError, match=complaint):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("change", "complaint"), [
+    ({"yesOrno_thr": "high"}, "yesOrno_thr must be a number from -1 to 1"),
+    ({"yesOrno_thr": 3}, "yesOrno_thr must be a number from -1 to 1"),
+    ({"model_config": {"sample_rate": 8000}}, "sample_rate 8000; only 16000"),
+    ({"model_config": []}, "is not a configuration of ModelScope"),
+])  # fmt: skip
+def test_modelscope_configuration_faults(golden, tmp_path, change, complaint):
+    write_modelscope(tmp_path, golden("modelscope"))
+    content = json.loads((tmp_path / "configuration.json").read_text())
+    content["model"] |= change
+    (tmp_path / "configuration.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=complaint):
+        load_pretrained(tmp_path)
+
+
+# ---- files that mean harm --------------------------------------------------------------------------------------------
+
+
+class Harm:
+    """Unpickled in the ordinary way, it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        import os
+
+        return os.mkdir, (str(self.folder),)
+
+
+def hostile_content(slot, harm, data):
+    """The content of a file of that slot, with the harm somewhere in it."""
+    if slot in ("classifier.ckpt", "mean_var_norm_emb.ckpt"):
+        return {"weight": torch.zeros(24, 192), "glob_mean": torch.zeros(192), "count": harm}
+    if slot == "pytorch_model.bin":
+        return {"state_dict": {}, "callbacks": {"x": harm}, "pyannote.audio": {}}
+    return {**golden_state(data, "embedding_model/"), "x": harm}
+
+
+@pytest.mark.parametrize("slot", [
+    "embedding_model.ckpt", "classifier.ckpt", "mean_var_norm_emb.ckpt", "pretrain.model", "ecapa_tdnn.bin",
+    "avg_model.pt", "pytorch_model.bin", "best.model",
+])  # fmt: skip
+@pytest.mark.parametrize("protocol", ["zip", "legacy", "bare pickle"])
+def test_a_pickle_that_would_run_code_is_refused(golden, tmp_path, command, slot, protocol):
+    data = golden("speechbrain")
+    if slot.endswith(".ckpt"):
+        write_speechbrain(tmp_path, data)
+    content = hostile_content(slot, Harm(tmp_path / "harm"), data)
+    if protocol == "bare pickle":
+        (tmp_path / slot).write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, tmp_path / slot, _use_new_zipfile_serialization=protocol == "zip")
+    model = tmp_path if slot.endswith(".ckpt") else tmp_path / slot
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.ones(16000), 16000)
+    wav = tmp_path / "a.wav"
+    status, _, complaint = command(verify, wav, wav, "--model", model, "--device", "cpu")
+    assert status == 2 and slot in complaint and complaint.count("\n") == 1
+    if protocol == "zip":
+        assert "is refused: it could run code on loading, it asks for posix.mkdir" in complaint
+    assert not (tmp_path / "harm").exists()
+    with pytest.raises(FileNotFoundError):
+        pickle.loads(pickle.dumps(Harm(tmp_path / "no" / "such")))  # the bait does bite when it is unpickled
+
+
+@pytest.mark.parametrize("name", ["__builtin__ eval", "builtins exec", "torch.hub load", "torch.serialization load",
+                                  "numpy.lib.npyio load", "subprocess Popen", "pyannote.audio Model"])  # fmt: skip
+def test_only_placeholders_stand_in(tmp_path, name):
+    """Even a function of a package that may be named is not called: a placeholder takes its arguments."""
+    module, function = name.split()
+    harmful = f"cmodule\n{function}\n".replace("module", module).encode() + b"(X\x03\x00\x00\x001+1tR."
+    torch.save({"state_dict": {}}, tmp_path / "x.bin")
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "x.bin") as old, zipfile.ZipFile(tmp_path / "y.bin", "w") as new:
+        for item in old.infolist():
+            new.writestr(item.filename, b"\x80\x02" + harmful if item.filename.endswith("data.pkl") else old.read(item))
+    if module.split(".")[0] in STAND_IN_FOR:
+        assert type(load_tensors(tmp_path / "y.bin", STAND_IN_FOR)).__name__ == "Placeholder"
+    else:
+        with pytest.raises(InputError, match=r"y\.bin is refused: it could run code"):
+            load_tensors(tmp_path / "y.bin", STAND_IN_FOR)
+
+
+def test_yaml_tags_run_nothing(golden, tmp_path):
+    write_speechbrain(tmp_path, golden("speechbrain"))
+    harm = tmp_path / "harm"
+    for tag in ("!!python/object/apply:os.mkdir", "!apply:os.mkdir", "!!python/name:os.mkdir", "!new:os.mkdir"):
+        (tmp_path / "hyperparams.yaml").write_text(f"n_mels: 80\nx: {tag} ['{harm}']\n")
+        load_pretrained(tmp_path)
+        assert not harm.exists()
+
+
+def test_the_container_of_a_lightning_checkpoint(tmp_path):
+    path = SHARED / "golden" / "pyannote_container_sample.bin"
+    if not path.exists():
+        pytest.skip(f"{path} is not here: the golden vectors are no part of the repository")
+    content = load_tensors(path, STAND_IN_FOR)
+    assert isinstance(content["state_dict"], dict) and "pyannote.audio" in content
+    assert content["hyper_parameters"]["sample_rate"] == 16000
+    with pytest.raises(InputError, match="it could run code"):
+        load_tensors(path)
+
+
+def test_lightning_classes_are_not_needed(tmp_path):
+    write_lightning(tmp_path / "pytorch_model.bin", random_state(pyannote_shapes()))
+    found = load_pretrained(tmp_path)
+    assert found.system == "pyannote" and found.classifier.shape == (24, 512)
+    assert F.normalize(found.classifier).isfinite().all()
+
+
+@pytest.mark.parametrize("change", [
+    {"settings": {"C": 8, "system": ["x"]}}, {"scores": {"o": {"thresholds": {"EER": "0.5"}}}}, {"scores": [1]},
+    {"scores": {"o": {"thresholds": [1]}}}, {"settings": None}, {"weights": {1: torch.zeros(1)}},
+    {"weights": {"speaker_loss.weight": torch.zeros(3)}},
+    *({"scores": {"o": {"thresholds": {"EER": 0.5, name: value}}}}
+      for name in ("EER", "1%") for value in (math.nan, math.inf, -1.5)),
+])  # fmt: skip
+def test_a_model_of_ours_with_odd_contents(tmp_path, change):
+    content = {"kind": "model", "settings": {"C": 8}, "weights": random_state(taoruijie_shapes(8, 3)), "speakers": []}
+    save_checkpoint(tmp_path / "x.model", {**content, **change})
+    with pytest.raises(InputError, match=r"x\.model"):
+        load_pretrained(tmp_path / "x.model")
+
+
+def test_a_model_of_ours_that_lacks_a_tensor(tmp_path):
+    weights = {key: tensor for key, tensor in random_state(taoruijie_shapes(8, 3)).items() if "layer2.bn1" not in key}
+    save_checkpoint(tmp_path / "x.model", {"kind": "model", "settings": {"C": 8}, "weights": weights, "speakers": []})
+    with pytest.raises(InputError, match=r"x.model: the tensor speaker_encoder.layer2.bn1.weight is missing \(5 are\)"):
+        load_pretrained(tmp_path / "x.model")

@@ -1,0 +1,179 @@
+"""Schedules against torch's own schedulers and loops; what the bundles set."""
+
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+
+from tools import InputError
+from training.settings import FINETUNE, RECIPES, bundle, describe_bundles, learning_rate, make_optimizer, margin
+
+STEPS = 7  # of an epoch
+
+
+def settings(**changes):
+    return Namespace(**{
+        "optimizer": "adam", "lr": 0.02, "lr_decay": 0.97, "lr_final": 0.0005, "schedule": "step", "warmup": 0.0,
+        "max_epoch": 12, "weight_decay": 2e-5, "m": 0.2, "margin_rise": [0.0, 0.0], "batch_size": 400, **changes,
+    })  # fmt: skip
+
+
+def rates(args):
+    return np.array([learning_rate(args, step, STEPS) for step in range(args.max_epoch * STEPS)])
+
+
+# ---- schedules -------------------------------------------------------------------------------------------------------
+
+
+def test_the_customary_learning_rate_is_what_it_was():
+    args = settings()
+    assert rates(args).tolist() == [args.lr * args.lr_decay ** (step // STEPS) for step in range(12 * STEPS)]
+
+
+@pytest.mark.parametrize("schedule", ["step", "exponential", "cosine"])
+@pytest.mark.parametrize("warmup", [0.0, 1.5])
+def test_learning_rates_are_those_of_torchs_schedulers(schedule, warmup):
+    args = settings(schedule=schedule, warmup=warmup)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.lr)
+    total = args.max_epoch * STEPS
+    scheduler = {
+        "step": lambda: torch.optim.lr_scheduler.StepLR(optimizer, STEPS, 0.97),
+        "exponential": lambda: torch.optim.lr_scheduler.ExponentialLR(optimizer, (0.0005 / 0.02) ** (1 / total)),
+        "cosine": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total, eta_min=0.0005),
+    }[schedule]()
+    expected = []
+    for step in range(total):
+        ramp = 1.0 if step >= warmup * STEPS else min(1.0, (step + 1) / (1.5 * STEPS))
+        expected.append(optimizer.param_groups[0]["lr"] * ramp)
+        optimizer.step()
+        scheduler.step()
+    found = rates(args)
+    assert found == pytest.approx(np.array(expected), rel=1e-9)
+    rising = int(warmup * STEPS)
+    assert (np.diff(found[:rising]) > 0).all() and (np.diff(found[rising + 1 :]) <= 0).all()
+    if schedule != "step":
+        assert 0.0005 < found[-1] < 0.0005 * (1.06 if schedule == "exponential" else 1.02)
+
+
+def test_margin_rises_as_wespeakers_does():
+    args = settings(margin_rise=[2.0, 5.0])
+    found = [margin(args, step, STEPS) for step in range(12 * STEPS)]
+    missing, expected = 0.2, []
+    for step in range(12 * STEPS):
+        if step > 2 * STEPS:
+            missing *= 0.001 ** (1 / (3 * STEPS))
+        expected.append(0.2 - missing if step < 5 * STEPS else 0.2)
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert found[: 2 * STEPS + 1] == [0.0] * (2 * STEPS + 1) and found[5 * STEPS :] == [0.2] * (7 * STEPS)
+    assert (np.diff(found[2 * STEPS : 5 * STEPS + 1]) > 0).all()
+
+
+@pytest.mark.parametrize("at", [0.0, 3.0])
+def test_a_margin_may_come_at_once(at):
+    args = settings(margin_rise=[at, at])
+    found = [margin(args, step, STEPS) for step in range(5 * STEPS)]
+    assert found == [0.0] * int(at * STEPS) + [0.2] * (5 * STEPS - int(at * STEPS))
+
+
+@pytest.mark.parametrize("schedule", ["step", "exponential", "cosine"])
+def test_schedules_count_crops(schedule):
+    """Steps of 64 crops, or half as many of 128: the same where the same crops are done."""
+    args = settings(schedule=schedule, warmup=2.0, margin_rise=[1.5, 4.0])
+    for step in range(12 * STEPS):
+        assert margin(args, step, STEPS) == pytest.approx(margin(args, 2 * step, 2 * STEPS), rel=1e-12)
+    fine = [learning_rate(args, step, 2 * STEPS) for step in range(24 * STEPS)]
+    assert rates(args)[2 * STEPS :] == pytest.approx(fine[4 * STEPS :: 2], rel=1e-12)
+    ramp = settings(warmup=2.0, lr_decay=1.0)  # which ends with a step, as the decay begins with one
+    fine = [learning_rate(ramp, step, 2 * STEPS) for step in range(24 * STEPS)]
+    assert rates(ramp) == pytest.approx(fine[1::2], rel=1e-12)
+
+
+# ---- optimizer -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_optimizers_by_their_definitions(optimizer):
+    args = settings(optimizer=optimizer, weight_decay=0.1)
+    start, gradients = np.array([1.0, -2.0, 0.5]), np.random.default_rng(0).standard_normal((5, 3))
+    weight = torch.nn.Parameter(torch.tensor(start))
+    ours = make_optimizer(args, [weight], torch.device("cpu"))
+    expected, first, second = start.copy(), np.zeros(3), np.zeros(3)
+    for step, gradient in enumerate(gradients, 1):
+        weight.grad = torch.tensor(gradient)
+        ours.step()
+        if optimizer == "adamw":
+            expected *= 1 - 0.02 * 0.1
+        else:
+            gradient = gradient + 0.1 * expected
+        if optimizer == "sgd":
+            first = 0.9 * first + gradient
+            expected -= 0.02 * (gradient + 0.9 * first)
+        else:
+            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+            expected -= 0.02 * first / (1 - 0.9**step) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+    assert weight.detach().numpy() == pytest.approx(expected, rel=1e-9)
+    assert ours.defaults["fused"] is True
+    assert make_optimizer(args, [weight], torch.device("mps")).defaults["fused"] is False
+
+
+# ---- bundles ---------------------------------------------------------------------------------------------------------
+
+
+def test_customary_sets_nothing():
+    assert bundle("customary", set(), settings()) == {}
+
+
+def test_strong_is_the_published_recipe_at_its_own_batch():
+    assert bundle("strong", set(), settings(batch_size=64)) == {
+        "max_epoch": 150, "optimizer": "sgd", "lr": 0.1, "lr_final": 5e-5, "schedule": "exponential", "warmup": 6,
+        "weight_decay": 1e-4, "m": 0.2, "s": 32, "margin_rise": [20, 40], "speed_perturb": True, "average": 10,
+        "sub_centres": 3, "top_k": 5,
+    }  # fmt: skip
+
+
+def test_strong_follows_the_batch_and_the_number_of_epochs():
+    found = bundle("strong", {"max_epoch", "batch_size"}, settings(max_epoch=30, batch_size=512))
+    assert "max_epoch" not in found and "batch_size" not in found
+    assert (found["lr"], found["lr_final"]) == pytest.approx((0.8, 4e-4))
+    assert found["warmup"] == pytest.approx(6 / 5) and found["margin_rise"] == pytest.approx([4, 8])
+    assert [bundle("strong", {"max_epoch"}, settings(max_epoch=n))["average"] for n in (4, 15, 45, 50, 300)] == [
+        2, 3, 9, 10, 10,
+    ]  # fmt: skip
+    assert bundle("strong", set(), settings(max_epoch=30))["warmup"] == 6  # a default is not a wish
+
+
+@pytest.mark.parametrize("name", ["strong", "finetune_margin"])
+def test_what_was_given_stays(name):
+    everything = set(bundle(name, set(), settings()))
+    for flag in everything:
+        assert everything - set(bundle(name, {flag, "lr", "lr_final"}, settings())) == {flag, "lr", "lr_final"}
+    assert bundle(name, everything, settings()) == {}
+
+
+def test_rates_are_not_for_another_optimizer():
+    for name, flag in (("strong", "--recipe strong"), ("finetune_margin", "--finetune_margin")):
+        with pytest.raises(InputError, match=f"{flag} has learning rates for sgd: with --optimizer adamw give --lr"):
+            bundle(name, {"optimizer", "lr"}, settings(optimizer="adamw"))
+        assert "weight_decay" in bundle(name, {"optimizer", "lr", "lr_final"}, settings(optimizer="adamw"))
+        assert bundle(name, {"optimizer"}, settings(optimizer="sgd", batch_size=64))["lr"] in (0.1, 1e-4)
+
+
+def test_fine_tuning():
+    found = bundle("finetune_margin", set(), settings(batch_size=128))
+    assert (found["lr"], found["lr_final"]) == pytest.approx((2e-4, 5e-5))
+    assert (found["m"], found["num_frames"], found["max_epoch"], found["warmup"]) == (0.5, 600, 5, 1)
+    args = settings(**found)
+    assert [margin(args, step, STEPS) for step in range(5 * STEPS)] == [0.5] * 5 * STEPS
+    assert (found["speed_perturb"], found["top_k"], found["average"]) == (False, 0, 0)
+    assert "sub_centres" not in found and "s" not in found  # they are the model's
+
+
+def test_the_help_names_every_setting():
+    text = describe_bundles()
+    assert "%" not in text and max(map(len, text.splitlines())) <= 120  # argparse would read a %
+    strong, finetuning = text.split("--recipe strong:")[1].split("--finetune_margin:")
+    for part, flags in ((strong, RECIPES["strong"]), (finetuning, FINETUNE)):
+        for flag in flags:
+            assert f"--{flag}" in part
+    assert "--lr 0.1 " in strong and "--margin_rise 20 40" in strong and "--lr_final 2.5e-05" in finetuning
