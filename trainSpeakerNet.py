@@ -1,10 +1,9 @@
 """Train and evaluate an ECAPA-TDNN speaker encoder.
 
     python trainSpeakerNet.py --demo                                         train on generated speech, on any machine
-    python trainSpeakerNet.py --save_path exps/exp1                          train on VoxCeleb2; again: continue
+    python trainSpeakerNet.py --save_path exps/exp1                          train on VoxCeleb2; again: resume
     python trainSpeakerNet.py --eval --initial_model FILE --eval_list A B    evaluate; with AS-norm: --as_norm
-    python trainSpeakerNet.py --compare A.txt B.txt --eval_list LIST         do the scores of two systems differ?
-    python trainSpeakerNet.py --report --save_path exps/exp1                 write exps/exp1/report.html
+    torchrun --nproc_per_node=8 trainSpeakerNet.py --save_path exps/exp1     several GPUs; the batch stays the same
 """
 
 import argparse
@@ -19,32 +18,31 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from augmentation import Augmentation
-from corpora.check import glance, stop_at_errors
+from corpora.check import quick_check, stop_at_errors
 from corpora.demo import make_demo
-from corpora.trials import hold_out, make_trials
-from dataLoader import CropLoader, to_device
-from evaluation.report import write_report
-from evaluation.scoring import VALID, Background, Test, compare_files, evaluate, open_tests, open_training_list
-from inference.checkpoints import SYSTEMS
+from corpora.make_lists import hold_out, make_trials
+from dataLoader import Augmentation, CropLoader, to_device
+from evaluation.scoring import VALID, ScoringBackend, TrialSet, evaluate, open_training_list, open_trial_sets
+from inference.checkpoints import Pretrained, load_pretrained
 from inference.encoder import SpeakerEncoder, choose_device
-from model import compiled
-from speed import SpeedPerturbation
-from tools import InputError, RunError, check_writable, keep_memory, ran_out_of_memory, run_command, write_text
-from training import distributed
+from inference.systems import SYSTEMS
+from model import ECAPA_TDNN, compiled
+from tools import InputError, RunError, check_writable, keep_memory, ran_out_of_memory, rank, run_command, size, write_text
+from training import distributed, settings
 from training.meter import Meter, StopSignal, log_line
-from training.run import DATA_FLAGS, Run, can_go_further, describe, provenance, take_width, what_fits
-from training.settings import (
+from training.records import Records
+from training.run import (
     OPTIMIZERS,
-    RECIPES,
-    bundle,
-    check_settings,
-    describe_bundles,
-    learning_rate,
-    margin,
-    take_step,
+    Run,
+    describe,
+    encoder_of_state,
+    make_network,
+    make_optimizer,
+    multiplies_bf16,
+    provenance,
+    take_classifier,
 )
-from training.state import has_state, only_run_in
+from training.state import has_state, load_state, only_run_in
 
 # ---- settings: edit the paths here, or pass them as flags ------------------------------------------------------------
 
@@ -52,7 +50,7 @@ from training.state import has_state, only_run_in
 def build_parser():
     """The command line is the configuration: a flag a line with its default, its unit and its meaning."""
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=describe_bundles(), usage="%(prog)s [flags]", allow_abbrev=False,
+        description=__doc__, epilog="@FILE stands for the flags in a file, such as training/strong.args.", usage="%(prog)s [flags]", allow_abbrev=False,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=120),
     )  # fmt: skip
 
@@ -155,197 +153,268 @@ def build_parser():
 DEMO = {"save_path": "exps/demo", "C": 64, "batch_size": 64, "max_epoch": 8, "test_step": 4, "n_cpu": 2}
 
 
-def read_settings(arguments):
-    """The command line (a list of strings) as a namespace, checked. Raises InputError naming the flag."""
-    parser = build_parser()
-    if "--demo" in arguments:
-        parser.set_defaults(**DEMO)
-    args = parser.parse_args(arguments)
-    args.given = {argument[2:].split("=")[0] for argument in arguments if argument.startswith("--")}
-    given = args.given | set(DEMO) if args.demo else args.given
-    for name, value in bundle("finetune_margin" if args.finetune_margin else args.recipe, given, args).items():
-        setattr(args, name, value)
-    check_settings(args)
-    if "save_path" not in args.given and (args.eval or args.compare):
-        args.save_path = "exps/eval"  # never over an experiment's own scores
-    return args
+# ---- schedules: pure functions of the step (0, 1, ...), counted over the whole run ------------------------------------
+
+
+def learning_rate(args, step, steps_per_epoch):
+    """--schedule step: lr * lr_decay^epoch; exponential and cosine (Loshchilov and Hutter, "SGDR", ICLR 2017): from lr
+    to lr_final over max_epoch epochs. All are multiplied by a linear ramp to 1 over the first ``warmup`` epochs."""
+    done = step / (args.max_epoch * steps_per_epoch)
+    if args.schedule == "step":
+        rate = args.lr * args.lr_decay ** (step // steps_per_epoch)
+    elif args.schedule == "exponential":
+        rate = args.lr * (args.lr_final / args.lr) ** done
+    else:
+        rate = args.lr_final + (args.lr - args.lr_final) * (1 + math.cos(math.pi * done)) / 2
+    return rate * min(1.0, (step + 1) / max(1.0, args.warmup * steps_per_epoch))
+
+
+def margin_at(args, step, steps_per_epoch):
+    """Margin in radians: 0 up to the first epoch of --margin_rise, m from the second on, between them as wespeaker's:
+    the gap to m shrinks exponentially, a thousandfold in all. margin_rise 0 0: always m."""
+    start, end = args.margin_rise
+    epochs = step / steps_per_epoch
+    if epochs >= end:
+        return args.m
+    if epochs <= start:
+        return 0.0
+    return args.m * (1 - 0.001 ** ((epochs - start) / (end - start)))
+
+
+# ---- start: scratch | resume | pretrained ----------------------------------------------------------------------------
+
+
+def start(args, train_list, held_out, device):
+    """The Run, its Records and the settings that the data and the model decide: (run, records, settings)."""
+    state, last_is_damaged = load_state(args.save_path)
+    args, initial = settings.with_classes(args, train_list), None
+    torch.manual_seed(args.seed)
+    if state:  # resume
+        args = settings.of_resumed_run(args, state, train_list)
+        encoder, earlier = encoder_of_state(state, args.system), state.get("earlier_speakers", [])
+    elif args.initial_model:  # pretrained
+        initial = load_pretrained(args.initial_model, args.system)
+        args = settings.of_pretrained_run(args, initial, train_list, held_out)
+        encoder, earlier = initial.network, initial.heard()
+    else:  # scratch
+        args = args.replace(system="ours")
+        encoder, earlier = ECAPA_TDNN(C=args.C), []
+    network = make_network(args, encoder, device)
+    if initial:
+        print(f"{args.initial_model}: took its {take_classifier(network, initial, train_list, args)}")
+    if args.sync_bn:
+        if device.type != "cuda":
+            raise InputError("--sync_bn needs CUDA GPUs: without it, batch norm sees the rows of each process")
+        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    run = Run(args, network, make_optimizer(args, network.parameters(), device), {
+        "speakers": train_list.speakers, "valid_speakers": held_out, "earlier_speakers": earlier,
+        "train_list_sha256": train_list.sha256,
+    })  # fmt: skip
+    records = Records(run.folder, resumed=state is not None)
+    if state:
+        run.resume(state, last_is_damaged)
+        run.check_models_to_average(records.epochs())
+        print(f"{run.folder}: resuming after step {run.step} of epoch {run.epoch}")
+    return run, records, args
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
+def train_step(args, network, optimizer, augmentation, position, waveform, label, lr, margin):
+    """One step on a batch of int16 crops: (tensor [loss, accuracy in %] on the device, whether the gradient was finite).
+
+    position: (epoch, step), which decides the augmentation; margin: in radians. Of several processes each has its own
+    rows of the batch, and --accumulate takes them in parts.
+    """
+    device = next(network.parameters()).device
+    margin = to_device(torch.tensor(margin), device)  # as a tensor, torch.compile compiles once for all margins
+    optimizer.param_groups[0]["lr"] = lr
+    measured = torch.zeros(2, device=device)
+    firsts, rows = distributed.micro_batches(args.batch_size, args.accumulate)
+    for first, crops, speakers in zip(firsts, waveform.split(rows), label.split(rows)):
+        crops, speakers = to_device(crops, device), to_device(speakers, device)
+        crops, speakers, masks = augmentation(crops, speakers, *position, first)
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
+            loss, accuracy = network(crops, speakers, masks, margin)
+        (loss / args.accumulate).backward()
+        measured += torch.stack([loss.detach(), accuracy]) / args.accumulate
+    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), args.clip or math.inf)
+    finite = bool(norm.isfinite())  # a CPU-GPU sync point; see docs/speed.md for what it costs
+    if finite:
+        optimizer.step()
+    optimizer.zero_grad()
+    return measured, finite
+
+
 def train(args):
-    device = distributed.together(pick_device, args)
+    device = choose_device(distributed.own_device(args.device))
     if args.amp == "auto":
-        args.amp = "bf16" if multiplies_bf16(device) else "off"
-    listing, tests, loader, perturb, augmentation, run = distributed.together(open_all, args, device)
-    parts, rows = distributed.share_of_batch(args.batch_size, args.accumulate)
-    network, optimizer, stop = distributed.parallel(run.network, device), run.optimizer, StopSignal()
+        args = args.replace(amp="bf16" if multiplies_bf16(device) else "off")
+    train_list, source, trial_sets, held_out = open_data(args)
+    run, records, args = start(args, train_list, held_out, device)
+    loader, augmentation = make_loader(args, train_list, source, device)
+    check_data(args, run.about["earlier_speakers"])
+    lists = {args.train_list: train_list.sha256} | {path: each.trials.sha256 for path, each in zip(args.eval_list, trial_sets.values())}
+    distributed.check_same((run.epoch, run.step, lists), "--save_path and the lists must lie on a disk they all see")
+    records.write_settings(provenance(args, lists), trial_sets)
+    network, optimizer = distributed.parallel(run.network, device), run.optimizer
     if args.compile:
         network = compiled(network)
     torch.backends.cudnn.benchmark = True  # all batches have one shape: worth a search for the fastest kernels
-    run.begin(tests)
     print(
-        f"{run.folder}: {describe(run.network.speaker_encoder)}, {device}{distributed.in_words()}, amp {args.amp}; "
-        f"{len(listing)} utterances of {len(listing.speakers)} speakers, {loader.steps} steps of {args.batch_size} an "
-        f"epoch; each utterance {' or '.join(augmentation.kinds)}{', at one of three speeds' if perturb else ''}"
+        f"{run.folder}: {describe(run.network.speaker_encoder)}, {device}{f' x {size()} processes' * (size() > 1)}, "
+        f"amp {args.amp}; {len(train_list)} utterances of {len(train_list.speakers)} speakers, {loader.steps} steps of "
+        f"{args.batch_size} an epoch; each utterance {' or '.join(augmentation.kinds)}"
+        f"{', at one of three speeds' * args.speed_perturb}"
     )
-    if run.is_untrained() and tests:  # a baseline, and proof that evaluation will work when an epoch is over
-        run.record({"epoch": 0}, run.evaluated(tests))
+    if run.saved_at is None:
+        run.save(None)  # from now on the folder is known by its settings
+    if trial_sets and not records.epochs():  # a baseline, and proof that evaluation will work
+        records.add({"epoch": 0}, evaluate_run(run, records, trial_sets), args.tensorboard)
 
+    meter = Meter(run, loader)
     while run.epoch <= args.max_epoch:
         network.train()
         augmentation.redraw(run.epoch)
-        meter = Meter(args, run, loader)
-        with stop.deferred():
+        with StopSignal() as stop:
             for step, waveform, label in meter.watch(loader.epoch(run.epoch, first_step=run.step)):
-                steps_before = (run.epoch - 1) * loader.steps + step
-                meter.margin = margin(args, steps_before, loader.steps)
-                meter.learning_rate = learning_rate(args, steps_before, loader.steps)
-                optimizer.param_groups[0]["lr"] = meter.learning_rate
-                for first, crops, speakers in zip(parts, waveform.split(rows), label.split(rows)):
-                    crops, speakers = to_device(crops, device), to_device(speakers, device)
-                    if perturb:
-                        crops, speakers = perturb(crops, speakers, run.epoch, step, first)
-                    crops = augmentation(crops, run.epoch, step, first)
-                    masks = augmentation.masks(rows, run.epoch, step, first)
-                    with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
-                        loss, accuracy = network(crops, speakers, masks, to_device(torch.tensor(meter.margin), device))
-                    (loss / args.accumulate).backward()
-                    meter.add(loss, accuracy)
-                norm = torch.nn.utils.clip_grad_norm_(network.parameters(), args.clip or math.inf)
-                take_step(optimizer, meter.spoilt(norm, step))
-                optimizer.zero_grad()
-                run.after_step(step, loader.steps)
-                if distributed.anyone(stop.requested or run.save_is_due()):
-                    run.save_state(meter.sums())
-                    if distributed.anyone(stop.requested):
-                        stop.requested = stop.requested or signal.SIGTERM
-                        break
-            else:
-                run.save_state(meter.sums())
-        if run.epoch not in run.recorded():
+                steps_done = (run.epoch - 1) * loader.steps + step
+                lr, margin = (each(args, steps_done, loader.steps) for each in (learning_rate, margin_at))
+                position = run.epoch, step
+                measured, finite = train_step(
+                    args, network, optimizer, augmentation, position, waveform, label, lr, margin
+                )
+                run.step = step + 1
+                if finite:
+                    meter.add(measured, lr, margin)
+                else:
+                    distributed.reset_broken_statistics(run.network)
+                    meter.skip(step)
+                stopped = distributed.any_rank(stop.requested)
+                if stopped or distributed.any_rank(run.save_is_due()):
+                    run.save(meter.sums())
+                if stopped:
+                    raise KeyboardInterrupt(stop.requested or signal.SIGTERM)
+        run.save(meter.sums())
+        if run.epoch not in records.epochs():
             summary = meter.summary()
             print(log_line(summary, args))
             due = run.epoch % args.test_step == 0 or run.epoch == args.max_epoch
-            run.record(summary, run.evaluated(tests) if due else {})
+            results = evaluate_run(run, records, trial_sets) if due else {}
+            if not due and run.epoch > args.max_epoch - args.average:
+                run.save_model("model", run.network, {})  # for the average at the end
+            records.add(summary, results, args.tensorboard)
         run.next_epoch()
-    more = "; a larger --max_epoch goes on from here" if can_go_further(args) else ""
-    print(f"{run.folder}: {args.max_epoch} epochs done{more}{run.error_rates()}")
+    more = "; a larger --max_epoch continues from here" if settings.schedule_is_open(args) else ""
+    print(f"{run.folder}: {args.max_epoch} epochs done{more}{records.summary()}")
 
 
-# ---- odds and ends ---------------------------------------------------------------------------------------------------
-
-
-def pick_device(args):
-    return choose_device(distributed.own_device(args.device))
-
-
-def open_all(args, device):
-    """All that training needs, checked before any long work: (list, tests, loader, perturbation, augmentation, run)."""
-    listing, source, tests, held_out = *open_training_list(args), open_tests(args), []
+def open_data(args):
+    """Training list, its Folder or Pack, {name: TrialSet} and the names of held-out speakers, checked on the disk."""
+    train_list, source = open_training_list(args)
+    trial_sets, held_out = open_trial_sets(args), []
     if args.valid_speakers:
-        listing, held = hold_out(listing, args.valid_speakers)
+        train_list, held = hold_out(train_list, args.valid_speakers)
         trials = make_trials(held, Path(args.save_path) / "scores" / f"{VALID}_trials.txt")
-        tests[VALID], held_out = Test(trials, source), held.speakers
-    parts, count = distributed.share_of_batch(args.batch_size, args.accumulate)
-    rows = np.concatenate([np.arange(first, first + count) for first in parts])
-    samples = args.num_frames * 160 + 240
-    run = Run(args, listing, device, held_out)
-    perturb = SpeedPerturbation(samples, args.n_class, args.seed).to(device) if args.speed_perturb else None
+        trial_sets[VALID], held_out = TrialSet(trials, source), held.speakers
+    return train_list, source, trial_sets, held_out
+
+
+def make_loader(args, train_list, source, device):
+    """The CropLoader of this process's rows of each batch, and the Augmentation of their crops."""
+    firsts, count = distributed.micro_batches(args.batch_size, args.accumulate)
+    rows = np.concatenate([np.arange(first, first + count) for first in firsts])
+    augmentation = Augmentation(
+        args.musan_path, args.rir_path, args.num_frames * 160 + 240, args.bank_mb, args.seed, args.n_cpu,
+        speeds_of=args.n_class if args.speed_perturb else None,
+    ).to(device)  # fmt: skip
     pin = device.type == "cuda"  # memory from which the copy to the GPU runs beside the computation
-    reads = perturb.reads if perturb else samples
-    loader = CropLoader(listing, source, reads, args.batch_size, args.seed, args.n_cpu, pin, rows)
-    augmentation = Augmentation(args.musan_path, args.rir_path, samples, args.bank_mb, args.seed, args.n_cpu).to(device)
-    look_over(args, run.earlier)
-    return listing, tests, loader, perturb, augmentation, run
+    samples, batch_size = augmentation.samples_needed, args.batch_size
+    return CropLoader(train_list, source, samples, batch_size, args.seed, args.n_cpu, pin, rows), augmentation
 
 
-def look_over(args, heard=()):
-    """Say what would spoil the result before hours go into it, unless it is known."""
-    if distributed.rank() == 0 and not args.no_check:
-        stop_at_errors(glance(args, heard))
+def check_data(args, heard):
+    """Say what is wrong with lists and audio before hours of work. heard: speakers that the model was trained on."""
+    if rank() == 0 and not args.no_check:
+        stop_at_errors(quick_check(args, heard))
+
+
+# ---- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def evaluate_run(run, records, trial_sets):
+    """{"model": results, "average": results} of what there is now; after training began, the models are kept."""
+    results, lowest = {}, records.lowest_valid_eer()
+    for kind, network in run.networks().items():
+        about = Pretrained(run.args.system, network.speaker_encoder)
+        encoder = SpeakerEncoder(network.speaker_encoder, run.device, about)
+        results[kind] = evaluate(encoder, trial_sets, run.args, kind="" if kind == "model" else kind)
+        if run.step:
+            best = VALID in results[kind] and results[kind][VALID]["eer"] < lowest
+            lowest = results[kind][VALID]["eer"] if best else lowest
+            run.save_model(kind, network, results[kind], best)
+    return results
 
 
 def evaluate_only(args):
-    device = distributed.together(pick_device, args)
-    encoder, tests, background = distributed.together(open_evaluation, args, device)
+    device = choose_device(distributed.own_device(args.device))
+    encoder = SpeakerEncoder.from_checkpoint(args.initial_model, device, args.system)
+    args = settings.with_width(args, encoder.network)
+    trial_sets = open_trial_sets(args)
+    backend = ScoringBackend(encoder, args) if args.as_norm or args.calibrate else None
+    check_data(args, encoder.heard)
     print(f"{args.initial_model}: {describe(encoder.network)}, of {encoder.system.title}, on {device}")
-    if background:
-        background.learn()
-    results = evaluate(encoder, tests, args, background)
-    content = provenance(args, {path: test.trials.sha256 for path, test in zip(args.eval_list, tests.values())})
-    content |= {"model": encoder.fingerprint(), "calibration": background and background.as_data(), "results": results}
-    if distributed.rank() == 0:
+    if backend:
+        backend.learn()
+    results = evaluate(encoder, trial_sets, args, backend)
+    content = provenance(args, {path: each.trials.sha256 for path, each in zip(args.eval_list, trial_sets.values())})
+    content |= {"model": encoder.fingerprint(), "calibration": backend and backend.as_data(), "results": results}
+    if rank() == 0:
         write_text(Path(args.save_path) / "results.json", json.dumps(content, indent=2) + "\n")
     print(f"the score of every trial: {args.save_path}/scores/; curves: {args.save_path}/det.png")
 
 
-def open_evaluation(args, device):
-    """(SpeakerEncoder, tests, Background or None) for --eval."""
-    encoder = SpeakerEncoder.from_checkpoint(args.initial_model, device, args.system)
-    take_width(args, encoder.network)
-    tests, background = open_tests(args), Background(encoder, args) if args.as_norm or args.calibrate else None
-    look_over(args, encoder.heard)
-    return encoder, tests, background
+# ---- command ---------------------------------------------------------------------------------------------------------
 
 
-def multiplies_bf16(device):
-    """Whether this device has bf16 arithmetic that is faster than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False)
-
-
-def use_demo_corpus(args):
-    """Generate the demo corpus, if it is not there yet, and point the data flags to it."""
-    if args.given & DATA_FLAGS:
-        raise InputError(f"--demo brings its own data: leave out --{' --'.join(sorted(args.given & DATA_FLAGS))}")
+def with_demo_corpus(args):
+    """Generate the demo corpus, if it is not there yet: settings whose data flags point to it."""
     corpus = Path(args.save_path) / "corpus"
     distributed.first(make_demo, corpus)
-    args.train_list, args.train_path = str(corpus / "train_list.txt"), str(corpus / "train/wav")
-    args.eval_list, args.eval_path = [str(corpus / "trials.txt")], str(corpus / "eval/wav")
-    args.musan_path, args.rir_path = str(corpus / "musan"), str(corpus / "rirs")
-
-
-def carry_out(args):
-    if args.demo:
-        use_demo_corpus(args)
-    if args.report:
-        print(write_report(args.save_path))
-    elif args.compare:
-        compare_files(args)
-    elif args.eval:
-        evaluate_only(args)
-    else:
-        train(args)
+    return args.replace(
+        train_list=str(corpus / "train_list.txt"), train_path=str(corpus / "train/wav"),
+        eval_list=[str(corpus / "trials.txt")], eval_path=str(corpus / "eval/wav"),
+        musan_path=str(corpus / "musan"), rir_path=str(corpus / "rirs"),
+    )  # fmt: skip
 
 
 def main():
     keep_memory()
-    with distributed.connected():
-        with distributed.first_complains():
-            args = distributed.together(read_settings, sys.argv[1:])
-        writes = not (args.compare or args.report)
-        if writes:
-            distributed.first(check_writable, args.save_path, "--save_path")
-        with contextlib.ExitStack() as held:
-            if writes:
-                distributed.first(held.enter_context, only_run_in(args.save_path))
-            try:
-                return carry_out(args)
-            except KeyboardInterrupt as interrupt:
-                again = shlex.join(["python", *sys.argv]) if distributed.size() == 1 else "the same torchrun command"
-                trains = writes and not args.eval and has_state(args.save_path)
-                kept = f"; {args.save_path}/state.pt has everything up to when it was last saved" if trains else ""
-                if distributed.rank() == 0:
-                    print(f"\nstopped{kept}. To go on: {again}", file=sys.stderr)
-                return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
-            except (RuntimeError, MemoryError) as error:
-                if not ran_out_of_memory(error):
-                    raise
-            # Not in the except clause: what filled the memory is gone now.
-            raise RunError(what_fits(args))
+    args = settings.read_settings(build_parser(), sys.argv[1:], DEMO)
+    with distributed.connected(), contextlib.ExitStack() as lock:
+        distributed.first(check_writable, args.save_path, "--save_path")
+        distributed.first(lambda: lock.enter_context(only_run_in(args.save_path)))
+        try:
+            if args.eval:
+                evaluate_only(args)
+            else:
+                train(with_demo_corpus(args) if args.demo else args)
+        except KeyboardInterrupt as interrupt:
+            resumes = not args.eval and has_state(args.save_path)
+            kept = f"; {args.save_path}/state.pt has everything up to when it was last saved" if resumes else ""
+            command = shlex.join(["python", *sys.argv]) if size() == 1 else "the same torchrun command"
+            if rank() == 0:
+                print(f"\nstopped{kept}. To resume: {command}", file=sys.stderr)
+            return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            crops = args.batch_size // (args.accumulate * size())
+            raise RunError(
+                f"out of memory with {crops} crops at a time: --accumulate {2 * args.accumulate} halves that and keeps "
+                "the recipe; so do --amp bf16, and a smaller --C or --num_frames for another one"
+            ) from error
 
 
 if __name__ == "__main__":
