@@ -19,17 +19,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from augmentation import Augmentation
 from corpora.check import glance, stop_at_errors
 from corpora.demo import make_demo
 from corpora.trials import hold_out, make_trials
-from dataLoader import CropLoader, to_device
+from dataLoader import Augmentation, CropLoader, SpeedPerturbation, to_device
 from evaluation.report import write_report
 from evaluation.scoring import VALID, Background, Test, compare_files, evaluate, open_tests, open_training_list
 from inference.checkpoints import SYSTEMS
 from inference.encoder import SpeakerEncoder, choose_device
 from model import compiled
-from speed import SpeedPerturbation
 from tools import InputError, RunError, check_writable, keep_memory, ran_out_of_memory, run_command, write_text
 from training import distributed
 from training.meter import Meter, StopSignal, log_line

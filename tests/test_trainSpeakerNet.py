@@ -18,8 +18,8 @@ from conftest import data_flags, run_script, start_script
 from sklearn.metrics import roc_curve
 
 import trainSpeakerNet
-from augmentation import Augmentation
 from corpora import demo as demoCorpus
+from dataLoader import Augmentation
 from inference.checkpoints import load_pretrained
 from loss import AAMsoftmax
 from model import ECAPA_TDNN

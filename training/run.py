@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dataLoader import SpeedPerturbation
 from evaluation.plots import draw_training
 from evaluation.scoring import VALID, evaluate, judged
 from inference.checkpoints import SYSTEMS, Pretrained, build_network, load_pretrained
 from inference.encoder import SpeakerEncoder, choose_device
 from loss import AAMsoftmax
 from model import ECAPA_TDNN
-from speed import SpeedPerturbation
 from tools import InputError, RunError, ran_out_of_memory, read_history, save_checkpoint, sha256, write_text
 from training import distributed
 from training.averaging import MovingAverage, mean_of_models
