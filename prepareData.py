@@ -16,7 +16,6 @@ import json
 import shlex
 import sys
 
-from augmentation import find_noises, find_responses
 from corpora import check as doctor
 from corpora.audio import Folder, check_folder
 from corpora.convert import convert_folder
@@ -26,6 +25,7 @@ from corpora.lists import TrainingList, check_files
 from corpora.make_lists import from_csv, from_folder, from_kaldi, read_sex, write_lists
 from corpora.pack import write_pack
 from corpora.unpack import unpack as unpack_archives
+from dataLoader import find_noises, find_responses
 from tools import InputError, RunError, check_flags, run_command, sha256
 
 

@@ -18,14 +18,13 @@ import statistics
 
 import torch
 
-from augmentation import find_noises, find_responses
 from corpora.audio import SAMPLE_RATE, Folder
 from corpora.file_check import CLIPPED_SHARE, FAULTS, OFFSET, SILENT, equal_files, look_at
 from corpora.list_check import SEVERITIES, Finding, check_lists, found, note, which_list
 from corpora.lists import leads_out
 from corpora.pack import Pack, open_source
+from dataLoader import SpeedPerturbation, find_noises, find_responses
 from model import ECAPA_TDNN
-from speed import SpeedPerturbation
 from tools import InputError, one_line
 
 SHORT = 1.0  # seconds: what is shorter says little about a voice

@@ -9,10 +9,9 @@ import soundfile
 import torch
 from conftest import voice
 
-from augmentation import Augmentation, Bank
 from corpora.audio import Folder, UnreadableAudio
 from corpora.lists import TrainingList
-from dataLoader import CropLoader, row_numbers
+from dataLoader import Augmentation, Bank, CropLoader, row_numbers
 from tools import InputError, RunError
 
 SAMPLES = 16240  # 100 frames
@@ -46,7 +45,7 @@ def test_the_bank_stays_within_its_memory(corpus):
     for bank_mb in (0.3, 1, 512):
         augmentation = Augmentation(corpus / "musan", corpus / "rirs", SAMPLES, bank_mb)
         augmentation.redraw(1)
-        counts = [len(augmentation.spectra), *(count for _, count in augmentation.shelves.values())]
+        counts = [len(augmentation.spectra), *(count for _, count in augmentation.categories.values())]
         assert all(count >= 1 for count in counts)
         held = augmentation.spectra.nbytes + augmentation.noises.nbytes
         assert held <= max(bank_mb * 1e6, 8 * (3 * 66000 + 132000))  # eight pieces of each at the least
@@ -108,7 +107,7 @@ def test_the_signal_to_noise_ratios_are_spread_evenly(augmentation):
     place, level = (np.concatenate([each[i] for each in drawn]) for i in (3, 4))
     shelf = place // (augmentation.noise_length // 80)
     for category, (low, high) in {"speech": (13, 20), "music": (5, 15), "noise": (0, 15)}.items():
-        first, count = augmentation.shelves[category]
+        first, count = augmentation.categories[category]
         snr = -20 * np.log10(level[(shelf >= first) & (shelf < first + count)])
         expected = np.linspace(low, high, 11)
         assert np.quantile(snr, np.linspace(0, 1, 11)) == pytest.approx(expected, abs=0.05 * (high - low)), category
@@ -148,7 +147,7 @@ def test_a_batch_is_augmented_as_its_utterances_one_by_one(augmentation, speech)
 def test_all_devices_do_as_a_core_does(augmentation, speech, monkeypatch):
     """The way of other devices, on this one: the whole batch at once, all noises gathered and added together."""
     expected = augmentation(speech, 1, 4)
-    monkeypatch.setattr(Augmentation, "_on_a_core", lambda self, waveform: False)
+    monkeypatch.setattr(Augmentation, "_fits_cache", lambda self, waveform: False)
     assert (augmentation(speech, 1, 4) - expected).abs().max() < 2e-6
 
 

@@ -5,9 +5,7 @@ import pytest
 import torch
 from conftest import voice
 
-from augmentation import Augmentation
-from dataLoader import row_numbers
-from speed import SpeedPerturbation
+from dataLoader import Augmentation, SpeedPerturbation, row_numbers
 
 SAMPLES = 16240  # 100 frames
 N_CLASS = 7

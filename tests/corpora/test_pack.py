@@ -18,12 +18,11 @@ from conftest import ROOT, voice
 
 import prepareData
 import trainSpeakerNet
-from augmentation import Augmentation, find_noises, find_responses
 from corpora import pack as room
 from corpora.audio import Folder, UnreadableAudio
 from corpora.lists import TrainingList, check_files
 from corpora.pack import Pack, open_source, write_pack
-from dataLoader import CropLoader
+from dataLoader import Augmentation, CropLoader, find_noises, find_responses
 from tools import InputError, RunError
 
 SAMPLES = 16240  # 100 frames

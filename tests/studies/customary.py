@@ -15,7 +15,7 @@ import scipy.signal
 import soundfile
 import torch
 
-from augmentation import Augmentation, find_noises, find_responses
+from dataLoader import Augmentation, find_noises, find_responses
 from corpora.lists import check_files
 from corpora.pack import open_source
 from dataLoader import CropLoader
