@@ -13,35 +13,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from corpora.audio import SAMPLE_RATE, UnreadableAudio
+from corpora.audio import SAMPLE_RATE, UnreadableAudio, find_noises, find_responses
 from corpora.pack import open_source
 from dataLoader import random_stream, row_numbers, to_device
-from tools import InputError, RunError, progress_bar
-
-
-def find_noises(source, path):
-    """{category: names of its files} of MUSAN in a Folder or Pack. InputError naming the path if one has none."""
-    files = {category: source.find(category) for category in ("noise", "music", "speech")}
-    for category, found in files.items():
-        if not found:
-            raise InputError(
-                f"--musan_path {path} has no audio in its folder '{category}': it must hold noise/, music/ and "
-                "speech/, as MUSAN does; '' trains without"
-            )
-    return files
-
-
-def find_responses(source, path):
-    """The names of the room responses in a Folder or Pack. InputError naming the path if there are none."""
-    # RIRS_NOISES keeps noises among its responses: a folder of point sources, and files with "noise" in the name.
-    files = []
-    for file in source.find():
-        *folders, name = file.split("/")
-        if "noise" not in name.lower() and "pointsource_noises" not in folders:
-            files.append(file)
-    if not files:
-        raise InputError(f"--rir_path {path} holds no room responses (*.wav); '' trains without")
-    return files
+from tools import RunError, progress_bar
 
 
 class Bank:

@@ -16,9 +16,8 @@ import json
 import shlex
 import sys
 
-from augmentation import find_noises, find_responses
 from corpora import check as doctor
-from corpora.audio import Folder, check_folder
+from corpora.audio import Folder, check_folder, find_noises, find_responses
 from corpora.convert import convert_folder
 from corpora.convert import split_musan as split_musan_folder
 from corpora.demo import make_demo

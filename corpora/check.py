@@ -18,8 +18,7 @@ import statistics
 
 import torch
 
-from augmentation import find_noises, find_responses
-from corpora.audio import SAMPLE_RATE, Folder
+from corpora.audio import SAMPLE_RATE, Folder, find_noises, find_responses
 from corpora.file_check import CLIPPED_SHARE, FAULTS, OFFSET, SILENT, equal_files, look_at
 from corpora.list_check import SEVERITIES, Finding, check_lists, found, note, which_list
 from corpora.lists import leads_out
