@@ -16,6 +16,7 @@ SAMPLE_RATE = 16000
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3"}  # what is taken from noise and response folders
 # What these files hold is for ffmpeg (convert.py); others are tried with libsndfile.
 FFMPEG_SUFFIXES = {".m4a", ".mp4", ".m4b", ".mov", ".3gp", ".aac", ".wma", ".webm", ".mkv", ".mka", ".amr", ".ac3"}
+SUFFIXES = AUDIO_SUFFIXES | FFMPEG_SUFFIXES | {".aif", ".aiff", ".au", ".caf", ".sph", ".w64", ".mp2"}  # all known
 
 # No codec gets more samples out of a byte, not of digital silence: FLAC's limit is 5000. A longer file is a lie.
 SAMPLES_PER_BYTE = 10_000
