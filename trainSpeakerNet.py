@@ -17,17 +17,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from inference.systems import SYSTEMS
 
 from corpora.check import quick_check, stop_at_errors
 from corpora.demo import make_demo
 from corpora.make_lists import hold_out, make_trials
-from dataLoader import Augmentation, CropLoader, to_device
+from dataLoader import Augmentation, CropLoader, SpeedPerturbation, to_device
 from evaluation.scoring import VALID, ScoringBackend, TrialSet, evaluate, open_training_list, open_trial_sets
 from inference.checkpoints import Pretrained, load_pretrained
 from inference.encoder import SpeakerEncoder, choose_device
-from inference.systems import SYSTEMS
 from model import ECAPA_TDNN, compiled
-from tools import InputError, RunError, check_writable, keep_memory, ran_out_of_memory, rank, run_command, size, write_text
+from tools import (
+    InputError,
+    RunError,
+    check_writable,
+    keep_memory,
+    ran_out_of_memory,
+    rank,
+    run_command,
+    size,
+    write_text,
+)
 from training import distributed, settings
 from training.meter import Meter, StopSignal, log_line
 from training.records import Records
@@ -325,13 +335,16 @@ def make_loader(args, train_list, source, device):
     """The CropLoader of this process's rows of each batch, and the Augmentation of their crops."""
     firsts, count = distributed.micro_batches(args.batch_size, args.accumulate)
     rows = np.concatenate([np.arange(first, first + count) for first in firsts])
+    samples = args.num_frames * 160 + 240
+    speed = SpeedPerturbation(samples, args.n_class, args.seed) if args.speed_perturb else None
     augmentation = Augmentation(
-        args.musan_path, args.rir_path, args.num_frames * 160 + 240, args.bank_mb, args.seed, args.n_cpu,
-        speeds_of=args.n_class if args.speed_perturb else None,
-    ).to(device)  # fmt: skip
+        args.musan_path, args.rir_path, samples, args.bank_mb, args.seed, args.n_cpu, speed
+    ).to(device)
     pin = device.type == "cuda"  # memory from which the copy to the GPU runs beside the computation
-    samples, batch_size = augmentation.samples_needed, args.batch_size
-    return CropLoader(train_list, source, samples, batch_size, args.seed, args.n_cpu, pin, rows), augmentation
+    loader = CropLoader(
+        train_list, source, augmentation.samples_needed, args.batch_size, args.seed, args.n_cpu, pin, rows
+    )
+    return loader, augmentation
 
 
 def check_data(args, heard):

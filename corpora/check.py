@@ -17,13 +17,13 @@ import shutil
 import statistics
 
 import torch
+from speed import SpeedPerturbation
 
-from corpora.audio import SAMPLE_RATE, Folder
+from corpora.audio import SAMPLE_RATE, Folder, find_noises, find_responses
 from corpora.file_check import CLIPPED_SHARE, FAULTS, OFFSET, SILENT, equal_files, look_at
 from corpora.list_check import SEVERITIES, Finding, check_lists, found, note, which_list
 from corpora.lists import leads_out
 from corpora.pack import Pack, open_source
-from dataLoader import SpeedPerturbation, find_noises, find_responses
 from model import ECAPA_TDNN
 from tools import InputError, one_line
 

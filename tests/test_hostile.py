@@ -14,7 +14,6 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from studies import fuzz
 import nasty
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ import torch
 from conftest import data_flags, voice
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from studies import fuzz
 from test_encoder import SYSTEMS, encoder_of, save_model
 from test_model import small_network
 

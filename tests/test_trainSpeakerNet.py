@@ -1,6 +1,5 @@
 """The recipe as its users run it: from the command line, on a made-up corpus; killed, continued, misused."""
 
-import contextlib
 import hashlib
 import json
 import math
@@ -21,7 +20,6 @@ import trainSpeakerNet
 from corpora import demo
 from inference.checkpoints import load_pretrained
 from loss import AAMsoftmax
-from model import ECAPA_TDNN
 from training import settings
 from training.meter import StopSignal
 from verify import SpeakerEncoder

@@ -1,7 +1,6 @@
 """A training run: its weights, optimizer and position, written as states to resume from and as models to use."""
 
 import copy
-import math
 import platform
 import sys
 import time
@@ -9,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from inference.systems import SYSTEMS
 
 from inference.checkpoints import build_network
-from inference.systems import SYSTEMS
 from loss import AAMsoftmax
 from tools import InputError, RunError, load_checkpoint, rank, save_checkpoint, size
 from training import distributed

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from inference.systems import SYSTEMS
+
 from tools import InputError, read_text
 from training.state import has_state
 

@@ -19,10 +19,10 @@ from conftest import ROOT, voice
 import prepareData
 import trainSpeakerNet
 from corpora import pack as room
-from corpora.audio import Folder, UnreadableAudio
+from corpora.audio import Folder, UnreadableAudio, find_noises, find_responses
 from corpora.lists import TrainingList, check_files
 from corpora.pack import Pack, open_source, write_pack
-from dataLoader import Augmentation, CropLoader, find_noises, find_responses
+from dataLoader import Augmentation, CropLoader
 from tools import InputError, RunError
 
 SAMPLES = 16240  # 100 frames

@@ -15,10 +15,10 @@ import scipy.signal
 import soundfile
 import torch
 
-from dataLoader import Augmentation, find_noises, find_responses
+from corpora.audio import find_noises, find_responses
 from corpora.lists import check_files
 from corpora.pack import open_source
-from dataLoader import CropLoader
+from dataLoader import Augmentation, CropLoader
 from tools import InputError
 from trainSpeakerNet import open_training_list
 

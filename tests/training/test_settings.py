@@ -8,10 +8,10 @@ import torch
 
 import trainSpeakerNet
 from tools import InputError
-from trainSpeakerNet import learning_rate
-from trainSpeakerNet import margin_at as margin
 from training.run import OPTIMIZERS, make_optimizer
 from training.settings import Settings, read_settings, recipe_settings
+from trainSpeakerNet import learning_rate
+from trainSpeakerNet import margin_at as margin
 
 STEPS = 7  # of an epoch
 
