@@ -181,7 +181,7 @@ class SpeedPerturbation(nn.Module):
     becomes speaker c + n_class (0.9) or c + 2 * n_class (1.1), as in Yamamoto et al. (Interspeech 2019) and wespeaker.
     A classifier then needs 3 * n_class classes, of which the first n_class are the true speakers.
 
-    samples: the length of the crops that come out. ``samples_needed``: the length of those that go in, enough for the fastest.
+    samples: the length of the crops that come out. ``samples_needed``: of those that go in, enough for the fastest.
     """
 
     FACTORS = (1.0, 0.9, 1.1)
@@ -269,9 +269,10 @@ class Augmentation(nn.Module):
     at 13-20 dB SNR); with music (5-15 dB); with noise (0-15 dB); or television, babble and music at once. The kinds for
     which no path is given are left out. Following Snyder et al., "X-vectors", ICASSP 2018.
 
-    musan_path: folder with noise/, music/, speech/, as distributed or split into pieces; rir_path: RIRS_NOISES or
-    any folder of room responses; each may be a pack of it, or "" for none. samples: the length of the crops. bank_mb:
-    memory for noises and responses together, in MB. speed: a SpeedPerturbation or None. Raises InputError for folders without the files needed.
+    musan_path: folder with noise/, music/, speech/, as distributed or split into pieces; rir_path: RIRS_NOISES or any
+    folder of room responses; each may be a pack of it, or "" for none. samples: the length of the crops. bank_mb:
+    memory for noises and responses together, in MB. speed: a SpeedPerturbation or None. Raises InputError for folders
+    without the files needed.
     """
 
     BABBLE_FILES = 3, 8

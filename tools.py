@@ -185,8 +185,8 @@ def min_dcf(scores, labels, p_target=0.01, c_miss=1, c_fa=1):
     """Minimum normalised detection cost and its threshold: (scores (N,), labels (N,)) -> (minDCF, threshold).
 
     The cost c_miss * miss * p_target + c_fa * false_alarm * (1 - p_target), divided by the smaller of the costs of
-    accepting all and rejecting all, as in NIST's speaker recognition evaluations. Published VoxCeleb results use p_target 0.05
-    or 0.01: always say which. Errors as in ``error_curve``.
+    accepting all and rejecting all, as in NIST's speaker recognition evaluations. Published VoxCeleb results use
+    p_target 0.05 or 0.01: always say which. Errors as in ``error_curve``.
     """
     thresholds, miss, false_alarm = error_curve(scores, labels)
     cost = c_miss * miss * p_target + c_fa * false_alarm * (1 - p_target)

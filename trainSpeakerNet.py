@@ -60,7 +60,8 @@ from training.state import has_state, load_state, only_run_in
 def build_parser():
     """The command line is the configuration: a flag a line with its default, its unit and its meaning."""
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog="@FILE stands for the flags in a file, such as training/strong.args.", usage="%(prog)s [flags]", allow_abbrev=False,
+        description=__doc__, usage="%(prog)s [flags]", allow_abbrev=False,
+        epilog="@FILE stands for the flags in a file such as training/strong.args.",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=120),
     )  # fmt: skip
 
@@ -76,86 +77,79 @@ def build_parser():
     # fmt: off
     group = parser.add_argument_group("data")
     add("--train_list",    "/data/voxceleb2/train_list.txt",    "training list, lines <speaker> <path>")
-    add("--train_path",    "/data/voxceleb2/wav",               "folder that its paths start from, or a pack of it "
-                                                                "(prepareData.py --pack)")
+    add("--train_path",    "/data/voxceleb2/wav",               "folder of its paths, or a pack of it (prepareData.py "
+                                                                "--pack)")
     add("--eval_list",     ["/data/voxceleb1/veri_test2.txt"],  "trial lists, lines <1|0> <enrol path> <test path>; "
-                                                                "none: train without evaluating", nargs="*", type=str)
-    add("--eval_path",     "/data/voxceleb1/wav",               "folder that their paths start from")
-    add("--paths_anywhere", False,  "paths in lists may be absolute, or leave those folders by ..")
-    add("--musan_path",    "/data/musan",                       "MUSAN, whole or split into pieces, or a pack; '' for "
-                                                                "none")
-    add("--rir_path",      "/data/RIRS_NOISES/simulated_rirs",  "room responses, or a pack of them; '' for none")
-    add("--no_check",      False,   "begin without a look at lists and audio for what would spoil the result "
-                                    "(prepareData.py --check has the long form)")
-    add("--bank_mb",       512.0,   "memory of each process for noises and responses, MB; moves on every epoch, so "
-                                    "that all take part")
+                                                                "without a value: no evaluation", nargs="*", type=str)
+    add("--eval_path",     "/data/voxceleb1/wav",               "folder of their paths")
+    add("--musan_path",    "/data/musan",                       "MUSAN or a pack of it; '' for none")
+    add("--rir_path",      "/data/RIRS_NOISES/simulated_rirs",  "room impulse responses or a pack of them; '' for none")
+    add("--bank_mb",       512.0,   "memory of each process for noises and responses, MB; others in each epoch")
+    add("--paths_anywhere", False,  "allow absolute paths and .. in lists")
+    add("--no_check",      False,   "skip the quick check of lists and audio (prepareData.py --check is the full one)")
 
     group = parser.add_argument_group("what to do")
-    add("--save_path",     "exps/exp1", "folder for everything that is written; with --eval: exps/eval")
-    add("--initial_model", "",      "start from this model's weights; with --eval: the model to evaluate. Ours, or the "
-                                    "file or folder of a published system (pretrained.py)")
-    add("--system",        None,    "whose model that is, where it cannot be seen from the file", choices=list(SYSTEMS),
+    add("--save_path",     "exps/exp1", "folder for all output; with --eval: exps/eval")
+    add("--initial_model", "",      "start from this model; with --eval: evaluate it. Ours, or the file or folder of a "
+                                    "published system (docs/use.md)")
+    add("--system",        None,    "the system of that model, where the file does not tell", choices=list(SYSTEMS),
                                     type=str)
     add("--eval",          False,   "evaluate only; needs no training data")
-    add("--compare",       None,    "two score files of one trial list, the --eval_list: tell their difference, and "
-                                    "whether it is more than chance", nargs=2, type=str)
-    add("--report",        False,   "gather what is in --save_path into its report.html")
     add("--demo",          False,   "generate a small corpus of speech and train on it, in minutes on a CPU")
 
     group = parser.add_argument_group("training")
-    add("--recipe",        "customary", "a bundle of settings, see below", choices=list(RECIPES))
-    add("--finetune_margin", False, "large-margin fine-tuning of --initial_model, a bundle too, see below")
+    add("--recipe",        "customary", "customary: these defaults, TaoRuijie's; strong: training/strong.args, scaled "
+                                    "to --batch_size and --max_epoch", choices=["customary", "strong"])
+    add("--finetune_margin", False, "large-margin fine-tuning of --initial_model: training/finetune_margin.args, "
+                                    "scaled likewise")
     add("--num_frames",    200,     "length of a crop in frames of 10 ms: num_frames*160+240 samples")
     add("--max_epoch",     80,      "passes over the training list")
     add("--batch_size",    400,     "crops per step, of all processes together")
-    add("--optimizer",     "adam",  "adam with L2 penalty, adamw, or sgd with Nesterov's momentum 0.9",
+    add("--optimizer",     "adam",  "adam with L2 penalty, adamw, or sgd with Nesterov momentum 0.9",
                                     choices=list(OPTIMIZERS))
-    add("--lr",            0.001,   "learning rate of the first epoch, or where --warmup leads to")
-    add("--warmup",        0.0,     "epochs in which the learning rate rises from 0")
-    add("--schedule",      "step",  "the learning rate falls by --lr_decay an epoch, or to --lr_final at the end: "
-                                    "exponential, cosine", choices=["step", "exponential", "cosine"])
+    add("--lr",            0.001,   "learning rate of the first epoch, or the one that --warmup leads to")
+    add("--warmup",        0.0,     "epochs in which the learning rate rises linearly from 0")
+    add("--schedule",      "step",  "step: times --lr_decay each epoch; exponential, cosine: to --lr_final at the end",
+                                    choices=["step", "exponential", "cosine"])
     add("--lr_decay",      0.97,    "factor on the learning rate from one epoch to the next")
-    add("--lr_final",      1e-5,    "learning rate at the end, of --schedule exponential and cosine")
+    add("--lr_final",      1e-5,    "learning rate at the end of --schedule exponential and cosine")
     add("--weight_decay",  2e-5,    "L2 penalty on all weights")
-    add("--clip",          0.0,     "largest norm of a step's gradient; 0: any")
-    add("--speed_perturb", False,   "speech 0.9 and 1.1 times as fast as two more speakers each")
-    add("--ema",           0.0,     "evaluate also the weights' moving average, which keeps this share of itself in "
-                                    "each step, say 0.999; 0: none")
-    add("--average",       0,       "at the end evaluate also the mean of the models of the last so many epochs")
-    add("--test_step",     1,       "evaluate, and keep a model, every so many epochs")
-    add("--valid_speakers", 0,      "hold out so many training speakers: best.model is chosen on trials of theirs")
-    add("--save_minutes",  15.0,    "write the state at least so often, to go on from after a crash; two are kept")
+    add("--clip",          0.0,     "largest gradient norm of a step; 0: no clipping")
+    add("--speed_perturb", False,   "speech at 0.9 and 1.1 times its speed, as further speakers")
+    add("--average",       0,       "at the end evaluate also the mean of the models of the last N epochs; 0: none")
+    add("--test_step",     1,       "evaluate, and keep a model, every N epochs")
+    add("--valid_speakers", 0,      "hold out N training speakers: best.model is chosen on trials of them")
+    add("--save_minutes",  15.0,    "save the training state at least this often, to resume after a crash")
     add("--seed",          0,       "of weights, order, crops and augmentation")
-    add("--tensorboard",   False,   "write what metrics.jsonl has for TensorBoard, too (pip install tensorboard)")
+    add("--tensorboard",   False,   "write the numbers of metrics.jsonl for TensorBoard, too (pip install tensorboard)")
 
     group = parser.add_argument_group("evaluation (with --eval)")
-    add("--as_norm",       False,   "judge also with the training mean subtracted, and with adaptive s-norm against a "
+    add("--as_norm",       False,   "also score with the training mean subtracted, and with adaptive s-norm against a "
                                     "cohort of the training speakers (--train_list)")
-    add("--calibrate",     False,   "--as_norm, and log-likelihood ratios, trained with quality measures on trials of "
-                                    "the speakers that were held out of training")
-    add("--cohort",        "",      "an .npz of embeddings to be the cohort instead (verify.py --embed)")
-    add("--top_n",         300,     "of the cohort, the nearest so many count")
+    add("--calibrate",     False,   "--as_norm, and log-likelihood ratios by logistic regression with quality measures "
+                                    "on trials of held-out training speakers")
+    add("--cohort",        "",      "an .npz of embeddings as the cohort instead (verify.py --embed)")
+    add("--top_n",         300,     "highest cohort scores that AS-norm uses")
 
     group = parser.add_argument_group("model and loss")
     add("--C",             1024,    "channels of the network; published: 512 and 1024")
     add("--m",             0.2,     "margin of the AAM-softmax, radians")
-    add("--margin_rise",   [0.0, 0.0], "epochs between which the margin rises from 0 to --m; 0 0: it is there from the "
-                                    "beginning", nargs=2, type=float)
+    add("--margin_rise",   [0.0, 0.0], "epochs between which the margin rises from 0 to --m; 0 0: always --m", nargs=2,
+                                    type=float)
     add("--s",             30.0,    "scale of the AAM-softmax")
-    add("--sub_centres",   1,       "class vectors of each speaker, of which the nearest counts")
-    add("--top_k",         0,       "for each crop, so many of the other speakers' nearest come nearer by 0.06 rad")
+    add("--sub_centres",   1,       "class vectors (sub-centres) of each speaker, of which the nearest counts")
+    add("--top_k",         0,       "inter-top-k: 0.06 rad penalty on the k closest wrong classes; 0: none")
     add("--n_class",       None,    "number of speakers; None: as many as the training list has", type=int)
 
     group = parser.add_argument_group("machine")
-    add("--n_cpu",         4,       "threads that read audio, of each process")
+    add("--n_cpu",         4,       "threads of each process that read audio")
     add("--device",        "auto",  "auto (a CUDA GPU, else Apple's, else the CPU), cpu, cuda, cuda:1, mps, ...")
-    add("--amp",           "auto",  "mixed precision: bf16 halves memory traffic and is faster where the hardware "
-                                    "multiplies it (GPUs since Ampere, CPUs with AMX), there auto takes it; front end, "
-                                    "pooling, loss and evaluation are always float32", choices=["auto", "bf16", "off"])
-    add("--compile",       False,   "let torch.compile make fewer, larger kernels; takes minutes at the start")
-    add("--accumulate",    1,       "cut each batch in so many parts, one after the other, where memory is short; "
-                                    "batch norm then sees the parts")
-    add("--sync_bn",       False,   "several processes (torchrun): batch norm sees the parts of all of them as one")
+    add("--amp",           "auto",  "bf16 mixed precision; auto: where the hardware multiplies it (GPUs since Ampere, "
+                                    "CPUs with AMX). Front end, pooling, loss and evaluation are always float32",
+                                    choices=["auto", "bf16", "off"])
+    add("--compile",       False,   "torch.compile: fewer, larger kernels; takes minutes at the start")
+    add("--accumulate",    1,       "compute a batch in N parts, where memory is short; batch norm then sees the parts")
+    add("--sync_bn",       False,   "several GPUs: batch norm over the whole batch (nn.SyncBatchNorm)")
     # fmt: on
     return parser
 
@@ -163,7 +157,7 @@ def build_parser():
 DEMO = {"save_path": "exps/demo", "C": 64, "batch_size": 64, "max_epoch": 8, "test_step": 4, "n_cpu": 2}
 
 
-# ---- schedules: pure functions of the step (0, 1, ...), counted over the whole run ------------------------------------
+# ---- schedules: pure functions of the step (0, 1, ...), counted over the whole run -----------------------------------
 
 
 def learning_rate(args, step, steps_per_epoch):
@@ -232,7 +226,7 @@ def start(args, train_list, held_out, device):
 
 
 def train_step(args, network, optimizer, augmentation, position, waveform, label, lr, margin):
-    """One step on a batch of int16 crops: (tensor [loss, accuracy in %] on the device, whether the gradient was finite).
+    """One step on a batch of int16 crops: (tensor [loss, accuracy in %] on the device, whether the gradient is finite).
 
     position: (epoch, step), which decides the augmentation; margin: in radians. Of several processes each has its own
     rows of the batch, and --accumulate takes them in parts.
@@ -265,7 +259,7 @@ def train(args):
     run, records, args = start(args, train_list, held_out, device)
     loader, augmentation = make_loader(args, train_list, source, device)
     check_data(args, run.about["earlier_speakers"])
-    lists = {args.train_list: train_list.sha256} | {path: each.trials.sha256 for path, each in zip(args.eval_list, trial_sets.values())}
+    lists = {args.train_list: train_list.sha256, **hashes_of(trial_sets, args)}
     distributed.check_same((run.epoch, run.step, lists), "--save_path and the lists must lie on a disk they all see")
     records.write_settings(provenance(args, lists), trial_sets)
     network, optimizer = distributed.parallel(run.network, device), run.optimizer
@@ -290,22 +284,19 @@ def train(args):
         with StopSignal() as stop:
             for step, waveform, label in meter.watch(loader.epoch(run.epoch, first_step=run.step)):
                 steps_done = (run.epoch - 1) * loader.steps + step
-                lr, margin = (each(args, steps_done, loader.steps) for each in (learning_rate, margin_at))
-                position = run.epoch, step
-                measured, finite = train_step(
-                    args, network, optimizer, augmentation, position, waveform, label, lr, margin
-                )
+                lr, margin = learning_rate(args, steps_done, loader.steps), margin_at(args, steps_done, loader.steps)
+                batch = (run.epoch, step), waveform, label
+                measured, finite = train_step(args, network, optimizer, augmentation, *batch, lr, margin)
                 run.step = step + 1
                 if finite:
                     meter.add(measured, lr, margin)
                 else:
                     distributed.reset_broken_statistics(run.network)
                     meter.skip(step)
-                stopped = distributed.any_rank(stop.requested)
-                if stopped or distributed.any_rank(run.save_is_due()):
+                if distributed.any_rank(stop.requested or run.save_is_due()):
                     run.save(meter.sums())
-                if stopped:
-                    raise KeyboardInterrupt(stop.requested or signal.SIGTERM)
+                    if distributed.any_rank(stop.requested):
+                        raise KeyboardInterrupt(stop.requested or signal.SIGTERM)
         run.save(meter.sums())
         if run.epoch not in records.epochs():
             summary = meter.summary()
@@ -370,6 +361,11 @@ def evaluate_run(run, records, trial_sets):
     return results
 
 
+def hashes_of(trial_sets, args):
+    """{path: SHA-256} of the trial lists."""
+    return {path: trial_set.trials.sha256 for path, trial_set in zip(args.eval_list, trial_sets.values())}
+
+
 def evaluate_only(args):
     device = choose_device(distributed.own_device(args.device))
     encoder = SpeakerEncoder.from_checkpoint(args.initial_model, device, args.system)
@@ -381,7 +377,7 @@ def evaluate_only(args):
     if backend:
         backend.learn()
     results = evaluate(encoder, trial_sets, args, backend)
-    content = provenance(args, {path: each.trials.sha256 for path, each in zip(args.eval_list, trial_sets.values())})
+    content = provenance(args, hashes_of(trial_sets, args))
     content |= {"model": encoder.fingerprint(), "calibration": backend and backend.as_data(), "results": results}
     if rank() == 0:
         write_text(Path(args.save_path) / "results.json", json.dumps(content, indent=2) + "\n")

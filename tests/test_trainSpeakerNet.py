@@ -281,7 +281,7 @@ def test_a_run_does_not_go_on_as_another(command, corpus, tmp_path, trained):
 def test_the_demo_trains_on_what_it_generates(command, tmp_path, monkeypatch):
     """The README's first command on a small corpus: generated speech in, an error rate of other speakers out."""
     pytest.importorskip("espeakng_loader")
-    monkeypatch.setattr(demoCorpus, "BACKGROUND_FILES", 3)
+    monkeypatch.setattr(demo, "BACKGROUND_FILES", 3)
     monkeypatch.setattr(trainSpeakerNet, "make_demo", lambda folder: demo.make_demo(folder, 4, 6))
     small = ["--C", 8, "--num_frames", 60, "--batch_size", 12, "--max_epoch", 2, "--device", "cpu", "--amp", "off"]
     status, printed, error = command(trainSpeakerNet, "--demo", *small, "--save_path", tmp_path / "demo")

@@ -47,7 +47,8 @@ class Settings(argparse.Namespace):
 def read_settings(parser, arguments, demo=None):
     """Command line (list of strings) -> Settings, checked. Raises InputError naming the flag.
 
-    @FILE stands for the flags in that file. --recipe and --finetune_margin fill in those of training/<name>.args. demo: {flag: default} that replace the parser's with --demo.
+    @FILE stands for the flags in that file. --recipe and --finetune_margin fill in those of training/<name>.args.
+    demo: {flag: default} that replace the parser's with --demo.
     """
     arguments = [each for one in arguments for each in (file_arguments(one[1:]) if one.startswith("@") else [one])]
     given = {argument[2:].split("=")[0] for argument in arguments if argument.startswith("--")}

@@ -216,7 +216,7 @@ def test_the_parts_are_the_batch(monkeypatch, processes, accumulate):
 
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(9, 2), (8, 8)])  # unequal; single rows
 def test_a_batch_that_cannot_be_cut(batch_size, accumulate):
-    with pytest.raises(InputError, match="cannot be cut in .* equal parts of at least 2: --accumulate"):
+    with pytest.raises(InputError, match=r"cannot be cut in .* equal parts of at least 2: --accumulate"):
         micro_batches(batch_size, accumulate)
 
 
