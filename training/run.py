@@ -43,9 +43,9 @@ class SpeakerNet(torch.nn.Module):
         self.speaker_encoder = encoder
         self.speaker_loss = classifier
 
-    def forward(self, waveform, label, place, margin):
+    def forward(self, waveform, label, masks, margin):
         """(B, samples), (B,) int64, (B, 4) numbers that place SpecAugment's masks, 0-d -> (loss, accuracy in %)."""
-        return self.speaker_loss(self.speaker_encoder(waveform, aug=True, place=place), label, margin)
+        return self.speaker_loss(self.speaker_encoder(waveform, aug=True, masks=masks), label, margin)
 
 
 class Run:
@@ -80,7 +80,7 @@ class Run:
         elif args.initial_model:
             initial = load_pretrained(args.initial_model, args.system)
             encoder, args.system, self.earlier = initial.network, initial.system, initial.heard()
-            if SYSTEMS[initial.system].variant is None:
+            if not isinstance(encoder, ECAPA_TDNN):
                 raise InputError(f"--initial_model {args.initial_model}: only ECAPA-TDNNs can be trained further here")
         else:
             encoder, args.system = ECAPA_TDNN(C=args.C), "ours"
