@@ -24,8 +24,10 @@ from corpora.check import glance, stop_at_errors
 from corpora.demo import make_demo
 from corpora.trials import hold_out, make_trials
 from dataLoader import CropLoader, to_device
+from evaluation.backend import ScoringBackend
+from evaluation.compare import compare_files
 from evaluation.report import write_report
-from evaluation.scoring import VALID, Background, Test, compare_files, evaluate, open_tests, open_training_list
+from evaluation.scoring import VALID, TrialSet, evaluate, open_training_list, open_trial_sets
 from inference.checkpoints import SYSTEMS
 from inference.encoder import SpeakerEncoder, choose_device
 from model import compiled
@@ -243,11 +245,11 @@ def pick_device(args):
 
 def open_all(args, device):
     """All that training needs, checked before any long work: (list, tests, loader, perturbation, augmentation, run)."""
-    listing, source, tests, held_out = *open_training_list(args), open_tests(args), []
+    listing, source, tests, held_out = *open_training_list(args), open_trial_sets(args), []
     if args.valid_speakers:
         listing, held = hold_out(listing, args.valid_speakers)
         trials = make_trials(held, Path(args.save_path) / "scores" / f"{VALID}_trials.txt")
-        tests[VALID], held_out = Test(trials, source), held.speakers
+        tests[VALID], held_out = TrialSet(trials, source), held.speakers
     parts, count = distributed.share_of_batch(args.batch_size, args.accumulate)
     rows = np.concatenate([np.arange(first, first + count) for first in parts])
     samples = args.num_frames * 160 + 240
@@ -282,10 +284,10 @@ def evaluate_only(args):
 
 
 def open_evaluation(args, device):
-    """(SpeakerEncoder, tests, Background or None) for --eval."""
+    """(SpeakerEncoder, tests, ScoringBackend or None) for --eval."""
     encoder = SpeakerEncoder.from_checkpoint(args.initial_model, device, args.system)
     take_width(args, encoder.network)
-    tests, background = open_tests(args), Background(encoder, args) if args.as_norm or args.calibrate else None
+    tests, background = open_trial_sets(args), ScoringBackend(encoder, args) if args.as_norm or args.calibrate else None
     look_over(args, encoder.heard)
     return encoder, tests, background
 
@@ -314,7 +316,7 @@ def carry_out(args):
     if args.report:
         print(write_report(args.save_path))
     elif args.compare:
-        compare_files(args)
+        compare_files(*args.compare, args.eval_list[0])
     elif args.eval:
         evaluate_only(args)
     else:

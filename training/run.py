@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from evaluation.plots import draw_training
-from evaluation.scoring import VALID, evaluate, judged
+from evaluation.scoring import VALID, evaluate, evaluated_models, read_history
 from inference.checkpoints import SYSTEMS, Pretrained, build_network, load_pretrained
 from inference.encoder import SpeakerEncoder, choose_device
 from loss import AAMsoftmax
 from model import ECAPA_TDNN
 from speed import SpeedPerturbation
-from tools import InputError, RunError, ran_out_of_memory, read_history, save_checkpoint, sha256, write_text
+from tools import InputError, RunError, ran_out_of_memory, save_checkpoint, sha256, write_text
 from training import distributed
 from training.averaging import MovingAverage, mean_of_models
 from training.settings import make_optimizer
@@ -298,7 +298,7 @@ class Run:
             return ""
         before = "" if untrained is None else f"{untrained:.2f}% before training, "
         chosen, lowest = "", math.inf
-        for record, kind, results in judged(self.history):
+        for record, kind, results in evaluated_models(self.history):
             if VALID in results and name in results and results[VALID]["eer"] < lowest:
                 lowest = results[VALID]["eer"]
                 chosen = f"; chosen on held-out speakers: epoch {record['epoch']}"
@@ -414,7 +414,8 @@ def _fits(rows, args, device):
 
 def lowest_valid_eer(history):
     """The lowest EER on the held-out speakers so far; infinity if there is none."""
-    return min((results[VALID]["eer"] for *_, results in judged(history) if VALID in results), default=math.inf)
+    eers = [results[VALID]["eer"] for *_, results in evaluated_models(history) if VALID in results]
+    return min(eers, default=math.inf)
 
 
 def write_tensorboard(folder, record):
