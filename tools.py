@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import errno
 import hashlib
-import json
 import os
 import pathlib
 import pickle
@@ -581,63 +580,3 @@ def load_checkpoint(path, kind, content=None):
     if damaged:
         raise InputError(f"{path} is damaged: the checksum of {damaged} in it is another")
     return checkpoint
-
-
-def read_history(path):
-    """The records of a metrics.jsonl, or [] when there is none; a last line that was cut short is left out.
-
-    InputError for a file that is no text, and for another line that is no record of an epoch.
-    """
-    records = []
-    lines = [line for line in read_text(path).split("\n") if line] if os.path.exists(path) else []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            if number == len(lines):
-                break
-            record = None
-        if not _is_record(record):
-            raise InputError(f"{path} line {number} is not the record of an epoch")
-        records.append(record)
-    return records
-
-
-def are_results(results):
-    """Whether this is {name: {"eer": EER in %, ...}}, as an evaluation gives it."""
-    return isinstance(results, dict) and all(
-        isinstance(each, dict) and isinstance(each.get("eer"), (int, float)) for each in results.values()
-    )
-
-
-def _is_record(record):
-    return (
-        isinstance(record, dict)
-        and type(record.get("epoch")) is int
-        and isinstance(averages := record.get("averages", {}), dict)
-        and all(are_results(results) for results in [record.get("lists"), *averages.values()])
-    )
-
-
-def write_scores(path, scores, trials):
-    """One line ``<score> <enrol> <test>`` per trial, in the order of the list."""
-    with whole_file(path, "w") as file:
-        rows = zip(scores, trials.enrol, trials.test)
-        file.writelines(f"{score:.8f} {enrol} {test}\n" for score, enrol, test in rows)
-
-
-def read_scores(path, trials):
-    """What ``write_scores`` wrote for a TrialList: (N,) float64. InputError unless it fits, line by line."""
-    lines = read_text(path).splitlines()
-    scores = np.empty(len(trials))
-    for number, (line, enrol, test) in enumerate(zip(lines, trials.enrol, trials.test), 1):
-        score, *files = line.split() or [""]
-        try:
-            scores[number - 1] = float(score)
-        except ValueError:
-            files = None
-        if files != [enrol, test] or not np.isfinite(scores[number - 1]):
-            raise InputError(f"{path} line {number} is not '<score> {enrol} {test}': is it of {trials.path}?")
-    if len(lines) != len(trials):
-        raise InputError(f"{path} has {len(lines)} scores, but {trials.path} has {len(trials)} trials")
-    return scores

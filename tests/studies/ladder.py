@@ -21,7 +21,8 @@ sys.path.insert(0, str(ROOT))
 
 from corpora.lists import TrialList  # noqa: E402
 from evaluation.intervals import bootstrap_intervals, compare, speakers_of  # noqa: E402
-from tools import equal_error_rate, read_scores  # noqa: E402
+from evaluation.scoring import read_scores  # noqa: E402
+from tools import equal_error_rate  # noqa: E402
 
 EPOCHS = 20
 COMMON = ["--C", "32", "--num_frames", "100", "--batch_size", "64", "--max_epoch", str(EPOCHS), "--test_step",
