@@ -17,15 +17,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from inference.systems import SYSTEMS
 
-from corpora.check import quick_check, stop_at_errors
+from corpora.check import glance as quick_check, stop_at_errors
 from corpora.demo import make_demo
-from corpora.make_lists import hold_out, make_trials
+from corpora.trials import hold_out, make_trials
 from dataLoader import Augmentation, CropLoader, SpeedPerturbation, to_device
-from evaluation.scoring import VALID, ScoringBackend, TrialSet, evaluate, open_training_list, open_trial_sets
+from evaluation.backend import ScoringBackend
+from evaluation.scoring import VALID, TrialSet, evaluate, open_training_list, open_trial_sets
 from inference.checkpoints import Pretrained, load_pretrained
 from inference.encoder import SpeakerEncoder, choose_device
+from inference.systems import SYSTEMS
 from model import ECAPA_TDNN, compiled
 from tools import (
     InputError,

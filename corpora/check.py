@@ -17,7 +17,6 @@ import shutil
 import statistics
 
 import torch
-from speed import SpeedPerturbation
 
 from corpora.audio import SAMPLE_RATE, Folder, find_noises, find_responses
 from corpora.file_check import CLIPPED_SHARE, FAULTS, OFFSET, SILENT, equal_files, look_at
@@ -343,7 +342,7 @@ def glance(args, heard=()):
         findings += more + check_files(sights, looked_at, name, replaced=GLANCED_SHARE)
     if lines and not args.eval:
         models = max(0, args.max_epoch // args.test_step - len(list(pathlib.Path(args.save_path).glob("model/*"))))
-        classes = speakers_of(lines) * args.sub_centres * (len(SpeedPerturbation.FACTORS) if args.speed_perturb else 1)
+        classes = speakers_of(lines) * args.sub_centres * (3 if args.speed_perturb else 1)
         size = checkpoint_bytes(args.C, classes, models)
         findings += check_memory(len(lines), args.bank_mb if args.musan_path or args.rir_path else 0)
         findings += check_disk(args.save_path, {f"checkpoints of {args.max_epoch} epochs": (size, FEWER)})

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from inference.systems import SYSTEMS
 
-from inference.checkpoints import build_network
+from inference.systems import SYSTEMS, build_network
 from loss import AAMsoftmax
 from tools import InputError, RunError, load_checkpoint, rank, save_checkpoint, size
 from training import distributed

@@ -6,8 +6,7 @@ import math
 import shlex
 from pathlib import Path
 
-from inference.systems import SYSTEMS
-
+from model import ECAPA_TDNN
 from tools import InputError, read_text
 from training.state import has_state
 
@@ -206,7 +205,7 @@ def of_resumed_run(args, state, train_list):
 
 def of_pretrained_run(args, initial, train_list, held_out):
     """Settings with what a Pretrained model decides: its system and width; scale and sub-centres for its speakers."""
-    if SYSTEMS[initial.system].variant is None:
+    if not isinstance(initial.network, ECAPA_TDNN):
         raise InputError(f"--initial_model {args.initial_model}: only ECAPA-TDNNs can be trained further")
     known = set(initial.heard()) & set(held_out)
     if known:
