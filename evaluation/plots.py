@@ -13,13 +13,10 @@ from tools import equal_error_rate, error_curve, whole_file
 
 DET_TICKS = np.array([1e-5, 1e-4, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])
 # Okabe & Ito (2008): distinguishable with colour blindness, too.
-BLUE, ORANGE = "#0072B2", "#D55E00"
-COLOURS = [BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555"]
-STYLE = {
-    "font.size": 9, "legend.fontsize": 8.5, "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
-    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#9aa0a6", "axes.axisbelow": True,
-    "axes.grid": True, "grid.color": "#e4e6e9", "legend.frameon": False, "svg.hashsalt": "report",
-}  # fmt: skip
+BLUE, ORANGE, *MORE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555"]
+STYLE = {"font.size": 9, "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, *MORE]), "axes.spines.top": False,
+         "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": True, "grid.color": "#e4e6e9",
+         "legend.frameon": False, "svg.hashsalt": "report"}  # fmt: skip
 
 
 def draw_det(path, results):
@@ -37,11 +34,9 @@ def draw_training(path, history):
     upper, lower = figure.subplots(2, 1, sharex=True)
     trained = [record for record in history if record["epoch"] > 0]
     tested = [record for record in history if record["lists"]]
-    upper.plot([r["epoch"] for r in trained], [r["loss"] for r in trained], color="tab:blue", marker=".")
-    upper.set_ylabel("training loss", color="tab:blue")
-    accuracy = upper.twinx()
-    accuracy.plot([r["epoch"] for r in trained], [r["accuracy"] for r in trained], color="tab:orange", marker=".")
-    accuracy.set_ylabel("training accuracy (%)", color="tab:orange")
+    for axes, key, unit, colour in ((upper, "loss", "", "tab:blue"), (upper.twinx(), "accuracy", " (%)", "tab:orange")):
+        axes.plot([r["epoch"] for r in trained], [r[key] for r in trained], color=colour, marker=".")
+        axes.set_ylabel(f"training {key}{unit}", color=colour)
     for name in tested[-1]["lists"] if tested else []:
         points = [(r["epoch"], r["lists"][name]["eer"]) for r in tested if name in r["lists"]]
         last, lowest = points[-1][1], min(eer for _, eer in points)
@@ -59,6 +54,9 @@ def draw_training(path, history):
 def save_png(figure, path):
     with whole_file(path) as file:
         figure.savefig(file, format="png", dpi=120)
+
+
+# ---- plots of a report -----------------------------------------------------------------------------------------------
 
 
 def as_svg(draw, *args, size=(3.8, 2.4)):
