@@ -1,7 +1,4 @@
-"""One page about an experiment: its results, its training, and the trials it gets wrong.
-
-report.html is self-contained: it needs no network and can be mailed. Its template is evaluation/report.html.
-"""
+"""report.html: one self-contained page about an experiment (template: evaluation/report.html), which can be mailed."""
 
 import concurrent.futures
 import functools
@@ -16,7 +13,7 @@ import jinja2
 import numpy as np
 from scipy.stats import norm
 
-from corpora.audio import SAMPLE_RATE, UnreadableAudio
+from corpora.audio import SAMPLE_RATE
 from corpora.lists import TrialList
 from corpora.pack import open_source
 from evaluation.intervals import det_band, speakers_of
@@ -55,9 +52,6 @@ def write_report(folder):
     with whole_file(folder / "report.html") as file:
         file.write(page.encode("utf-8", "backslashreplace"))  # the name of a file may be no text
     return folder / "report.html"
-
-
-# ---- results and scores ----------------------------------------------------------------------------------------------
 
 
 def collect_results(history, evaluation):
@@ -106,15 +100,12 @@ class Trials:
 
     @functools.cached_property
     def seconds(self):
-        """(N,) seconds of the shorter side of each trial, nan for the unreadable. InputError without the audio."""
+        """(N,) seconds of the shorter side of each trial. InputError if the audio is not there any more."""
         source = open_source(self.root, "the audio's folder")
 
         def seconds(file):
-            try:
-                with source.open(file) as audio:
-                    return audio.length / SAMPLE_RATE
-            except UnreadableAudio:
-                return math.nan
+            with source.open(file) as audio:
+                return audio.length / SAMPLE_RATE
 
         files = list({*self.list.enrol, *self.list.test})
         with concurrent.futures.ThreadPoolExecutor(8) as pool:  # a network disk answers many questions at once
@@ -142,10 +133,8 @@ def read_scored(folder, results, settings):
     return scored, errors
 
 
-# ---- pictures: (title, address) --------------------------------------------------------------------------------------
-
-
 def training_pictures(history):
+    """[(title, address of a picture)] of what changes over the epochs."""
     trained = [record for record in history if record["epoch"] > 0]
     pictures = []
     for key, title in COURSES.items() if trained else []:
@@ -162,7 +151,7 @@ def training_pictures(history):
 
 
 def det_pictures(scored):
-    """One of all lists, and of each list one with what the back-end makes of it."""
+    """[(title, address of a picture)]: of all lists, and of each list with what the back-end makes of it."""
     bands, groups = {}, {}
     for name, (_, _, trials, scores) in scored.items():
         lowest = max(1 / np.count_nonzero(trials.label == 0), 1e-6)
@@ -178,25 +167,20 @@ def det_pictures(scored):
     return pictures
 
 
-# ---- where the errors are --------------------------------------------------------------------------------------------
-
-
 def look_at(model, result, trials, scores):
     """What the page shows of a scored list: pictures, and rows of tables."""
     (eer, threshold), order = equal_error_rate(scores, trials.label), np.argsort(scores, kind="stable")
     fields = scores, trials.list.line_numbers, trials.list.enrol, trials.list.test
-    speakers, durations, note = errors_by_speaker(trials, scores, threshold), [], ""
     pictures = [("Scores", as_svg(histogram_plot, scores, trials.label, result["thresholds"]))]
-    if speakers:
-        bars = [each[1] for each in speakers], eer, f"{len(speakers):,} speakers, worst first"
-        pictures.append(("EER by speaker", as_svg(bar_plot, *bars)))
+    speakers = errors_by_speaker(trials, scores, threshold)
+    xlabel = f"{len(speakers):,} speakers, worst first"
+    pictures.append(("EER by speaker", as_svg(bar_plot, [each[1] for each in speakers], eer, xlabel)))
     try:
-        durations, unknown = errors_by_duration(trials, scores), np.count_nonzero(np.isnan(trials.seconds))
-        note = f"Without {unknown:,} trials whose audio could not be read in {trials.root}." if unknown else ""
-        bars = [each[1] for each in durations], eer, "seconds of the shorter side", [each[0] for each in durations]
-        pictures.append(("EER by duration", as_svg(bar_plot, *bars)))
+        durations, note = errors_by_duration(trials, scores), ""
+        words, eers, *_ = zip(*durations)
+        pictures.append(("EER by duration", as_svg(bar_plot, eers, eer, "seconds of the shorter side", words)))
     except InputError as error:
-        note = f"No EER by duration: {error}."
+        durations, note = [], f"No EER by duration: {error}."
     worst = order[trials.label[order] == 0][::-1][:WORST], order[trials.label[order] == 1][:WORST]
     return {
         "model": model, "eer": eer, "threshold": threshold, "pictures": pictures, "speakers": speakers[:WORST],
