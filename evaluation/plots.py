@@ -4,7 +4,7 @@ import base64
 import io
 import warnings
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import norm
@@ -12,14 +12,8 @@ from scipy.stats import norm
 from tools import equal_error_rate, error_curve, whole_file
 
 DET_TICKS = np.array([1e-5, 1e-4, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])
-# Okabe & Ito (2008): distinguishable with colour blindness, too.
-BLUE, ORANGE = "#0072B2", "#D55E00"
-COLOURS = [BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555"]
-STYLE = {
-    "font.size": 9, "legend.fontsize": 8.5, "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
-    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#9aa0a6", "axes.axisbelow": True,
-    "axes.grid": True, "grid.color": "#e4e6e9", "legend.frameon": False, "svg.hashsalt": "report",
-}  # fmt: skip
+STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+         "axes.grid": True, "grid.color": "#e4e6e9", "legend.frameon": False, "svg.hashsalt": "report"}  # fmt: skip
 
 
 def draw_det(path, results):
@@ -37,11 +31,9 @@ def draw_training(path, history):
     upper, lower = figure.subplots(2, 1, sharex=True)
     trained = [record for record in history if record["epoch"] > 0]
     tested = [record for record in history if record["lists"]]
-    upper.plot([r["epoch"] for r in trained], [r["loss"] for r in trained], color="tab:blue", marker=".")
-    upper.set_ylabel("training loss", color="tab:blue")
-    accuracy = upper.twinx()
-    accuracy.plot([r["epoch"] for r in trained], [r["accuracy"] for r in trained], color="tab:orange", marker=".")
-    accuracy.set_ylabel("training accuracy (%)", color="tab:orange")
+    for axes, key, unit, colour in ((upper, "loss", "", "tab:blue"), (upper.twinx(), "accuracy", " (%)", "tab:orange")):
+        axes.plot([r["epoch"] for r in trained], [r[key] for r in trained], color=colour, marker=".")
+        axes.set_ylabel(f"training {key}{unit}", color=colour)
     for name in tested[-1]["lists"] if tested else []:
         points = [(r["epoch"], r["lists"][name]["eer"]) for r in tested if name in r["lists"]]
         last, lowest = points[-1][1], min(eer for _, eer in points)
@@ -63,7 +55,7 @@ def save_png(figure, path):
 
 def as_svg(draw, *args, size=(3.8, 2.4)):
     """What ``draw(axes, *args)`` draws, so many inches large, as the address of an SVG picture in a page."""
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    with matplotlib.style.context(["tableau-colorblind10", STYLE]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # letters that the font lacks are shown as boxes
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.add_subplot(), *args)
@@ -81,8 +73,7 @@ def det_plot(axes, results, bands=None):
     for name, (scores, labels) in results.items():
         _, miss, false_alarm = error_curve(scores, labels)
         shown = (miss > 0) & (false_alarm > 0) & (miss < 1) & (false_alarm < 1)
-        if shown.any():  # a perfect separation has no curve
-            low = min(low, miss[shown].min(), false_alarm[shown].min())
+        low = min(miss[shown].min(initial=low), false_alarm[shown].min(initial=low))
         eer, _ = equal_error_rate(scores, labels)
         label = literal(f"{name}: EER {eer:.2f} %, {len(labels):,} trials")
         (line,) = axes.step(norm.ppf(false_alarm[shown]), norm.ppf(miss[shown]), where="post", label=label)
@@ -111,7 +102,7 @@ def course_plot(axes, curves, unit, band=()):
         label = literal(name) if len(curves) > 1 else ""
         axes.plot(*zip(*points), "--" if number else "-", marker="." if len(points) <= 30 else None, label=label)
     if band:
-        axes.fill_between(*zip(*band), color=BLUE, alpha=0.15, linewidth=0)
+        axes.fill_between(*zip(*band), color="C0", alpha=0.15, linewidth=0)
     axes.set(xlabel="epoch", ylabel=unit)
     axes.set_ylim(bottom=0)
     axes.ticklabel_format(axis="y", scilimits=(-2, 5))
@@ -121,7 +112,7 @@ def course_plot(axes, curves, unit, band=()):
 def histogram_plot(axes, scores, labels, thresholds):
     """Scores of the same and of different speakers; thresholds {name: score or None} as lines."""
     bins = np.linspace(scores.min(), max(scores.max(), scores.min() + 1e-9), 61)
-    for label, name, colour in ((0, "different speakers", ORANGE), (1, "same speaker", BLUE)):
+    for label, name, colour in ((0, "different speakers", "C1"), (1, "same speaker", "C0")):
         chosen = scores[labels == label]
         axes.hist(chosen, bins, weights=np.full(len(chosen), 100 / len(chosen)), color=colour, alpha=0.55, label=name)
     for (name, threshold), style in zip(thresholds.items(), ["-", "--", ":"]):
@@ -134,7 +125,7 @@ def histogram_plot(axes, scores, labels, thresholds):
 def bar_plot(axes, eers, eer, xlabel, names=None):
     """EERs in % of parts of the trials (None: unknown) beside that of all; names: of the bars, if they are few."""
     places = np.arange(len(eers))
-    axes.bar(places, [each or 0 for each in eers], 0.7 if names else 1.0, color=BLUE, alpha=0.55)
+    axes.bar(places, [each or 0 for each in eers], 0.7 if names else 1.0, color="C0", alpha=0.55)
     axes.axhline(eer, color="#202124", linewidth=1.1, linestyle="--", label=f"all trials: {eer:.2f} %")
     axes.set(xlabel=xlabel, ylabel="EER (%)")
     axes.set_xticks(*(places, names) if names else ([],))

@@ -44,7 +44,7 @@ class Filterbank(nn.Module):
 
 
 class SpeechBrainFilterbank(Filterbank):
-    """SpeechBrain's Fbank: periodic Hamming window, triangles that are symmetric in Hz, at most 80 dB below the maximum.
+    """SpeechBrain's Fbank: periodic Hamming window, triangles that are symmetric in Hz, 80 dB of range.
 
     (B, samples) -> (B, 80, 1 + samples // 160).
     """

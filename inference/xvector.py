@@ -69,7 +69,7 @@ def shorter(lengths, kernel_size, stride=1):
 
 
 class SincNet(nn.Module):
-    """(B, 1, samples), (B,) lengths or None -> (B, 60, T), a frame for every 270 samples; the frames of each or None."""
+    """(B, 1, samples), lengths (B,) or None -> (B, 60, T), a frame every 270 samples; the frames of each, or None."""
 
     def __init__(self):
         super().__init__()

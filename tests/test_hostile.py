@@ -570,7 +570,7 @@ def test_no_audio_gives_an_embedding_that_is_not_finite(system, odd_sounds):
 def test_long_silence_and_dc(system, level, tmp_path, monkeypatch):
     """In pieces, the mean and the variance come from sums, in which nothing must cancel to less than nothing."""
     monkeypatch.setattr(encoder_room, "LONG_SECONDS", 30)
-    monkeypatch.setattr(encoder_room, "PIECE_SECONDS", 10)
+    monkeypatch.setattr(encoder_room, "WINDOW_SECONDS", 10)
     soundfile.write(tmp_path / "a.wav", np.full(16000 * 31, level), 16000, subtype="PCM_16")
     encoder = encoder_of(system)
     encoder._remark = lambda *_: ""  # what is said of it is tested elsewhere

@@ -261,7 +261,7 @@ def interrupted(path, speech, listing, monkeypatch, count=9):
         if file == listing.files[count]:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(room, "COMMIT_SECONDS", 0)
+    monkeypatch.setattr(room, "COMMIT_BYTES", 0)
     with pytest.raises(KeyboardInterrupt):
         pack_list(path, speech, listing, source=Trouble(speech, event))
     assert len((path / "index.tsv").read_bytes().splitlines()) == count
@@ -276,7 +276,7 @@ def test_packing_twice_does_nothing(speech, packed, monkeypatch):
 def test_killed_at_any_moment_it_continues(speech, packed, tmp_path, monkeypatch):
     """SIGKILL, again and again; in the end every byte is that of an undisturbed run."""
     listing, path, draw = TrainingList(speech / "list.txt"), tmp_path / "pack", random.Random(0)
-    monkeypatch.setattr(room, "COMMIT_SECONDS", 0)
+    monkeypatch.setattr(room, "COMMIT_BYTES", 0)
     slow = Trouble(speech, lambda _: time.sleep(0.02))
     reached = []
     for lines in (1, 2, 7, 12, 19):
