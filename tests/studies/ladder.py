@@ -16,8 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from corpora.lists import TrialList
 from evaluation.intervals import bootstrap_intervals, compare, speakers_of
@@ -82,7 +81,7 @@ def run(args):
     for chain in list(jobs(args))[part::parts]:
         for where, flags in chain:
             if not (where / "done").exists():
-                command = [sys.executable, ROOT / "trainSpeakerNet.py", "--save_path", where, *flags]
+                command = [sys.executable, f"{sys.path[0]}/trainSpeakerNet.py", "--save_path", where, *flags]
                 print(where, flush=True)
                 where.mkdir(parents=True, exist_ok=True)
                 with open(where / "log.txt", "a") as log:
