@@ -30,8 +30,8 @@ from inference.encoder import SpeakerEncoder, choose_device
 from loss import AAMsoftmax
 from model import ECAPA_TDNN, compiled
 from tools import InputError, check_writable, keep_memory, run_command, write_text
-from training.run import SpeakerNet
-from trainSpeakerNet import multiplies_bf16
+from training.run import SpeakerNet, multiplies_bf16
+from trainSpeakerNet import train_step
 
 UTTERANCES, SPEAKERS, EPOCHS = 1_092_009, 5_994, 80  # of VoxCeleb2's development part, and of the recipe
 UTTERANCE_SECONDS = 8  # the mean of VoxCeleb2: 2,360 hours / 1,092,009
@@ -62,6 +62,7 @@ def read_settings(arguments):
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto)")
     add("--amp", choices=["auto", "bf16", "off"], default="auto", help="mixed precision (auto)")
     add("--compile", action="store_true", help="torch.compile the network")
+    parser.set_defaults(accumulate=1, clip=0)  # which train_step needs too
     args = parser.parse_args(arguments)
     if bool(args.train_list) != bool(args.train_path):
         raise InputError("a corpus needs --train_list and --train_path; without both, noise is generated")
@@ -114,19 +115,6 @@ def measure(stage, count, work, device, seconds):
     return {stage: rates}
 
 
-def step(args, network, optimizer, augmentation, waveform, label):
-    """One training step on a batch of int16 crops, as trainSpeakerNet.py takes it."""
-    device = augmentation.noises.device
-    crops, masks = augmentation(to_device(waveform, device), 1, 0), augmentation.masks(len(waveform), 1, 0)
-    with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
-        loss, _ = network(crops, to_device(label, device), masks, to_device(torch.tensor(0.2), device))
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), math.inf)
-    if norm.isfinite():
-        optimizer.step()
-    optimizer.zero_grad()
-
-
 def benchmark_training(args, device):
     """Rates of reading, augmentation, training steps, and all together; what limits training; the hours it takes."""
     if not args.train_list:
@@ -137,12 +125,15 @@ def benchmark_training(args, device):
     augmentation = Augmentation(args.musan_path, args.rir_path, samples, args.bank_mb, 0, args.n_cpu).to(device)
     augmentation.redraw(1)
     network = SpeakerNet(ECAPA_TDNN(C=args.C), AAMsoftmax(max(SPEAKERS, len(train_list.speakers)))).to(device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.001, weight_decay=2e-5, fused=device.type != "mps")
+    optimizer = torch.optim.Adam(network.parameters(), weight_decay=2e-5, fused=device.type != "mps")
     network = compiled(network) if args.compile else network
-    train = functools.partial(step, args, network, optimizer, augmentation)
+
+    def train(waveform, label):
+        train_step(args, network, optimizer, augmentation, (1, 0), waveform, label, lr=0.001, margin=0.2)
+
     batches = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count(1))
     _, *batch = next(batches)
-    waveform, waited = to_device(batch[0], device), []
+    on_device, waited = [to_device(each, device) for each in batch], []
 
     def read_and_train():
         began = time.perf_counter()
@@ -152,7 +143,7 @@ def benchmark_training(args, device):
 
     works = {  # stage: batches, work
         "read": (8, lambda: collections.deque(itertools.islice(batches, 8), maxlen=0)),
-        "augment": (1, lambda: augmentation(waveform, 1, 0)),
+        "augment": (1, lambda: augmentation(*on_device, 1, 0)),
         "training step": (4, lambda: [train(*batch) for _ in range(4)]),
         "end to end": (4, lambda: [read_and_train() for _ in range(4)]),
     }

@@ -17,9 +17,9 @@ from torch import nn
 from torchaudio.transforms import Resample
 from tqdm import tqdm
 
-from corpora.audio import SAMPLE_RATE, UnreadableAudio
+from corpora.audio import SAMPLE_RATE, UnreadableAudio, find_noises, find_responses
 from corpora.pack import Pack, open_source
-from tools import InputError, RunError, progress_bar
+from tools import RunError, progress_bar
 
 # ---- random numbers as a function of position ------------------------------------------------------------------------
 
@@ -78,9 +78,7 @@ class CropLoader:
         self.source = source
         self.samples = samples
         self.batch_size = batch_size
-        self.seed = seed
-        self.threads = threads
-        self.pin_memory = pin_memory
+        self.seed, self.threads, self.pin_memory = seed, threads, pin_memory
         self.rows = np.arange(batch_size) if rows is None else rows
         self.bad = set()
         self.steps = math.ceil(len(train_list) / batch_size)
@@ -96,9 +94,9 @@ class CropLoader:
                 rows = step * self.batch_size + self.rows
                 ahead.append((step, *self._start_reading(pool, order[rows], fraction[rows])))
                 if len(ahead) > 2:  # two whole batches in reserve, so that one slow file does not stop the device
-                    yield self._finished(*ahead.popleft())
+                    yield self._finish(*ahead.popleft())
             while ahead:
-                yield self._finished(*ahead.popleft())
+                yield self._finish(*ahead.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -125,7 +123,7 @@ class CropLoader:
         return waveform, label, [pool.submit(read, *arrays, part) for part in parts]
 
     @staticmethod
-    def _finished(step, waveform, label, jobs):
+    def _finish(step, waveform, label, jobs):
         for job in jobs:
             job.result()
         return step, waveform, label
@@ -171,6 +169,50 @@ class CropLoader:
             index = (index + 1) % len(names)
 
 
+# ---- speed perturbation ----------------------------------------------------------------------------------------------
+
+
+class SpeedPerturbation(nn.Module):
+    """Each utterance as it is, at 0.9 or at 1.1 times its speed, with equal probability (Ko et al., Interspeech 2015).
+
+    As sox's "speed" does, this changes the pitch too, and with it the voice: at another speed, speaker c of n_class
+    becomes speaker c + n_class (0.9) or c + 2 * n_class (1.1), as in Yamamoto et al. (Interspeech 2019) and wespeaker.
+    A classifier then needs 3 * n_class classes, of which the first n_class are the true speakers.
+
+    samples: the length of the crops that come out. ``samples_needed``: of those that go in, enough for the fastest.
+    """
+
+    FACTORS = (1.0, 0.9, 1.1)
+
+    def __init__(self, samples, n_class, seed):
+        super().__init__()
+        self.samples, self.n_class, self.seed = samples, n_class, seed
+        # At 0.9, nine samples become ten. The filter is as sharp as that of corpora/audio.py: torchaudio's default of 6
+        # zero crossings would dull the treble of slowed speech, and a network could tell the speeds apart by that.
+        self.resamplers = nn.ModuleList(Resample(rate, 10, lowpass_filter_width=32) for rate in (9, 11))
+        # Samples that the last output sample is filtered out of.
+        self.needed = [math.ceil(samples * each.orig_freq / each.new_freq) + each.width for each in self.resamplers]
+        self.samples_needed = -(-max(self.needed) // 80) * 80  # a multiple of 5 ms, as a crop is
+
+    def forward(self, waveform, label, epoch, step, first=0):
+        """(B, samples_needed) int16 or float, (B,) int64 -> (B, samples) float32 of the same scale, (B,) int64.
+
+        int16 becomes floats of up to +-32768, which Augmentation takes as it takes int16. Utterances at their own speed
+        are their first samples, unchanged. first: index of the first row in the step's batch.
+        """
+        numbers = row_numbers(self.seed, "speed", epoch, step, first=first, count=len(waveform), columns=1)[:, 0]
+        choice = (numbers * len(self.FACTORS)).astype(np.int64)
+        played = waveform[:, : self.samples].to(torch.float32, copy=True)
+        # TF32, cuDNN's default, rounds to 10 bits; its benchmark would search again for each new number of rows.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
+            for number, (resample, needed) in enumerate(zip(self.resamplers, self.needed), 1):
+                rows = np.flatnonzero(choice == number)
+                if len(rows):
+                    rows = to_device(torch.from_numpy(rows), waveform.device)
+                    played[rows] = resample(waveform[rows, :needed].float())[:, : self.samples]
+        return played, label + self.n_class * to_device(torch.from_numpy(choice), label.device)
+
+
 # ---- augmentation ----------------------------------------------------------------------------------------------------
 
 
@@ -212,15 +254,16 @@ class Bank:
 
 
 class Augmentation(nn.Module):
-    """Noise, music, babble, television or reverberation on a whole batch, on the device where the batch is.
+    """What happens to a whole batch on its device: speed perturbation, noise or reverberation, SpecAugment's numbers.
 
     Each utterance becomes, with equal probability, one of: itself; reverberated; with babble (3 to 8 speech files, each
     at 13-20 dB SNR); with music (5-15 dB); with noise (0-15 dB); or television, babble and music at once. The kinds for
     which no path is given are left out. Following Snyder et al., "X-vectors", ICASSP 2018.
 
-    musan_path: folder with noise/, music/, speech/, as distributed or split into pieces; rir_path: RIRS_NOISES or
-    any folder of room responses; each may be a pack of it, or "" for none. samples: the length of the crops. bank_mb:
-    memory for noises and responses together, in MB. Raises InputError for folders without the files needed.
+    musan_path: folder with noise/, music/, speech/, as distributed or split into pieces; rir_path: RIRS_NOISES or any
+    folder of room responses; each may be a pack of it, or "" for none. samples: the length of the crops. bank_mb:
+    memory for noises and responses together, in MB. speed: a SpeedPerturbation or None. Raises InputError for folders
+    without the files needed.
     """
 
     BABBLE_FILES = 3, 8
@@ -230,12 +273,14 @@ class Augmentation(nn.Module):
     ONSET = 160  # samples of a response kept before its direct sound: 10 ms
     LONGEST_RESPONSE = 2 * SAMPLE_RATE  # after 2 s all but cathedrals have decayed by 60 dB
 
-    def __init__(self, musan_path, rir_path, samples, bank_mb=512, seed=0, threads=4):
+    def __init__(self, musan_path, rir_path, samples, bank_mb=512, seed=0, threads=4, speed=None):
         super().__init__()
         if samples % self.GRID:
             raise ValueError(f"samples must be a multiple of {self.GRID}, as num_frames*160+240 is, not {samples}")
         self.samples = samples
         self.seed = seed
+        self.speed = speed
+        self.samples_needed = speed.samples_needed if speed else samples
         self.noise_length = 2 * samples  # a piece is twice a crop long, so that a crop of it differs every time
         self.response_length = min(samples, self.LONGEST_RESPONSE) + self.ONSET
         self.banks = {}
@@ -243,9 +288,9 @@ class Augmentation(nn.Module):
         quarter = bank_mb * 1e6 / 4  # one for the responses, one for each category of noise
         if rir_path:
             self.rooms = open_source(rir_path, "--rir_path", channel=0)
-            files = find_responses(self.rooms, rir_path)
+            pieces = find_responses(self.rooms, rir_path)
             capacity = int(quarter / (8 * (self._transform_size(self.response_length) // 2 + 1)))  # complex64
-            self.banks["responses"] = Bank("responses", files, self._read_response, capacity, seed, threads)
+            self.banks["responses"] = Bank("responses", pieces, self._read_response, capacity, seed, threads)
             self.kinds.append("reverberation")
         if musan_path:
             self.musan = open_source(musan_path, "--musan_path")
@@ -264,25 +309,33 @@ class Augmentation(nn.Module):
 
     def redraw(self, epoch):
         """Load the noises and responses of an epoch (1, 2, ...). Banks that hold all of theirs are loaded once."""
-        device = self.noises.device
         responses = self.banks.get("responses")
         noises = {name: bank for name, bank in self.banks.items() if name != "responses"}
         if responses and (responses.moves_on or not len(self.spectra)):
-            self.spectra = self._transformed(responses.load(epoch)).to(device)
+            self.spectra = self._transformed(responses.load(epoch)).to(self.spectra.device)
         if noises and (any(bank.moves_on for bank in noises.values()) or not len(self.noises)):
             loaded = {category: bank.load(epoch) for category, bank in noises.items()}
             counts = [len(pieces) for pieces in loaded.values()]
             self.categories = dict(zip(loaded, zip(np.cumsum([0, *counts]).tolist(), counts)))
             loaded = torch.cat(list(loaded.values()))
             energy = torch.cat([piece.view(-1, self.GRID).int().square().sum(dim=1) for piece in loaded])
-            self.energy = nn.functional.pad(energy.cumsum(dim=0), (1, 0)).to(device)
-            self.noises = loaded.to(device)
+            self.energy = nn.functional.pad(energy.cumsum(dim=0), (1, 0)).to(self.energy.device)
+            self.noises = loaded.to(self.noises.device)
 
-    def forward(self, waveform, epoch, step, first=0):
-        """(B, samples) int16 -> (B, samples) float32, about [-1, 1], always finite: a function of its arguments.
+    def forward(self, waveform, label, epoch, step, first=0):
+        """int16 crops (B, samples_needed), label (B,) -> crops (B, samples) float32, label (B,), masks (B, 4).
 
+        The label is that of speed perturbation; masks are uniform in [0, 1) and place those of SpecAugment (model.py).
         first: index of the first row in the step's batch, where the rows are a part of it.
         """
+        if self.speed:
+            waveform, label = self.speed(waveform, label, epoch, step, first)
+        numbers = row_numbers(self.seed, "specaugment", epoch, step, first=first, count=len(waveform), columns=4)
+        masks = to_device(torch.from_numpy(numbers).float(), self.noises.device)
+        return self.augment(waveform, epoch, step, first), label, masks
+
+    def augment(self, waveform, epoch, step, first=0):
+        """Noise and reverberation alone: (B, samples) int16 -> (B, samples) float32, about [-1, 1], always finite."""
         reverberated, response, noisy, start, level = self._draw(len(waveform), epoch, step, first)
         row, start, level = self._to_device(noisy, start, level)
         augmented = torch.empty(waveform.shape, device=waveform.device)
@@ -299,11 +352,6 @@ class Augmentation(nn.Module):
             convolved = torch.fft.irfft(spectrum, self.transform_size)
             augmented[rows] = convolved[:, self.ONSET : self.ONSET + self.samples]  # the direct sound stays in place
         return augmented
-
-    def masks(self, count, epoch, step, first=0):
-        """(count, 4) numbers in [0, 1) that place the masks of SpecAugment (model.py), for those rows of the batch."""
-        numbers = row_numbers(self.seed, "specaugment", epoch, step, first=first, count=count, columns=4)
-        return to_device(torch.from_numpy(numbers).float(), self.noises.device)
 
     @staticmethod
     def _fits_cache(waveform):
@@ -400,79 +448,3 @@ class Augmentation(nn.Module):
                 return audio.length
         except UnreadableAudio:  # reported when it is loaded
             return 0
-
-
-# ---- speed perturbation ----------------------------------------------------------------------------------------------
-
-
-class SpeedPerturbation(nn.Module):
-    """Each utterance as it is, at 0.9 or at 1.1 times its speed, with equal probability (Ko et al., Interspeech 2015).
-
-    As sox's "speed" does, this changes the pitch too, and with it the voice: at another speed, speaker c of n_class
-    becomes speaker c + n_class (0.9) or c + 2 * n_class (1.1), as in Yamamoto et al. (Interspeech 2019) and wespeaker.
-    A classifier then needs 3 * n_class classes, of which the first n_class are the true speakers.
-
-    samples: the length of the crops that come out. ``reads``: the length of those that go in, enough for the fastest.
-    """
-
-    FACTORS = (1.0, 0.9, 1.1)
-
-    def __init__(self, samples, n_class, seed):
-        super().__init__()
-        self.samples = samples
-        self.n_class = n_class
-        self.seed = seed
-        # At 0.9, nine samples become ten. The filter is as sharp as that of corpora/audio.py: torchaudio's default of 6
-        # zero crossings would dull the treble of slowed speech, and a network could tell the speeds apart by that.
-        self.resamplers = nn.ModuleList(
-            Resample(round(10 * factor), 10, lowpass_filter_width=32) for factor in self.FACTORS[1:]
-        )
-        # Samples that the last output sample is filtered out of.
-        self.needed = [math.ceil(samples * each.orig_freq / each.new_freq) + each.width for each in self.resamplers]
-        self.reads = -(-max(self.needed) // 80) * 80  # a multiple of 5 ms, as a crop is
-
-    def forward(self, waveform, label, epoch, step, first=0):
-        """(B, reads) int16 or float, (B,) int64 -> (B, samples) float32 of the same scale, (B,) int64.
-
-        int16 becomes floats of up to +-32768, which Augmentation takes as it takes int16. Utterances at their own speed
-        are their first samples, unchanged. first: index of the first row in the step's batch.
-        """
-        numbers = row_numbers(self.seed, "speed", epoch, step, first=first, count=len(waveform), columns=1)[:, 0]
-        choice = (numbers * len(self.FACTORS)).astype(np.int64)
-        played = waveform[:, : self.samples].to(torch.float32, copy=True)
-        # TF32, cuDNN's default, rounds to 10 bits; its benchmark would search again for each new number of rows.
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
-            for number, (resample, needed) in enumerate(zip(self.resamplers, self.needed), 1):
-                rows = np.flatnonzero(choice == number)
-                if len(rows):
-                    rows = to_device(torch.from_numpy(rows), waveform.device)
-                    played[rows] = resample(waveform[rows, :needed].float())[:, : self.samples]
-        return played, label + self.n_class * to_device(torch.from_numpy(choice), label.device)
-
-
-# ---- the files of MUSAN and RIRS_NOISES ------------------------------------------------------------------------------
-
-
-def find_noises(source, path):
-    """{category: names of its files} of MUSAN in a Folder or Pack. InputError naming the path if one has none."""
-    files = {category: source.find(category) for category in ("noise", "music", "speech")}
-    for category, found in files.items():
-        if not found:
-            raise InputError(
-                f"--musan_path {path} has no audio in its folder '{category}': it must hold noise/, music/ and "
-                "speech/, as MUSAN does; '' trains without"
-            )
-    return files
-
-
-def find_responses(source, path):
-    """The names of the room responses in a Folder or Pack. InputError naming the path if there are none."""
-    # RIRS_NOISES keeps noises among its responses: a folder of point sources, and files with "noise" in the name.
-    files = []
-    for file in source.find():
-        *folders, name = file.split("/")
-        if "noise" not in name.lower() and "pointsource_noises" not in folders:
-            files.append(file)
-    if not files:
-        raise InputError(f"--rir_path {path} holds no room responses (*.wav); '' trains without")
-    return files

@@ -16,6 +16,7 @@ SAMPLE_RATE = 16000
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3"}  # what is taken from noise and response folders
 # What these files hold is for ffmpeg (convert.py); others are tried with libsndfile.
 FFMPEG_SUFFIXES = {".m4a", ".mp4", ".m4b", ".mov", ".3gp", ".aac", ".wma", ".webm", ".mkv", ".mka", ".amr", ".ac3"}
+SUFFIXES = AUDIO_SUFFIXES | FFMPEG_SUFFIXES | {".aif", ".aiff", ".au", ".caf", ".sph", ".w64", ".mp2"}  # all known
 
 # No codec gets more samples out of a byte, not of digital silence: FLAC's limit is 5000. A longer file is a lie.
 SAMPLES_PER_BYTE = 10_000
@@ -191,3 +192,28 @@ class Folder:
     def open(self, file):
         """An AudioFile. UnreadableAudio if it cannot be read."""
         return AudioFile(self.name(file), self.channel)
+
+
+def find_noises(source, path):
+    """{category: names of its files} of MUSAN in a Folder or Pack. InputError naming the path if one has none."""
+    files = {category: source.find(category) for category in ("noise", "music", "speech")}
+    for category, found in files.items():
+        if not found:
+            raise InputError(
+                f"--musan_path {path} has no audio in its folder '{category}': it must hold noise/, music/ and "
+                "speech/, as MUSAN does; '' trains without"
+            )
+    return files
+
+
+def find_responses(source, path):
+    """The names of the room responses in a Folder or Pack. InputError naming the path if there are none."""
+    # RIRS_NOISES keeps noises among its responses: a folder of point sources, and files with "noise" in the name.
+    files = []
+    for file in source.find():
+        *folders, name = file.split("/")
+        if "noise" not in name.lower() and "pointsource_noises" not in folders:
+            files.append(file)
+    if not files:
+        raise InputError(f"--rir_path {path} holds no room responses (*.wav); '' trains without")
+    return files

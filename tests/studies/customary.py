@@ -18,9 +18,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from corpora.audio import find_noises, find_responses
 from corpora.lists import TrainingList, check_files
 from corpora.pack import open_source
-from dataLoader import Augmentation, CropLoader, find_noises, find_responses
+from dataLoader import Augmentation, CropLoader
 from tools import run_command
 
 
@@ -28,8 +29,6 @@ class CustomaryLoader:
     """One utterance after the other, whole files in float64: clean, reverberated, with babble, music or noise, or with
     babble and music, as ``Augmentation`` has it. source, noises, rooms: Folders of 16 kHz audio.
     """
-
-    KINDS = ("clean", "reverberation", "babble", "music", "noise", "television")
 
     def __init__(self, samples, source, noises, rooms, random):
         self.samples, self.source, self.random = samples, source, random
@@ -70,7 +69,7 @@ class CustomaryLoader:
     def utterance(self, path):
         """(samples,) float32."""
         audio = self.crop(path)
-        kind = self.random.choice(self.KINDS)
+        kind = self.random.choice(["clean", "reverberation", "babble", "music", "noise", "television"])
         if kind == "reverberation":
             audio = self.reverberated(audio)
         if kind in ("babble", "television"):
@@ -114,7 +113,7 @@ def compare(args):
         for flag, source in sources.items():
             loader = CropLoader(part, source, samples, args.batch_size, turn, 1)
             batches = measure(f"reading, {flag}", lambda: [each for _, each, _ in loader.epoch(1)])  # noqa: B023
-        measure("augmentation", lambda: [augmentation(each, 1, turn) for each in batches])  # noqa: B023
+        measure("augmentation", lambda: [augmentation.augment(each, 1, turn) for each in batches])  # noqa: B023
         turn += 1
     quartiles = {what: np.quantile(each[1:], [0.25, 0.5, 0.75]).tolist() for what, each in seconds.items()}
     for what, (low, median, high) in quartiles.items():

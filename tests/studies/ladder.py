@@ -4,8 +4,7 @@
     python tests/studies/ladder.py run --data ../shared/data --part 1/2
     python tests/studies/ladder.py table --data ../shared/data                 # the results
 
-Finished runs are not repeated. C=32, crops of one second (three in fine-tuning), 20 epochs, three seeds: an hour on
-two CPU cores.
+Finished runs are not repeated. C=32, 1 s crops (3 s in fine-tuning), 20 epochs, three seeds: an hour on two CPU cores.
 """
 
 import argparse
@@ -20,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from corpora.lists import TrialList
 from evaluation.intervals import bootstrap_intervals, compare, speakers_of
-from tools import equal_error_rate, read_scores
+from evaluation.scoring import read_scores
+from tools import equal_error_rate
 
 EPOCHS = 20
 COMMON = ["--C", "32", "--num_frames", "100", "--batch_size", "64", "--max_epoch", str(EPOCHS), "--test_step",
