@@ -78,9 +78,7 @@ class CropLoader:
         self.source = source
         self.samples = samples
         self.batch_size = batch_size
-        self.seed = seed
-        self.threads = threads
-        self.pin_memory = pin_memory
+        self.seed, self.threads, self.pin_memory = seed, threads, pin_memory
         self.rows = np.arange(batch_size) if rows is None else rows
         self.bad = set()
         self.steps = math.ceil(len(train_list) / batch_size)
@@ -96,9 +94,9 @@ class CropLoader:
                 rows = step * self.batch_size + self.rows
                 ahead.append((step, *self._start_reading(pool, order[rows], fraction[rows])))
                 if len(ahead) > 2:  # two whole batches in reserve, so that one slow file does not stop the device
-                    yield self._finished(*ahead.popleft())
+                    yield self._finish(*ahead.popleft())
             while ahead:
-                yield self._finished(*ahead.popleft())
+                yield self._finish(*ahead.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -125,7 +123,7 @@ class CropLoader:
         return waveform, label, [pool.submit(read, *arrays, part) for part in parts]
 
     @staticmethod
-    def _finished(step, waveform, label, jobs):
+    def _finish(step, waveform, label, jobs):
         for job in jobs:
             job.result()
         return step, waveform, label
@@ -188,14 +186,10 @@ class SpeedPerturbation(nn.Module):
 
     def __init__(self, samples, n_class, seed):
         super().__init__()
-        self.samples = samples
-        self.n_class = n_class
-        self.seed = seed
+        self.samples, self.n_class, self.seed = samples, n_class, seed
         # At 0.9, nine samples become ten. The filter is as sharp as that of corpora/audio.py: torchaudio's default of 6
         # zero crossings would dull the treble of slowed speech, and a network could tell the speeds apart by that.
-        self.resamplers = nn.ModuleList(
-            Resample(round(10 * factor), 10, lowpass_filter_width=32) for factor in self.FACTORS[1:]
-        )
+        self.resamplers = nn.ModuleList(Resample(rate, 10, lowpass_filter_width=32) for rate in (9, 11))
         # Samples that the last output sample is filtered out of.
         self.needed = [math.ceil(samples * each.orig_freq / each.new_freq) + each.width for each in self.resamplers]
         self.samples_needed = -(-max(self.needed) // 80) * 80  # a multiple of 5 ms, as a crop is
@@ -260,10 +254,7 @@ class Bank:
 
 
 class Augmentation(nn.Module):
-    """Noise, music, babble, television or reverberation on a whole batch, on the device where the batch is.
-
-    ``forward`` is all that happens to a batch between the disk and the network: speed perturbation if it is wanted,
-    this, and the random numbers of SpecAugment.
+    """What happens to a whole batch on its device: speed perturbation, noise or reverberation, SpecAugment's numbers.
 
     Each utterance becomes, with equal probability, one of: itself; reverberated; with babble (3 to 8 speech files, each
     at 13-20 dB SNR); with music (5-15 dB); with noise (0-15 dB); or television, babble and music at once. The kinds for
@@ -297,9 +288,9 @@ class Augmentation(nn.Module):
         quarter = bank_mb * 1e6 / 4  # one for the responses, one for each category of noise
         if rir_path:
             self.rooms = open_source(rir_path, "--rir_path", channel=0)
-            files = find_responses(self.rooms, rir_path)
+            pieces = find_responses(self.rooms, rir_path)
             capacity = int(quarter / (8 * (self._transform_size(self.response_length) // 2 + 1)))  # complex64
-            self.banks["responses"] = Bank("responses", files, self._read_response, capacity, seed, threads)
+            self.banks["responses"] = Bank("responses", pieces, self._read_response, capacity, seed, threads)
             self.kinds.append("reverberation")
         if musan_path:
             self.musan = open_source(musan_path, "--musan_path")
@@ -318,26 +309,24 @@ class Augmentation(nn.Module):
 
     def redraw(self, epoch):
         """Load the noises and responses of an epoch (1, 2, ...). Banks that hold all of theirs are loaded once."""
-        device = self.noises.device
         responses = self.banks.get("responses")
         noises = {name: bank for name, bank in self.banks.items() if name != "responses"}
         if responses and (responses.moves_on or not len(self.spectra)):
-            self.spectra = self._transformed(responses.load(epoch)).to(device)
+            self.spectra = self._transformed(responses.load(epoch)).to(self.spectra.device)
         if noises and (any(bank.moves_on for bank in noises.values()) or not len(self.noises)):
             loaded = {category: bank.load(epoch) for category, bank in noises.items()}
             counts = [len(pieces) for pieces in loaded.values()]
             self.categories = dict(zip(loaded, zip(np.cumsum([0, *counts]).tolist(), counts)))
             loaded = torch.cat(list(loaded.values()))
             energy = torch.cat([piece.view(-1, self.GRID).int().square().sum(dim=1) for piece in loaded])
-            self.energy = nn.functional.pad(energy.cumsum(dim=0), (1, 0)).to(device)
-            self.noises = loaded.to(device)
+            self.energy = nn.functional.pad(energy.cumsum(dim=0), (1, 0)).to(self.energy.device)
+            self.noises = loaded.to(self.noises.device)
 
     def forward(self, waveform, label, epoch, step, first=0):
         """int16 crops (B, samples_needed), label (B,) -> crops (B, samples) float32, label (B,), masks (B, 4).
 
         The label is that of speed perturbation; masks are uniform in [0, 1) and place those of SpecAugment (model.py).
-        first: index of the first row in the step's batch, where the rows are a part of it. The result is a function of
-        the arguments and the seed.
+        first: index of the first row in the step's batch, where the rows are a part of it.
         """
         if self.speed:
             waveform, label = self.speed(waveform, label, epoch, step, first)
@@ -346,10 +335,7 @@ class Augmentation(nn.Module):
         return self.augment(waveform, epoch, step, first), label, masks
 
     def augment(self, waveform, epoch, step, first=0):
-        """(B, samples) int16 -> (B, samples) float32, about [-1, 1], always finite: a function of its arguments.
-
-        first: index of the first row in the step's batch, where the rows are a part of it.
-        """
+        """Noise and reverberation alone: (B, samples) int16 -> (B, samples) float32, about [-1, 1], always finite."""
         reverberated, response, noisy, start, level = self._draw(len(waveform), epoch, step, first)
         row, start, level = self._to_device(noisy, start, level)
         augmented = torch.empty(waveform.shape, device=waveform.device)
