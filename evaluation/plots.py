@@ -105,7 +105,7 @@ def course_plot(axes, curves, unit, band=()):
     if band:
         axes.fill_between(*zip(*band), color="C0", alpha=0.15, linewidth=0)
     axes.set(xlabel="epoch", ylabel=unit)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * axes.dataLim.ymax or 1)
     axes.ticklabel_format(axis="y", scilimits=(-2, 5))
     axes.xaxis.get_major_locator().set_params(integer=True)
 
