@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from corpora.check import glance as quick_check, stop_at_errors
+from corpora.check import glance as quick_check
+from corpora.check import stop_at_errors
 from corpora.demo import make_demo
 from corpora.trials import hold_out, make_trials
 from dataLoader import Augmentation, CropLoader, SpeedPerturbation, to_device

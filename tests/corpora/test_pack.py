@@ -16,12 +16,11 @@ import torch
 from conftest import ROOT, voice
 
 import prepareData
-from augmentation import Augmentation
 from corpora import pack as module
 from corpora.audio import Folder, UnreadableAudio
 from corpora.lists import TrainingList, check_files
 from corpora.pack import Pack, open_source, write_pack
-from dataLoader import CropLoader
+from dataLoader import Augmentation, CropLoader
 from tools import InputError, RunError
 
 SAMPLES = 16240  # 100 frames
@@ -123,8 +122,8 @@ def test_augmentation_is_the_same_packed_and_unpacked(corpus, tmp_path):
     for epoch in (1, 2):
         one.redraw(epoch)
         other.redraw(epoch)
-        augmented = one(speech, epoch, 0)
-        assert torch.equal(augmented, other(speech, epoch, 0)) and not torch.equal(augmented, speech)
+        augmented = one.augment(speech, epoch, 0)
+        assert torch.equal(augmented, other.augment(speech, epoch, 0)) and not torch.equal(augmented, speech)
 
 
 def test_what_is_not_in_the_pack_is_named_with_its_line(speech, packed, tmp_path):
