@@ -2,7 +2,6 @@
 
     python prepareData.py --unpack DOWNLOADS --to DIR                       unpack VoxCeleb, MUSAN, RIRS_NOISES
     python prepareData.py --convert FOLDER --to DIR                         write 16 kHz mono wav of any audio
-    python prepareData.py --split_musan MUSAN --to DIR                      cut MUSAN in pieces of 5 s
     python prepareData.py --demo DIR                                        generate the demo corpus
     python prepareData.py --pack DIR --train_list LIST --train_path ROOT    pack a training list with its audio
     python prepareData.py --pack DIR --musan_path ROOT                      pack noises
@@ -16,11 +15,9 @@ import json
 import shlex
 import sys
 
-from augmentation import find_noises, find_responses
 from corpora import check as doctor
-from corpora.audio import Folder, check_folder
+from corpora.audio import Folder, check_folder, find_noises, find_responses
 from corpora.convert import convert_folder
-from corpora.convert import split_musan as split_musan_folder
 from corpora.demo import make_demo
 from corpora.lists import TrainingList, check_files
 from corpora.make_lists import from_csv, from_folder, from_kaldi, read_sex, write_lists
@@ -66,33 +63,17 @@ def pack(arguments):
 
 
 def unpack(arguments):
-    done = unpack_archives(arguments.unpack, arguments.to, arguments.n_cpu, arguments.any_md5)
-    print(
-        f"{arguments.to}: {done.files} files out of {', '.join(done.archives)}, {done.already} of them were there "
-        f"already, {done.written / 1e9:.2f} GB written; folders: {', '.join(done.folders)}"
-    )
+    files, new = unpack_archives(arguments.unpack, arguments.to, arguments.n_cpu, arguments.any_md5)
+    print(f"{arguments.to}: {files} files, {new} of them new")
 
 
 def convert(arguments):
-    tell(convert_folder(arguments.convert, arguments.to, arguments.format, arguments.n_cpu), "files", arguments.to)
-
-
-def split_musan(arguments):
-    tell(split_musan_folder(arguments.split_musan, arguments.to, arguments.n_cpu), "pieces", arguments.to)
-
-
-def tell(done, what, to):
-    """Sum up a Done. RunError if files failed."""
-    alone = "".join(f", {count} {kind}" for kind, count in done.left_alone.items() if count)
-    print(
-        f"{to}: {done.files} files found, {done.written} {what} written ({done.seconds / 3600:.2f} hours), "
-        f"{done.already} were there already, {len(done.failed)} files failed{alone and '; left alone' + alone[1:]}"
-    )
-    if done.failed:
-        again = "mend them or fetch them again, and the same command does the rest"
-        raise RunError(
-            f"{len(done.failed)} of {done.files} files failed, see {to}/failed.tsv; {again}: {done.failed[0][1]}"
-        )
+    done = convert_folder(arguments.convert, arguments.to, arguments.format, arguments.n_cpu)
+    failed = len(done.failed)
+    print(f"{arguments.to}: {done.files} files, {done.written} written, {done.already} already there, {failed} failed")
+    if failed:
+        first = next(iter(done.failed.values()))
+        raise RunError(f"{failed} of {done.files} files failed, see {arguments.to}/failed.tsv: {first}")
 
 
 def lists(arguments):
@@ -146,7 +127,6 @@ def build_parser():
     group = parser.add_argument_group("actions: give one").add_mutually_exclusive_group(required=True)
     group.add_argument("--unpack", metavar="DIR", help="unpack the archives in DIR as downloaded, those in parts, too")
     group.add_argument("--convert", metavar="DIR", help="write all audio in DIR as 16 kHz mono, in the same layout")
-    group.add_argument("--split_musan", metavar="DIR", help="cut MUSAN in pieces of 5 s; training does not need it")
     group.add_argument("--demo", metavar="DIR", help="generate the demo corpus (synthetic speech, 230 MB) in DIR")
     group.add_argument("--pack", metavar="DIR", help="write a pack to DIR; again: continue after an interruption")
     group.add_argument("--lists", metavar="ROOT", help="write lists of the recordings ROOT/<speaker>/.../<file>")
@@ -154,7 +134,7 @@ def build_parser():
                        help="say what would go wrong with lists and audio, from its headers; full: decode all of it; "
                        "exit status 0: fine, 1: warnings, 2: errors")
     # fmt: off
-    add = parser.add_argument_group("--unpack, --convert, --split_musan; with --n_cpu; again: continue").add_argument
+    add = parser.add_argument_group("--unpack, --convert; with --n_cpu; again: continue").add_argument
     add("--to",      metavar="DIR", help="folder to write to, of --lists, too; with --check, the disk to look at")
     add("--format",  choices=["wav", "flac"], default="wav", help="of what --convert writes (%(default)s)")
     add("--any_md5", action="store_true", help="--unpack archives that are other than the published ones, too")
@@ -188,7 +168,6 @@ CORPUS = {"train_list", "train_path", "musan_path", "rir_path", "paths_anywhere"
 ACTIONS = {  # and the flags that belong to each
     "--unpack": {"to", "any_md5", "n_cpu"},
     "--convert": {"to", "format", "n_cpu"},
-    "--split_musan": {"to", "n_cpu"},
     "--demo": {"train_speakers", "eval_speakers", "seed"},
     "--pack": CORPUS,
     "--lists": {"to", "csv", "columns", "kaldi", "valid_speakers", "metadata", "seed"},
@@ -200,13 +179,13 @@ def main():
     arguments = build_parser().parse_args()
     if arguments.n_cpu < 1:
         raise InputError(f"--n_cpu must be at least 1, not {arguments.n_cpu}")
-    acts = unpack, convert, split_musan, demo, pack, lists, check
+    acts = unpack, convert, demo, pack, lists, check
     act = next(act for act in acts if getattr(arguments, act.__name__) is not None)
     action = f"--{act.__name__}"
     check_flags(sys.argv[1:], action, ACTIONS)
     if not getattr(arguments, act.__name__):
         raise InputError(f"{action} needs a folder")
-    if act in (unpack, convert, split_musan, lists) and not arguments.to:
+    if act in (unpack, convert, lists) and not arguments.to:
         raise InputError(f"{action} needs --to, the folder to write to")
     return act(arguments)
 

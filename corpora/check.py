@@ -18,14 +18,12 @@ import statistics
 
 import torch
 
-from augmentation import find_noises, find_responses
-from corpora.audio import SAMPLE_RATE, Folder
+from corpora.audio import SAMPLE_RATE, Folder, find_noises, find_responses
 from corpora.file_check import CLIPPED_SHARE, FAULTS, OFFSET, SILENT, equal_files, look_at
 from corpora.list_check import SEVERITIES, Finding, check_lists, found, note, which_list
 from corpora.lists import leads_out
 from corpora.pack import Pack, open_source
 from model import ECAPA_TDNN
-from speed import SpeedPerturbation
 from tools import InputError, one_line
 
 SHORT = 1.0  # seconds: what is shorter says little about a voice
@@ -344,7 +342,7 @@ def glance(args, heard=()):
         findings += more + check_files(sights, looked_at, name, replaced=GLANCED_SHARE)
     if lines and not args.eval:
         models = max(0, args.max_epoch // args.test_step - len(list(pathlib.Path(args.save_path).glob("model/*"))))
-        classes = speakers_of(lines) * args.sub_centres * (len(SpeedPerturbation.FACTORS) if args.speed_perturb else 1)
+        classes = speakers_of(lines) * args.sub_centres * (3 if args.speed_perturb else 1)
         size = checkpoint_bytes(args.C, classes, models)
         findings += check_memory(len(lines), args.bank_mb if args.musan_path or args.rir_path else 0)
         findings += check_disk(args.save_path, {f"checkpoints of {args.max_epoch} epochs": (size, FEWER)})

@@ -14,7 +14,6 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from studies import fuzz
 import nasty
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ import torch
 from conftest import data_flags, voice
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from studies import fuzz
 from test_encoder import SYSTEMS, encoder_of, save_model
 from test_model import small_network
 
@@ -34,10 +34,11 @@ from corpora.lists import TrainingList, TrialList, check_files
 from corpora.pack import Pack, write_pack
 from dataLoader import CropLoader
 from evaluation.backend import read_cohort
+from evaluation.scoring import read_history
 from inference import encoder as encoder_room
 from inference.checkpoints import load_pretrained
 from inference.encoder import AudioWarning, SpeakerEncoder, score_trials
-from tools import InputError, load_checkpoint, load_tensors, one_line, read_history
+from tools import InputError, load_checkpoint, load_tensors, one_line
 
 # ---- every reader ----------------------------------------------------------------------------------------------------
 
