@@ -22,7 +22,7 @@ import torch
 from augmentation import Augmentation
 from corpora.check import glance, stop_at_errors
 from corpora.demo import make_demo
-from corpora.trials import hold_out, make_trials
+from corpora.make_lists import hold_out, make_trials
 from dataLoader import CropLoader, to_device
 from evaluation.report import write_report
 from evaluation.scoring import VALID, Background, Test, compare_files, evaluate, open_tests, open_training_list
