@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from augmentation import Augmentation
-from corpora.check import glance, stop_at_errors
+from corpora.check import quick_check, stop_at_errors
 from corpora.demo import make_demo
 from corpora.make_lists import hold_out, make_trials
 from dataLoader import CropLoader, to_device
@@ -264,7 +264,7 @@ def open_all(args, device):
 def look_over(args, heard=()):
     """Say what would spoil the result before hours go into it, unless it is known."""
     if distributed.rank() == 0 and not args.no_check:
-        stop_at_errors(glance(args, heard))
+        stop_at_errors(quick_check(args, heard))
 
 
 def evaluate_only(args):

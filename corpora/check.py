@@ -8,6 +8,7 @@ meaningless; "warning": the result would be worse, or look better, than it is; "
 """
 
 import collections
+import functools
 import hashlib
 import os
 import re
@@ -28,10 +29,11 @@ QUICK = 200  # training files, and as many evaluation files, whose headers the q
 SHORT = 1.0  # seconds: shorter utterances say little about a voice
 SILENT = 1e-3  # peak: -60 dB, below the quietest usable speech
 FULL_SCALE, CLIPPED_SHARE = 32766 / 32768, 1e-3  # of 16 bits; when so many samples are there, clipping is audible
+UNREADABLE, CUT_OFF = "cannot be read as audio", "are shorter than their header says"
 AGREEMENT = 0.9  # when so many lines follow a rule, the others are mistakes
 
 # (name, file, trials, same-speaker trials, published EERs in %). Sizes: PaddleSpeech, examples/voxceleb/README.md; that
-# of Vox1-E cleaned is widely quoted. EERs: the systems' own pages, C=1024, trained on VoxCeleb2 dev (SpeechBrain: and 1).
+# of Vox1-E cleaned is widely quoted. EERs: the systems' own pages, C=1024, of VoxCeleb2 dev (SpeechBrain: and 1).
 KNOWN_LISTS = [
     ("Vox1-O original", "veri_test.txt", 37720, 18860, "TaoRuijie 1.00"),
     ("Vox1-O cleaned", "veri_test2.txt", 37611, 18802, "TaoRuijie 0.96, with AS-norm 0.86; SpeechBrain 0.90, with "
@@ -54,6 +56,10 @@ class Finding(NamedTuple):
     examples: list
     fix: str
 
+    def in_one_line(self):
+        examples = f": {self.count:,}, such as {'; '.join(self.examples)}" if self.examples else ""
+        return one_line(f"{self.what}{examples}{self.fix and '; ' + self.fix}")
+
 
 def found(severity, what, cases, fix="", example=str):
     """[Finding] of the cases, or [] if there are none."""
@@ -65,14 +71,14 @@ def found(severity, what, cases, fix="", example=str):
 
 def check_lists(arguments, heard=()):
     """([TrainingList], [TrialList], [Finding]) of the lists that are given. heard: as in ``quick_check``."""
-    train_lists, tests, findings, trained = [], [], [], set()
+    train_lists, tests, findings = [], [], []
     if arguments.train_list and not getattr(arguments, "eval", False):
         try:
             train_lists.append(TrainingList(arguments.train_list))
             findings += check_training_list(train_lists[0])
-            trained = set(train_lists[0].speakers)
         except InputError as error:
             findings += found("error", "the training list cannot be used", [error])
+    trained = {speaker for train_list in train_lists for speaker in train_list.speakers}
     same_names = os.path.realpath(arguments.train_path or "") == os.path.realpath(arguments.eval_path or "")
     for path in arguments.eval_list or []:
         try:
@@ -82,9 +88,9 @@ def check_lists(arguments, heard=()):
             continue
         name, (speakers, more) = tests[-1].path.name, check_trials(tests[-1])
         findings += more + which_list(tests[-1])
+        fix = "remove their lines from the training list, if they are the same people"
         findings += found("error" if same_names else "warning", f"speakers are both in training and in {name}",
-                          sorted(trained & speakers), "remove their lines from the training list, if the names are of "
-                          "the same people")  # fmt: skip
+                          sorted(trained & speakers), fix)  # fmt: skip
         findings += found("warning", f"speakers of {name} were in the model's training", sorted(speakers & set(heard)),
                           "expect more errors of other speakers")  # fmt: skip
     return train_lists, tests, findings
@@ -101,8 +107,7 @@ def check_training_list(train_list):
     names = (train_list.speakers[label] for label in train_list.label.tolist())
     others = [row for row, (name, file) in enumerate(zip(names, train_list.files)) if name not in file.split("/")[:-1]]
     if len(others) <= (1 - AGREEMENT) * len(train_list):
-        findings += found("warning", "lines of the training list name another speaker than the folder of their file",
-                          others, "correct the speaker", line)  # fmt: skip
+        findings += found("warning", "training lines name another speaker than their folder", others, "fix them", line)
     return findings
 
 
@@ -158,20 +163,18 @@ def which_list(trials):
     of_test = {match[1] for match in matches} <= VOX1_O_SPEAKERS
     for name, file, size, known_target, published in KNOWN_LISTS:
         if count == size and known_target in (target, None) and (of_test or not name.startswith("Vox1-O")):
-            return [Finding("note", f"{what}: it is {name} ({file})", count, [], "never compare results on original and "
-                            f"cleaned lists; published EERs in %: {published}")]  # fmt: skip
+            fix = f"never compare results on original and cleaned lists; published EERs in %: {published}"
+            return [Finding("note", f"{what}: it is {name} ({file})", count, [], fix)]
     near = [f"{name}, {file}: {size:,}" for name, file, size, *_ in KNOWN_LISTS if abs(size - count) < size / 3]
-    return [Finding("warning" if near else "note", f"{what}, so it is no published list of VoxCeleb1", count, near[:3],
-                    "was it cut short?" if near else "")]  # fmt: skip
+    severity, what = "warning" if near else "note", f"{what}: no published list of VoxCeleb1"
+    return [Finding(severity, what, count, near[:3], "was it cut short?" if near else "")]
 
 
 # ---- audio -----------------------------------------------------------------------------------------------------------
 
 
 class FileInfo(NamedTuple):
-    """Of an audio file: ``fault``, UNREADABLE or CUT_OFF, and what was ``said``; ``key``, equal for equal files as far
-    as they were read; if all samples were read, their ``peak``, of 1, and the share that is ``clipped``.
-    """
+    """``key``: equal for equal files, as far as they were read; ``peak`` and the share ``clipped``: of all samples."""
 
     fault: str = ""
     said: str = ""
@@ -182,11 +185,8 @@ class FileInfo(NamedTuple):
     clipped: float = 0.0
 
 
-UNREADABLE, CUT_OFF = "cannot be read as audio", "are shorter than their header says"
-
-
 def file_info(path, full=False):
-    """The FileInfo of a file from its header and its first 8 kB; full: from all samples, in whatever format they are."""
+    """The FileInfo of a file from its header and its first 8 kB; full: from all of its samples."""
     head, size, digest, peak, clipped, count = b"", 0, hashlib.blake2b(), 0.0, 0, 0
     try:
         with open(path, "rb") as file:
@@ -214,35 +214,33 @@ def file_info(path, full=False):
     return FileInfo("", "", rate, frames / rate, digest.digest(), peak, clipped / count)
 
 
-def check_audio(name, lists, root, arguments, full=False, few=None):
-    """({path: FileInfo}, [Finding]) of the "training" or "evaluation" audio that lists name, in a folder or pack.
-
-    few: look at no more than so many files, evenly over the lists.
-    """
-    flag = {"training": "--train_path", "evaluation": "--eval_path"}[name]
-    lines = {file: (listed.path.name, number) for listed in lists for file, number in first_lines(listed).items()}
+def check_audio(name, lists, arguments, full=False, few=None):
+    """({path: FileInfo}, [Finding]) of the "training" or "evaluation" audio that lists name; few: of so many files."""
+    flag = "--train_path" if name == "training" else "--eval_path"
+    root = arguments.train_path if name == "training" else arguments.eval_path
+    lines = {file: f"{listed.path.name} line {number}" for listed in lists
+             for file, number in first_lines(listed).items()}  # fmt: skip
     if not lines or not root:
         return {}, found("warning", f"the {name} audio was not checked", list(lines), f"give {flag}")
     try:
         source = open_source(root, flag)
     except InputError as error:
         return {}, found("error", f"{flag} cannot be used", [error])
-
-    def line(file):
-        return f"{lines[file][0]} line {lines[file][1]}: {file}"
-
-    leading_out = [] if arguments.paths_anywhere or isinstance(source, Pack) else list(filter(leads_out, lines))
-    findings = found("error", f"{name} files lead out of {flag}", leading_out, "--paths_anywhere takes them", line)
-    files = [file for file in lines if file not in set(leading_out)][:: -(-len(lines) // few) if few else 1]
-    missing = source.missing(files)
-    findings += found("error", f"{name} files do not exist", missing, f"is {flag} right, the copy complete?", line)
+    takes_all = arguments.paths_anywhere or isinstance(source, Pack)
+    files = [file for file in lines if takes_all or not leads_out(file)]
+    leading_out = sorted(lines.keys() - set(files))
+    files = files[:: -(-len(files) // few)] if few and files else files
+    missing = dict.fromkeys(source.missing(files))
+    findings = []
+    for what, those, fix in ((f"lead out of {flag}", leading_out, "--paths_anywhere takes them, if you trust the list"),
+                             ("do not exist", missing, f"is {flag} right, and the copy complete?")):  # fmt: skip
+        findings += found("error", f"{name} files {what}", [f"{lines[file]}: {file}" for file in those], fix)
     if isinstance(source, Pack):  # its audio was read when it was made
         return {}, findings
-    paths = [source.name(file) for file in dict.fromkeys(files).keys() - missing]
-    parts = [paths[first : first + 100] for first in range(0, len(paths), 100)]  # a job for each file would cost more
-    infos = in_order(lambda part: [file_info(path, full) for path in part], parts, arguments.n_cpu)
-    infos = progress_bar(iterable=infos, total=len(parts), desc=f"checking {name}", unit="00 files", delay=2)
-    infos = {path: info for part, of_part in zip(parts, infos) for path, info in zip(part, of_part)}
+    paths = [source.name(file) for file in files if file not in missing]
+    infos = in_order(functools.partial(file_info, full=full), paths, arguments.n_cpu)
+    bar = progress_bar(iterable=infos, total=len(paths), desc=f"checking {name}", unit=" files", delay=2)
+    infos = dict(zip(paths, bar))
     # Training replaces unreadable files by others, and stops when they are more than 1 %: a few files cannot tell.
     tolerated = 0 if name == "evaluation" else len(infos) if few else max(1, len(infos) // 100)
     return infos, findings + check_infos(name, infos, tolerated)
@@ -250,14 +248,13 @@ def check_audio(name, lists, root, arguments, full=False, few=None):
 
 def check_infos(name, infos, tolerated):
     """[Finding] of {path: FileInfo}; tolerated: how many may be unreadable without an error."""
-    unreadable = sum(info.fault == UNREADABLE for info in infos.values())
+    bad = "error" if sum(info.fault == UNREADABLE for info in infos.values()) > tolerated else "warning"
     again, findings = "fetch or convert them again, or remove their lines from the list", []
     for severity, what, applies, fix in (
-        ("error" if unreadable > tolerated else "warning", UNREADABLE, lambda info: info.fault == UNREADABLE, again),
+        (bad, UNREADABLE, lambda info: info.fault == UNREADABLE, again),
         ("warning", CUT_OFF, lambda info: info.fault == CUT_OFF, again),
-        ("warning", f"were recorded below {SAMPLE_RATE} Hz", lambda info: info.rate < SAMPLE_RATE,
-         "they have nothing above half their rate, and a network hears that"),
-        ("warning", f"are shorter than {SHORT:g} s", lambda info: info.seconds < SHORT, "leave them out of training"),
+        ("warning", "were recorded below 16 kHz", lambda info: info.rate < SAMPLE_RATE, "a network hears the difference"),
+        ("warning", f"are shorter than {SHORT} s", lambda info: info.seconds < SHORT, "leave them out of training"),
         ("warning", "are silent", lambda info: info.peak < SILENT, "leave them out"),
         ("warning", "are clipped", lambda info: info.clipped > CLIPPED_SHARE, "leave out the worst"),
     ):  # fmt: skip
@@ -271,28 +268,21 @@ def check_infos(name, infos, tolerated):
     return findings
 
 
-def equal_files(infos, full):
-    """[[path, ...]] of files with the same content in {path: FileInfo}.
-
-    Not ``full``: keys are of size and first bytes only, so the files that agree in them are compared as a whole.
-    """
-
-    def agreeing(paths, key):
-        groups = collections.defaultdict(list)
-        for path in paths:
-            groups[key(path)].append(path)
-        return [group for group in groups.values() if len(group) > 1]
-
-    groups = agreeing([path for path in infos if infos[path].key], lambda path: infos[path].key)
-    return groups if full else agreeing([path for group in groups for path in group], sha256)
-
-
 def check_duplicates(infos, speaker_of, full):
-    """[Finding] of the same audio in several of {path: FileInfo}; speaker_of: {path: speaker}, of evaluation None."""
+    """[Finding] of the same audio in several of {path: FileInfo}; speaker_of: {path: speaker} of the training files."""
+    groups = collections.defaultdict(list)
+    for path, info in infos.items():
+        groups[info.key or path].append(path)
+    if not full:  # keys of size and first bytes only: the files that agree there are compared as a whole
+        alike = [path for group in groups.values() if len(group) > 1 for path in group]
+        groups = collections.defaultdict(list)
+        for path in alike:
+            groups[sha256(path)].append(path)
     within, across, of_two = [], [], []
-    for group in equal_files(infos, full):
-        speakers = {speaker_of.get(path) for path in group}
-        (within if len(speakers) == 1 else across if None in speakers else of_two).append(group)
+    for group in groups.values():
+        speakers = {speaker_of.get(path) for path in group}  # None: of an evaluation file
+        if len(group) > 1:
+            (within if len(speakers) == 1 else across if None in speakers else of_two).append(group)
     fix, example = "keep the right one of each", " = ".join
     findings = found("error", "sets of files of training and evaluation hold the same audio", across, fix, example)
     findings += found("error", "sets of files of different speakers hold the same audio", of_two, fix, example)
@@ -314,23 +304,15 @@ def check_augmentation(arguments):
     return findings
 
 
-# ---- all of it -------------------------------------------------------------------------------------------------------
-
-
 def check(arguments):
     """[Finding], the worst first, of the lists, audio, noises and responses that are given (prepareData.py's flags)."""
     full = arguments.check == "full"
     train_lists, tests, findings = check_lists(arguments)
-    trained, of_training = check_audio("training", train_lists, arguments.train_path, arguments, full)
-    tested, of_evaluation = check_audio("evaluation", tests, arguments.eval_path, arguments, full)
+    trained, of_training = check_audio("training", train_lists, arguments, full)
+    tested, of_evaluation = check_audio("evaluation", tests, arguments, full)
     findings += of_training + of_evaluation + check_augmentation(arguments)
-    speaker_of = {}
-    for train_list in train_lists:
-        for file, label in zip(train_list.files, train_list.label):
-            speaker_of[os.path.join(arguments.train_path or "", file)] = train_list.speakers[label]
-        if arguments.n_class not in (None, len(train_list.speakers)):
-            findings += found("error", f"--n_class {arguments.n_class} is not the number of speakers",
-                              train_list.speakers, "leave it out: the list tells")  # fmt: skip
+    speaker_of = {os.path.join(arguments.train_path or "", file): train_list.speakers[label]
+                  for train_list in train_lists for file, label in zip(train_list.files, train_list.label)}  # fmt: skip
     findings += check_duplicates(trained | tested, speaker_of, full)
     return sorted(findings, key=lambda each: -SEVERITIES.index(each.severity))
 
@@ -342,8 +324,8 @@ def quick_check(args, heard=()):
     """
     train_lists, tests, findings = check_lists(args, heard)
     known = [each for each in findings if "published EERs" in each.fix]
-    findings += check_audio("training", train_lists, args.train_path, args, few=QUICK)[1]
-    findings += check_audio("evaluation", tests, args.eval_path, args, few=QUICK)[1]
+    findings += check_audio("training", train_lists, args, few=QUICK)[1]
+    findings += check_audio("evaluation", tests, args, few=QUICK)[1]
     return [each for each in findings if each.severity != "note"] + known
 
 
@@ -352,19 +334,9 @@ def stop_at_errors(findings):
     errors = [each for each in findings if each.severity == "error"]
     for each in findings:
         if each not in errors[:1]:
-            print(f"{each.severity}: {in_one_line(each)}")
+            print(f"{each.severity}: {each.in_one_line()}")
     if errors:
-        raise InputError(f"{in_one_line(errors[0])} (--no_check begins nevertheless)")
-
-
-def in_one_line(finding):
-    examples = f": {finding.count:,}, such as {'; '.join(finding.examples)}" if finding.examples else ""
-    return one_line(f"{finding.what}{examples}{finding.fix and '; ' + finding.fix}")
-
-
-def status(findings):
-    """The exit status: 0 for notes, 1 with warnings, 2 with errors."""
-    return max((SEVERITIES.index(each.severity) for each in findings), default=0)
+        raise InputError(f"{errors[0].in_one_line()}; --no_check begins nevertheless")
 
 
 def table(findings):
