@@ -253,7 +253,7 @@ def check_infos(name, infos, tolerated):
     for severity, what, applies, fix in (
         (bad, UNREADABLE, lambda info: info.fault == UNREADABLE, again),
         ("warning", CUT_OFF, lambda info: info.fault == CUT_OFF, again),
-        ("warning", "were recorded below 16 kHz", lambda info: info.rate < SAMPLE_RATE, "a network hears the difference"),
+        ("warning", "were recorded below 16 kHz", lambda info: info.rate < SAMPLE_RATE, "a network hears that"),
         ("warning", f"are shorter than {SHORT} s", lambda info: info.seconds < SHORT, "leave them out of training"),
         ("warning", "are silent", lambda info: info.peak < SILENT, "leave them out"),
         ("warning", "are clipped", lambda info: info.clipped > CLIPPED_SHARE, "leave out the worst"),
