@@ -9,8 +9,8 @@ import numpy as np
 
 from corpora.audio import Folder, UnreadableAudio, check_folder
 from corpora.lists import TrainingList, TrialList, check_files
-from corpora.pack import Pack, open_source
 from corpora.make_lists import hold_out, make_trials
+from corpora.pack import Pack, open_source
 from evaluation.backend import BackEnd, Utterances, cohort_beside, read_cohort
 from evaluation.calibration import actual_dcf, cllr, min_cllr
 from evaluation.intervals import bootstrap_intervals, compare, speakers_of

@@ -282,8 +282,8 @@ def test_no_check_goes_on_and_the_model_knows_its_speakers(own, tmp_path, comman
     assert "warning" not in command(trainSpeakerNet, *flags, "--no_check", "--save_path", tmp_path / "eval")[1]
     # A model fine-tuned from it on other speakers does not forget.
     train_lines(lambda lines: [line for line in lines if not line.startswith("id00006 ")])(own)
-    flags = [*data_flags(own), *SMALL[2:], "--initial_model", tmp_path / "exp" / model, "--save_path", tmp_path / "tuned"]
-    assert said in command(trainSpeakerNet, *flags)[1]
+    flags = [*data_flags(own), *SMALL[2:], "--initial_model", tmp_path / "exp" / model]
+    assert said in command(trainSpeakerNet, *flags, "--save_path", tmp_path / "tuned")[1]
     flags = ["--eval", *data_flags(own), "--initial_model", tmp_path / "tuned" / model, "--device", "cpu"]
     assert said in command(trainSpeakerNet, *flags, "--save_path", tmp_path / "eval2")[1]
 
