@@ -1,4 +1,4 @@
-"""Judging scores, and files that appear whole or not at all: error rates, score lists, checkpoints."""
+"""What every room uses: errors of one line, progress, several processes, error rates, AS-norm, files, checkpoints."""
 
 import collections
 import concurrent.futures
@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import errno
 import hashlib
-import json
 import os
 import pathlib
 import pickle
@@ -14,6 +13,7 @@ import pickletools
 import re
 import signal
 import sys
+import time
 import traceback
 import warnings
 import zipfile
@@ -24,50 +24,52 @@ from tqdm import tqdm
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong. The message is one line: what, where, and the mend. Exit status 2."""
+    """Something the user gave is wrong. The message is one line: what, where, and the fix. Exit status 2."""
 
     def __str__(self):
         return one_line(super().__str__())
 
 
 class RunError(RuntimeError):
-    """Something went wrong while running, through no fault of the command line. One line too. Exit status 1."""
+    """Something failed while running that the command line did not cause. One line too. Exit status 1."""
 
     def __str__(self):
         return one_line(super().__str__())
 
 
 def one_line(text, most=2000):
-    """A message as one line of bounded length: what it quotes from a file may break lines or steer a terminal."""
+    """A message as one printable line of bounded length: what it quotes from a file may contain anything."""
     if len(text) > most:
         text = f"{text[: most // 2]} ... {text[-most // 2 :]}"
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def run_command(main, failure=1):
-    """Run a script's main; an InputError ends it with one line and exit status 2, a failure while running with 1.
+    """Run a script's main and exit: with its status; an InputError gives one line and 2, another failure ``failure``.
 
-    failure: another status for the latter, even for a mistake of ours, for scripts whose 1 is an answer.
+    failure: for scripts whose status 1 is an answer.
     """
     script = pathlib.Path(sys.argv[0]).name
-    # A log file shows each line as it is printed; the name of a file may be no text.
+    # A log file shows each line as it is printed; file names may not be valid text.
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
-    write, said = tqdm.write if sys.stderr.isatty() else print, set()  # tqdm's knows about bars
+    write, shown = tqdm.write if sys.stderr.isatty() else print, set()  # tqdm's keeps progress bars intact
 
     def warn(message, *_):
-        if str(message) not in said:  # an evaluation says the same as the one before
-            said.add(str(message))
+        if str(message) not in shown:  # each evaluation of a run gives the same ones
+            shown.add(str(message))
             write(f"{script}: warning: {message}", file=sys.stderr)
 
     warnings.showwarning = warn
     try:
         sys.exit(main())
-    except BrokenPipeError:  # whoever read what is printed has seen enough, as head has
+    except BrokenPipeError:  # the reader of the output has ended, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + 13)  # as a program that dies of SIGPIPE
+        sys.exit(128 + 13)  # as after SIGPIPE
     except (InputError, RunError, OSError) as error:
         if isinstance(error, OSError) and error.filename:  # a disk that is full or gone
             error = RunError(f"{error.filename}: {error.strerror}")
+        if rank():
+            time.sleep(2)  # usually the first process has the same error; when it exits, torchrun ends this one
         print(f"{script}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else failure)
     except KeyboardInterrupt:
@@ -90,10 +92,10 @@ def check_flags(arguments, action, actions):
 
 
 def progress_bar(**settings):
-    """A tqdm bar for one piece of long work; where nobody watches (a log file), it is redrawn every half minute."""
-    watched = sys.stderr.isatty()
-    settings.setdefault("disable", int(os.environ.get("RANK", 0)) > 0)  # one of several processes shows it
-    return tqdm(dynamic_ncols=watched, leave=False, mininterval=0.2 if watched else 30, **settings)
+    """A tqdm bar; in a log file it is redrawn every half minute, and of several processes the first one shows it."""
+    terminal = sys.stderr.isatty()
+    settings.setdefault("disable", rank() > 0)
+    return tqdm(dynamic_ncols=terminal, leave=False, mininterval=0.2 if terminal else 30, **settings)
 
 
 def keep_memory():
@@ -133,12 +135,12 @@ def gather(thing):
 
 
 def error_curve(scores, labels):
-    """Miss and false-alarm rates at every threshold that tells trials apart.
+    """Miss and false-alarm rates at every distinct threshold.
 
     scores: (N,) numbers, higher means more alike; labels: (N,) 1 = same speaker, 0 = different.
     Returns (thresholds, miss, false_alarm), each (K + 1,) float64 for K distinct scores: a trial is accepted when its
     score >= threshold. The first threshold accepts everything, the last (infinity) nothing. Trials with equal scores
-    stand or fall together, so the result does not depend on the order of the trials.
+    are accepted together, so the result does not depend on the order of the trials.
     Raises ValueError for NaN scores, labels other than 0 and 1, or when one of the two classes is missing.
     """
     scores, labels = np.asarray(scores, dtype=np.float64).ravel(), np.asarray(labels).ravel()
@@ -179,10 +181,10 @@ def equal_error_rate(scores, labels):
 
 
 def min_dcf(scores, labels, p_target=0.01, c_miss=1, c_fa=1):
-    """Smallest detection cost, normalised, and its threshold: (scores (N,), labels (N,)) -> (minDCF, threshold).
+    """Minimum normalised detection cost and its threshold: (scores (N,), labels (N,)) -> (minDCF, threshold).
 
-    The cost c_miss * miss * p_target + c_fa * false_alarm * (1 - p_target), divided by that of the better of accepting
-    all and refusing all, as in NIST's speaker recognition evaluations. The published VoxCeleb systems print it for
+    The cost c_miss * miss * p_target + c_fa * false_alarm * (1 - p_target), divided by the smaller of the costs of
+    accepting all and rejecting all, as in NIST's speaker recognition evaluations. Published VoxCeleb results use
     p_target 0.05 or 0.01: always say which. Errors as in ``error_curve``.
     """
     thresholds, miss, false_alarm = error_curve(scores, labels)
@@ -192,7 +194,7 @@ def min_dcf(scores, labels, p_target=0.01, c_miss=1, c_fa=1):
 
 
 def threshold_at(scores, labels, false_alarm):
-    """The least threshold with at most this rate of false alarms, or None when the list is too short to tell.
+    """The lowest threshold with at most this false-alarm rate, or None when the list is too short to tell.
 
     (scores (N,), labels (N,), rate) -> a score; a trial is accepted when its score reaches it. Errors as in
     ``error_curve``.
@@ -210,7 +212,7 @@ SCORES_AT_ONCE = 2**22  # 16 MB of float32: about what the caches of a CPU hold,
 
 
 def cohort_statistics(vectors, cohort, top_n=300, device="cpu"):
-    """Mean and standard deviation of each vector's highest scores against a cohort, whatever their order.
+    """Mean and standard deviation of each vector's top-n scores against a cohort.
 
     vectors (U, D) of floats, cohort (K, D): taken as they are, dot products are the scores, computed with the vectors'
     precision. top_n: how many of the highest count, all K if there are no more. Returns (mean, deviation), each (U,)
@@ -245,7 +247,7 @@ def cohort_statistics(vectors, cohort, top_n=300, device="cpu"):
 
 
 def symmetric_norm(scores, enrol, test):
-    """Scores (N,) -> (N,) float64, the mean of two: each in deviations from the mean of one side's cohort scores.
+    """Scores (N,) -> (N,) float64: the mean of the z-scores against either side's cohort scores.
 
     enrol, test: (mean, deviation) as ``cohort_statistics`` gives them, each (N,): those of the trials' two sides.
     """
@@ -256,21 +258,19 @@ def symmetric_norm(scores, enrol, test):
 def as_norm(scores, enrol, test, cohort, top_n=300):
     """Adaptive symmetric score normalisation: scores (N,) -> (N,) float64.
 
-    A score counts by how far it stands out from the ``top_n`` highest that either side has against the cohort, people
-    who sound like it; each side has a top of its own (AS-norm1 of Matejka et al., "Analysis of Score Normalization in
+    Each side's score is normalised by the mean and deviation of its own ``top_n`` highest cohort scores, and the two
+    are averaged (AS-norm1 of Matejka et al., "Analysis of Score Normalization in
     Multilingual Speaker Recognition", Interspeech 2017). enrol, test (N, D): the vectors of the trials' two sides;
-    cohort (K, D); all as they were scored: dot products are the scores. A vector that comes again and again is looked
-    at once. Errors as in ``cohort_statistics``.
+    cohort (K, D); all as they were scored: dot products are the scores. Repeated vectors are
+    computed once. Errors as in ``cohort_statistics``.
     """
     scores, enrol, test = np.asarray(scores), np.asarray(enrol), np.asarray(test)
     if enrol.ndim != 2 or enrol.shape != test.shape or scores.shape != enrol.shape[:1] or enrol.dtype != test.dtype:
         shapes = ", ".join(f"{each.shape} {each.dtype}" for each in (scores, enrol, test))
         raise ValueError(f"scores, enrolment and test vectors must be (N,), (N, D), (N, D) of one kind, not {shapes}")
-    found = {}  # vector: its place among the different ones
-    places = [[found.setdefault(vector.tobytes(), len(found)) for vector in side] for side in (enrol, test)]
-    different = np.frombuffer(bytearray().join(found), enrol.dtype).reshape(len(found), enrol.shape[1])
-    mean, deviation = cohort_statistics(different, cohort, top_n)
-    return symmetric_norm(scores, *((mean[side], deviation[side]) for side in places))
+    vectors, place = np.unique(np.concatenate([enrol, test]), axis=0, return_inverse=True)
+    mean, deviation = cohort_statistics(vectors, cohort, top_n)
+    return symmetric_norm(scores, *((mean[side], deviation[side]) for side in np.split(place.ravel(), 2)))
 
 
 # ---- work in threads -------------------------------------------------------------------------------------------------
@@ -291,7 +291,7 @@ def in_order(task, items, threads):
 
 
 def one_ahead(items):
-    """Yield from an iterator, whose next item is made in a thread while one is worked on. None ends it."""
+    """Yield from an iterator whose next item is prepared in a thread meanwhile. None ends it."""
     items = iter(items)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, items, None)
@@ -307,8 +307,7 @@ def one_ahead(items):
 def whole_file(path, mode="wb", sync=True):
     """Open ``path`` for writing so that it appears whole or not at all: written beside, flushed, then renamed.
 
-    Without ``sync`` that is only true while the machine keeps its power, and thousands of small files take a tenth of
-    the time.
+    Without ``sync`` a power failure may truncate it, and thousands of small files take a tenth of the time.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -334,9 +333,7 @@ def write_text(path, text):
 
 @contextlib.contextmanager
 def taking_turns(folder):
-    """Processes that change a file of this folder do so one after the other: each waits until it is its turn.
-
-    Where the system or the disk has no locks, nobody waits.
+    """A lock on a folder: one process at a time changes its files. Without effect where locks are not supported.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, OSError):
@@ -349,7 +346,7 @@ def taking_turns(folder):
 
 
 def check_writable(folder, flag):
-    """Make the folder and try it: better now than when the work is done. InputError if it cannot be written to."""
+    """Create the folder and a file in it, before the long work. InputError if that fails."""
     try:
         write_text(pathlib.Path(folder) / ".writable", "")
         (pathlib.Path(folder) / ".writable").unlink(missing_ok=True)  # another process may have been here, too
@@ -373,17 +370,17 @@ def save_checkpoint(path, checkpoint):
 
 
 def save_tensors(content, file):
-    """torch.save into an open file; a disk that is full is an OSError, as everywhere else."""
+    """torch.save into an open file; a full disk raises OSError, as elsewhere."""
     try:
         torch.save(content, file)
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # torch's writer makes a riddle of it
+        if isinstance(error.__context__, OSError):  # hidden by torch's writer
             raise error.__context__ from None
         raise
 
 
 def ran_out_of_memory(error):
-    """Whether that is what an exception of PyTorch means; on a CPU it has no class of its own."""
+    """Whether an exception means that; PyTorch has no class for it on a CPU."""
     said = re.search("out of memory|can't allocate memory", str(error))
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (isinstance(error, RuntimeError) and bool(said))
 
@@ -583,63 +580,3 @@ def load_checkpoint(path, kind, content=None):
     if damaged:
         raise InputError(f"{path} is damaged: the checksum of {damaged} in it is another")
     return checkpoint
-
-
-def read_history(path):
-    """The records of a metrics.jsonl, or [] when there is none; a last line that was cut short is left out.
-
-    InputError for a file that is no text, and for another line that is no record of an epoch.
-    """
-    records = []
-    lines = [line for line in read_text(path).split("\n") if line] if os.path.exists(path) else []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            if number == len(lines):
-                break
-            record = None
-        if not _is_record(record):
-            raise InputError(f"{path} line {number} is not the record of an epoch")
-        records.append(record)
-    return records
-
-
-def are_results(results):
-    """Whether this is {name: {"eer": EER in %, ...}}, as an evaluation gives it."""
-    return isinstance(results, dict) and all(
-        isinstance(each, dict) and isinstance(each.get("eer"), (int, float)) for each in results.values()
-    )
-
-
-def _is_record(record):
-    return (
-        isinstance(record, dict)
-        and type(record.get("epoch")) is int
-        and isinstance(averages := record.get("averages", {}), dict)
-        and all(are_results(results) for results in [record.get("lists"), *averages.values()])
-    )
-
-
-def write_scores(path, scores, trials):
-    """One line ``<score> <enrol> <test>`` per trial, in the order of the list."""
-    with whole_file(path, "w") as file:
-        rows = zip(scores, trials.enrol, trials.test)
-        file.writelines(f"{score:.8f} {enrol} {test}\n" for score, enrol, test in rows)
-
-
-def read_scores(path, trials):
-    """What ``write_scores`` wrote for a TrialList: (N,) float64. InputError unless it fits, line by line."""
-    lines = read_text(path).splitlines()
-    scores = np.empty(len(trials))
-    for number, (line, enrol, test) in enumerate(zip(lines, trials.enrol, trials.test), 1):
-        score, *files = line.split() or [""]
-        try:
-            scores[number - 1] = float(score)
-        except ValueError:
-            files = None
-        if files != [enrol, test] or not np.isfinite(scores[number - 1]):
-            raise InputError(f"{path} line {number} is not '<score> {enrol} {test}': is it of {trials.path}?")
-    if len(lines) != len(trials):
-        raise InputError(f"{path} has {len(lines)} scores, but {trials.path} has {len(trials)} trials")
-    return scores

@@ -1,4 +1,4 @@
-"""Audio files as 16 kHz mono: any format, any rate, any stretch of them; one by one, or a folder of them."""
+"""Audio files as 16 kHz mono: any format, any sample rate, any part of them; one by one, or a folder of them."""
 
 import concurrent.futures
 import functools
@@ -13,26 +13,25 @@ import soundfile
 from tools import InputError, progress_bar
 
 SAMPLE_RATE = 16000
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3"}  # what is taken from noise and response folders
-# What these files hold is for ffmpeg (convert.py); others are tried with libsndfile.
+AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3"}  # read from folders of noises and room responses
+# Formats that only ffmpeg decodes (convert.py).
 FFMPEG_SUFFIXES = {".m4a", ".mp4", ".m4b", ".mov", ".3gp", ".aac", ".wma", ".webm", ".mkv", ".mka", ".amr", ".ac3"}
 SUFFIXES = AUDIO_SUFFIXES | FFMPEG_SUFFIXES | {".aif", ".aiff", ".au", ".caf", ".sph", ".w64", ".mp2"}  # all known
 
-# No codec gets more samples out of a byte, not of digital silence: FLAC's limit is 5000. A longer file is a lie.
+# FLAC of digital silence holds 5000 samples a byte, more than any other codec: a header that claims more is wrong.
 SAMPLES_PER_BYTE = 10_000
-# The largest number in a ratio of sample rates (16000 : 44056 = 2000 : 5507): the resampling filter grows with it.
-LARGEST_RATIO = 50_000
 
 
 class UnreadableAudio(InputError):
-    """A file that cannot be read, is empty, or holds no sound that could be used."""
+    """An audio file that cannot be read or is empty."""
 
 
 @functools.lru_cache(maxsize=16)  # a filter may take 50 MB
 def low_pass(up, down, crossings):
-    """The filter of torchaudio.functional.resample, as ``scipy.signal.resample_poly`` takes it, for rates up : down.
+    """The resampling filter of torchaudio.functional.resample, in the form of ``scipy.signal.resample_poly``.
 
-    A sinc with so many zero crossings on either side under a Hann window; cuts at 99 % of the lower rate's half.
+    For rates up : down; a sinc with this many zero crossings on each side under a Hann window, cut-off at 99 % of half
+    the lower rate.
     """
     lower = 0.99 * min(up, down)
     half = math.ceil(crossings * up * down / lower)
@@ -44,44 +43,43 @@ def low_pass(up, down, crossings):
 class AudioFile:
     """An open audio file (anything libsndfile reads) as 16 kHz mono, resampled if need be.
 
-    channel: which of several channels (0, 1, ...); None: their mean. crossings: how sharp the resampling filter is
-    (low_pass); torchaudio's default is 6, which lets frequencies up to 1 kHz too high through as others. ``length`` is
-    the number of samples at 16 kHz. UnreadableAudio, naming the file, when it has none, when it is no regular file (a
-    pipe might never answer), or when its header cannot be true.
+    channel: which of several channels (0, 1, ...); None: their mean. crossings: sharpness of the resampling filter
+    (low_pass); torchaudio's default of 6 lets frequencies up to 1 kHz above the new half rate alias. ``length``: number
+    of samples at 16 kHz. UnreadableAudio, naming the file, when it is no audio, empty, or its header is wrong.
     """
 
     def __init__(self, path, channel=None, crossings=32):
         self.path = path
         self.crossings = crossings
-        self.place = 0
-        if not os.path.isfile(path):
-            odd = "is a folder" if os.path.isdir(path) else "is not a regular file"
-            raise UnreadableAudio(f"{path} {odd if os.path.exists(path) else 'does not exist'}")
+        self.position = 0  # in the file, where the last read ended
+        if not os.path.isfile(path):  # a pipe might never answer
+            raise UnreadableAudio(f"{path} {'is not a regular file' if os.path.exists(path) else 'does not exist'}")
+        size = os.path.getsize(path)
         try:
-            # As bytes: a name that is no text is still a name.
+            # As bytes, because a file name need not be valid UTF-8.
             self.file = soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path)
-        except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: headerless .raw
-            odd = "cannot be read as audio" if os.path.getsize(path) else "is an empty file"
+        except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: .raw without a header
+            reason = "cannot be read as audio" if size else "is an empty file"
             if pathlib.Path(path).suffix.lower() in FFMPEG_SUFFIXES:
-                odd += ": prepareData.py --convert makes wav of it"
-            raise UnreadableAudio(f"{path} {odd}") from error
+                reason += ": convert it to wav with prepareData.py --convert"
+            raise UnreadableAudio(f"{path} {reason}") from error
         rate, frames, channels = self.file.samplerate, self.file.frames, self.file.channels
+        reason = ""
+        if not 1000 <= rate <= 400_000:
+            reason = f"claims a sample rate of {rate} Hz"
+        elif frames > SAMPLES_PER_BYTE * size:  # also FLAC that was written to a pipe
+            reason = f"claims {frames} samples in {size} bytes: write it again, to a file"
+        elif frames <= 0:
+            reason = "is empty"
+        elif (channel or 0) >= channels:
+            reason = f"has {channels} channels, no channel {channel}"
+        if reason:
+            self.file.close()
+            raise UnreadableAudio(f"{path} {reason}")
         divisor = math.gcd(rate, SAMPLE_RATE)
         self.up, self.down = SAMPLE_RATE // divisor, rate // divisor
-        self.length = -(-frames * self.up // self.down) if rate > 0 else 0
+        self.length = -(-frames * self.up // self.down)
         self.channel = 0 if channels == 1 else channel
-        odd = ""
-        if not 1000 <= rate <= 400_000 or max(self.up, self.down) > LARGEST_RATIO:
-            odd = f"claims a sample rate of {rate} Hz"
-        elif frames >= 2**62:  # of FLAC from a pipe
-            odd = "does not say how long it is: write it anew, to a file"
-        elif frames > SAMPLES_PER_BYTE * os.path.getsize(path):
-            odd = f"claims {frames} samples in {os.path.getsize(path)} bytes"
-        elif frames <= 0 or (channel or 0) >= channels:
-            odd = "is empty" if frames <= 0 else f"has {channels} channels, no channel {channel}"
-        if odd:
-            self.file.close()
-            raise UnreadableAudio(f"{path} {odd}")
 
     def __enter__(self):
         return self
@@ -90,31 +88,31 @@ class AudioFile:
         self.file.close()
 
     def read(self, start=0, samples=None, dtype="float32"):
-        """Samples [start, start + samples) as float32 in [-1, 1] or int16; what lies past the end is wrapped around.
+        """Samples [start, start + samples) as float32 in [-1, 1] or int16; past the end they are wrapped around.
 
-        A part is the same whether it is read alone or out of the whole. UnreadableAudio if it cannot be decoded, is
-        shorter than the header says, holds numbers that are not finite, or does not fit in the memory.
+        A part has the same samples as in the whole. UnreadableAudio if it cannot be decoded, is shorter than the header
+        says, holds values that are not finite, or does not fit in memory.
         """
         samples = self.length if samples is None else samples
         available = min(samples, self.length - start)
-        with np.errstate(over="ignore", invalid="ignore"):  # what comes of numbers near float32's end is seen below
+        with np.errstate(over="ignore", invalid="ignore"):  # infinite values are found below
             if self.up == self.down:
-                # libsndfile scales float files to int16 in its own way, so they take the road over float32.
+                # libsndfile scales float files to int16 in its own way, so these are read as float32.
                 direct = dtype == "float32" or (self.file.subtype == "PCM_16" and self.channel is not None)
                 waveform = self._read_mono(start, available, dtype if direct else "float32")
             else:
                 waveform = self._resampled(start, available)
         if waveform.dtype != np.int16 and not np.isfinite(waveform).all():
-            raise UnreadableAudio(f"{self.path} holds samples that are not finite numbers")
+            raise UnreadableAudio(f"{self.path} holds samples that are not finite")
         if waveform.dtype != dtype:
             waveform = to_int16(waveform)
         # np.resize repeats from the beginning.
         return waveform if len(waveform) == samples else np.resize(waveform, samples)
 
     def _resampled(self, start, count):
-        """``count`` samples at 16 kHz, float32, from those of the file that the filter sees around them."""
+        """``count`` samples at 16 kHz, float32, out of the samples of the file within the reach of the filter."""
         reach = math.ceil(self.crossings * max(self.up, self.down) / (0.99 * self.up)) + 1
-        first = max(0, start * self.down // self.up - reach) // self.down * self.down  # where both rates have a sample
+        first = max(0, start * self.down // self.up - reach) // self.down * self.down  # both rates have one here
         end = min(self.file.frames, (start + count) * self.down // self.up + 1 + reach)
         waveform = self._read_mono(first, end - first, "float32")
         window = low_pass(self.up, self.down, self.crossings)
@@ -124,37 +122,34 @@ class AudioFile:
 
     def _read_mono(self, first, count, dtype):
         try:
-            if first != self.place:  # some formats (GSM 6.10) can only be read from the beginning on
+            if first != self.position:  # some formats (GSM 6.10) can only be read from the beginning
                 self.file.seek(first)
             waveform = self.file.read(count, dtype=dtype, always_2d=True)
-            self.place = first + count
+            self.position = first + count
         except (soundfile.LibsndfileError, OSError) as error:
             raise UnreadableAudio(f"{self.path} cannot be decoded ({error})") from error
         except MemoryError as error:
-            raise UnreadableAudio(f"{self.path} does not fit in the memory: {count} samples") from error
+            raise UnreadableAudio(f"{self.path} does not fit in memory: {count} samples") from error
         if len(waveform) < count:
             raise UnreadableAudio(f"{self.path} ends before the length in its header: truncated?")
         return waveform.mean(axis=1) if self.channel is None else np.ascontiguousarray(waveform[:, self.channel])
 
 
 def to_int16(waveform):
-    """Float samples in [-1, 1] as int16, rounded; what is louder is clipped."""
+    """Float samples in [-1, 1] as int16, rounded and clipped."""
     return np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def read_audio(path, channel=None):
-    """A whole file as (samples,) float32 at 16 kHz, a channel or the mean of all. Raises UnreadableAudio."""
+    """A whole file: (samples,) float32 at 16 kHz, one channel or the mean of all. UnreadableAudio."""
     with AudioFile(path, channel) as file:
         return file.read()
 
 
 def find_audio(folder, suffixes=AUDIO_SUFFIXES):
-    """All audio files under a folder, sorted; hidden ones, as macOS lays beside each file of others, are left out."""
+    """All audio files under a folder, sorted, without hidden ones (macOS writes ._a.wav beside a.wav)."""
     paths = pathlib.Path(folder).rglob("*")
     return sorted(path for path in paths if path.suffix.lower() in suffixes and not path.name.startswith("."))
-
-
-# ---- folders ---------------------------------------------------------------------------------------------------------
 
 
 def check_folder(path, flag):
@@ -166,7 +161,7 @@ def check_folder(path, flag):
 class Folder:
     """Audio files under one folder, named by their paths from there. ``channel``: as for AudioFile.
 
-    A pack of it (pack.py) can take its place: the same methods, the same samples.
+    A Pack (pack.py) can take its place: the same methods, the same samples.
     """
 
     def __init__(self, root, channel=None):
@@ -180,13 +175,13 @@ class Folder:
     def missing(self, files):
         """Those of the files that do not exist."""
         slices = [files[first : first + 1000] for first in range(0, len(files), 1000)]
-        with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a network disk answers many questions at once
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a network disk answers many requests at once
             absent = pool.map(lambda part: [file for file in part if not os.path.isfile(self.name(file))], slices)
             absent = progress_bar(iterable=absent, total=len(slices), desc="checking", unit="thousand files", delay=2)
             return [file for part in absent for file in part]
 
     def name(self, file):
-        """What to call a file where something is said about it: its path."""
+        """What to call a file in a message: its path."""
         return os.path.join(self.root, file)
 
     def open(self, file):

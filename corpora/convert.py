@@ -83,7 +83,7 @@ def convert_file(source, target):
         ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         said = " ".join(ended.stderr.decode("utf-8", "replace").split())[:300]
         if "No space left on device" in said:
-            raise RunError(f"{target} cannot be written, the disk is full: make room, the same command continues")
+            raise RunError(f"{target} cannot be written: the disk is full; make room, the same command continues")
         if ended.returncode:
             raise UnreadableAudio(f"{source} cannot be converted ({said or f'ffmpeg: status {ended.returncode}'})")
         if not soundfile.info(os.fsencode(part) if os.name == "posix" else part).frames:

@@ -1,27 +1,24 @@
-"""How far an EER or a minDCF can be believed: intervals and paired comparisons by bootstrap over speakers.
+"""95 % intervals of EER and minDCF, and paired comparisons of two systems, by bootstrap over speakers.
 
-The trials of a list share speakers, so a list of 38,000 trials knows far less than 38,000 tosses of a coin: one
-unlucky speaker spoils hundreds of them at once. What is drawn anew is therefore the speakers, with replacement (the
-subsets bootstrap of Bolle et al. 2004; for pairs, the pigeonhole bootstrap of Owen 2007). A same-speaker trial counts
-as often as its speaker was drawn, a different-speaker trial the product of how often its two were.
+The trials of a list share speakers: one difficult speaker spoils hundreds of trials at once. What is resampled with
+replacement is therefore the speakers (the subsets bootstrap of Bolle et al. 2004; for pairs of speakers, the pigeonhole
+bootstrap of Owen 2007). A same-speaker trial counts as often as its speaker was drawn, a different-speaker trial the
+product of the counts of its two speakers.
 
-What is made of the draws was chosen by coverage (tests/interval_coverage.py). The percentiles of a bootstrap over
-trials hold the truth in 10 to 80 % of the cases, not 95 %. Those of a bootstrap over speakers do too rarely, too:
-errors scatter by factors rather than by differences; minDCF, the least of many noisy costs, comes out too small, in a
-replicate yet more than in the list; and a spread estimated from few speakers needs Student's t. So a metric x has the
-interval
+A metric x has the interval
 
     exp(2 log x - mean(log x*) +- t sd(log x*) sqrt(S / (S - 1))),
 
 x* in the replicates, S speakers, t with S - 1 degrees of freedom; widened where it does not hold x itself. The
-difference d of two systems, whose biases all but cancel, has d +- t sd(d*) sqrt(S / (S - 1)).
+difference d of two systems has d +- t sd(d*) sqrt(S / (S - 1)). These forms were chosen by their coverage on simulated
+trials (tests/studies/interval_coverage.py), where a bootstrap over trials covers the truth in 10 to 80 % of the cases.
+Errors scatter by factors, hence the logarithm; minDCF, the least of many noisy costs, is biased low, in a replicate
+even more than in the list; and a spread estimated from few speakers needs Student's t.
 
-Where it fails: a list too short for the metric, so that fewer than two false alarms are to be expected at the best
-threshold (minDCF(0.01) with less than a few thousand different-speaker trials), has intervals that lie too low and
-cover 75 to 90 %. Where a few speakers make most of the false alarms, the same is true of lists that are longer, and
-``compare`` finds a difference of minDCF between equal systems in up to 15 % of the cases (of the EER, in 5 % or less).
-Where chance in single trials outweighs the speakers (many speakers, few trials of each), the product of two counts
-takes it threefold: intervals are too wide and cover 97 to 99 %.
+Limits: where fewer than two false alarms are expected at the best threshold (minDCF(0.01) with fewer than some thousand
+different-speaker trials), or a few speakers make most of the false alarms, intervals lie too low and cover 75 to 90 %,
+and ``compare`` finds a difference of minDCF between equal systems in up to 15 % of the cases (of the EER, in at most
+5 %). With many speakers and few trials of each, intervals are too wide and cover 97 to 99 %.
 """
 
 from typing import NamedTuple
@@ -38,16 +35,12 @@ P_TARGETS = (0.05, 0.01)
 LARGEST = np.array([100.0, 1.0, 1.0])
 
 
-# ---- whose trials ----------------------------------------------------------------------------------------------------
-
-
 def speakers_of(trials):
-    """Who speaks on either side of each trial of a TrialList: (enrol (N,) int64, test (N,) int64, how many speakers).
+    """Numbers 0, 1, ... of the speakers in a TrialList: (enrol (N,) int64, test (N,) int64, number of speakers).
 
-    The numbers 0, 1, ... come from the list itself: from the shallowest folder at which all same-speaker trials agree
-    and all different-speaker trials differ (``id10270/x/1.wav``, ``eval/wav/ls01/s/u.flac``). Where there is no such
-    folder, utterances that same-speaker trials link, directly or by others, are taken to be one speaker's; an utterance
-    of no same-speaker trial is then a speaker of its own.
+    A speaker is the shallowest folder at which all same-speaker trials agree and all different-speaker trials differ
+    (``id10270/x/1.wav``, ``eval/wav/ls01/s/u.flac``). Without such a folder, a speaker is a set of utterances that
+    same-speaker trials link, directly or by others.
     """
     number = {path: position for position, path in enumerate(dict.fromkeys([*trials.enrol, *trials.test]))}
     enrol = np.fromiter(map(number.__getitem__, trials.enrol), np.int64, len(trials.enrol))
@@ -66,23 +59,17 @@ def speakers_of(trials):
     return speaker[enrol], speaker[test], count
 
 
-# ---- error rates of weighted trials ----------------------------------------------------------------------------------
-
-
 class WeightedTrials:
     """The trials of a list, sorted once, for error rates under many weights of the speakers.
 
-    scores, labels (N,) as in ``tools.error_curve``, which says what is wrong with them (ValueError); enrol_speaker and
-    test_speaker (N,) integers, such as ``speakers_of`` finds.
+    scores, labels (N,) as in ``tools.error_curve``; enrol_speaker and test_speaker (N,) as ``speakers_of`` finds them.
     """
 
     def __init__(self, scores, labels, enrol_speaker, test_speaker):
         _, miss, false_alarm = error_curve(scores, labels)
         scores, labels = np.asarray(scores, dtype=np.float64).ravel(), np.asarray(labels).ravel()
         speakers = np.stack([np.ravel(enrol_speaker), np.ravel(test_speaker)])
-        if speakers.shape != (2, scores.size):
-            raise ValueError(f"{scores.size} trials but {speakers.shape[1]} pairs of speakers")
-        names, speakers = np.unique(speakers, return_inverse=True)  # those of no trial are none
+        names, speakers = np.unique(speakers, return_inverse=True)  # only speakers in trials count
         self.speakers = names.size
         order = np.argsort(scores)
         enrol, test = speakers.reshape(2, -1)[:, order]
@@ -130,9 +117,6 @@ def metrics_of(miss, false_alarm):
     return np.array([100.0 * eer, *costs])
 
 
-# ---- intervals -------------------------------------------------------------------------------------------------------
-
-
 class Interval(NamedTuple):
     low: float
     high: float
@@ -150,12 +134,12 @@ class Difference(NamedTuple):
 
 
 def bootstrap_intervals(scores, labels, enrol_speaker, test_speaker, replicates=1000, seed=0):
-    """95 % intervals {metric: Interval} of METRICS: where they would lie with endlessly many speakers of the same kind.
+    """95 % intervals {metric: Interval} of METRICS for the population that the speakers were drawn from.
 
     scores, labels (N,) and the speaker numbers (N,) of either side as for ``WeightedTrials``; the draws are a function
-    of the seed. A metric that is 0 has the interval [0, 0], which says nothing but that the list is too easy: where
-    none of S speakers erred, up to 3 / S of all speakers may yet be of a kind that does (the rule of three). Fewer
-    than three speakers tell nothing: the interval is all that there is.
+    of the seed. A metric that is 0 has the interval [0, 0], which only says that the list is too easy: where none of S
+    speakers erred, up to 3 / S of all speakers may do so (the rule of three). With fewer than three speakers the
+    interval is the whole range.
     """
     trials = WeightedTrials(scores, labels, enrol_speaker, test_speaker)
     estimate, drawn = _bootstrap([trials], metrics_of, replicates, seed)
@@ -164,10 +148,9 @@ def bootstrap_intervals(scores, labels, enrol_speaker, test_speaker, replicates=
 
 
 def det_band(scores, labels, enrol_speaker, test_speaker, false_alarm, replicates=200, seed=0):
-    """95 % intervals of the miss rate at each rate of false alarms (G,) in [0, 1]: (low (G,), high (G,)).
+    """95 % intervals of the miss rate at each rate of false alarms (G,) in [0, 1], one by one: (low (G,), high (G,)).
 
-    The miss rate at the least threshold with at most that rate of false alarms. Each interval is for its own point of
-    the curve; that the whole curve lies between them is less sure. Otherwise as ``bootstrap_intervals``.
+    The miss rate at the least threshold with at most that rate of false alarms; otherwise as ``bootstrap_intervals``.
     """
     allowed = np.asarray(false_alarm, dtype=np.float64) + 1e-12  # rates are quotients
     trials = WeightedTrials(scores, labels, enrol_speaker, test_speaker)
@@ -178,10 +161,9 @@ def det_band(scores, labels, enrol_speaker, test_speaker, false_alarm, replicate
 def compare(first_scores, second_scores, labels, enrol_speaker, test_speaker, replicates=1000, seed=0):
     """How far two systems differ on the same trials: {metric: Difference} of METRICS. Negative: the second is better.
 
-    Both are judged on the same speakers in each replicate, so what makes a speaker hard for both cancels. The p-value
-    is at least 1 / (replicates + 1), and 1 when the two do not differ. Scores may be (runs, N), of a system trained
-    with several seeds: then the means over the runs are compared; the interval does not tell what other seeds would do.
-    Other arguments as for ``bootstrap_intervals``.
+    Each replicate has the same speakers for both, so what makes a speaker hard for both cancels. The p-value is at
+    least 1 / (replicates + 1). Scores may be (runs, N), of a system trained with several seeds: then the means over the
+    runs are compared (for these seeds, not for others). Other arguments as for ``bootstrap_intervals``.
     """
     first, second = np.atleast_2d(first_scores), np.atleast_2d(second_scores)
     systems = [WeightedTrials(scores, labels, enrol_speaker, test_speaker) for scores in (*first, *second)]

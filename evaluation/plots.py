@@ -1,97 +1,43 @@
-"""Pictures: detection error trade-off curves, how a training run went, and what a report shows of them."""
+"""Plots of an experiment: training.png and det.png, and those of a report as SVG."""
 
-import functools
+import base64
 import io
 import warnings
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import norm
 
 from tools import equal_error_rate, error_curve, whole_file
 
-DET_TICKS = np.array([1e-5, 1e-4, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])
-
-
-def _figure(*args, **kwargs):
-    # Not pyplot: it keeps figures alive and may look for a screen.
-    return Figure(*args, layout="constrained", **kwargs)
-
-
-def _save_figure(figure, path):
-    with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=120)
+DET_TICKS = np.array([1e-5, 1e-4, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])
+STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+         "axes.grid": True, "grid.color": "#e4e6e9", "legend.frameon": False, "svg.hashsalt": "report"}  # fmt: skip
 
 
 def draw_det(path, results):
     """Detection error trade-off curves (Martin et al. 1997): results {name: (scores, labels)} -> a PNG file."""
-    figure = _figure(figsize=(6, 6))
+    figure = Figure(figsize=(6, 6), layout="constrained")  # not pyplot: it keeps figures alive and may need a screen
     axes = figure.add_subplot()
-    _draw_det(axes, results)
+    det_plot(axes, results)
     axes.legend(loc="upper right")
-    _save_figure(figure, path)
-
-
-def _draw_det(axes, results, bands=None, ticks=DET_TICKS):
-    low = 0.001
-    for name, (scores, labels) in results.items():
-        _, miss, false_alarm = error_curve(scores, labels)
-        shown = (miss > 0) & (false_alarm > 0) & (miss < 1) & (false_alarm < 1)
-        if shown.any():  # a perfect separation has no curve
-            # A lowest tick below the rarest error that this list can show would be empty paper.
-            low = min(low, miss[shown].min(), false_alarm[shown].min())
-        eer, _ = equal_error_rate(scores, labels)
-        x, y = _thin(norm.ppf(false_alarm[shown]), norm.ppf(miss[shown]))
-        (line,) = axes.step(x, y, where="post", label=_text(f"{name}: EER {eer:.2f} %, {len(labels):,} trials"))
-        if 0 < eer < 100:
-            axes.plot(norm.ppf(eer / 100), norm.ppf(eer / 100), "o", color=line.get_color())
-        if bands and name in bands:
-            rate, lowest, highest = bands[name]
-            # No miss at all lies infinitely far down; what counts is that it is off the paper.
-            lowest, highest = np.clip([lowest, highest], 1e-9, 1 - 1e-9)
-            axes.fill_between(norm.ppf(rate), norm.ppf(lowest), norm.ppf(highest), color=line.get_color(),
-                              alpha=0.15, linewidth=0)  # fmt: skip
-    limits = norm.ppf([low * 0.8, 0.8])
-    ticks = ticks[ticks >= low * 0.8]
-    axes.plot(limits, limits, ":", color="gray", linewidth=1)
-    axes.set(xlim=limits, ylim=limits, xlabel="false alarms (%)", ylabel="misses (%)", aspect="equal")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks(norm.ppf(ticks), [f"{100 * tick:g}" for tick in ticks])
-    axes.grid(alpha=0.3)
-
-
-def _thin(x, y, cells=1000):
-    """A staircase of up to millions of steps without those that are too small to see: (N,), (N,) -> (M,), (M,)."""
-    if len(x) < 2:
-        return x, y
-    width = max(np.ptp(x), np.ptp(y)) / cells or 1.0
-    cell = np.stack([x, y]) // width
-    moved = np.any(np.diff(cell) != 0, axis=0)
-    kept = np.append(True, moved) | np.append(moved, True)  # the first and the last of each cell
-    return x[kept], y[kept]
-
-
-def _text(words):
-    """Words as matplotlib prints them literally: it takes $ for mathematics, and leaves out what begins with _."""
-    return f" {words}".replace("$", r"\$")
+    save_png(figure, path)
 
 
 def draw_training(path, history):
     """Loss, accuracy and EER over epochs, from the records of metrics.jsonl -> a PNG file."""
-    figure = _figure(figsize=(7, 6))
+    figure = Figure(figsize=(7, 6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     trained = [record for record in history if record["epoch"] > 0]
     tested = [record for record in history if record["lists"]]
-    upper.plot([r["epoch"] for r in trained], [r["loss"] for r in trained], color="tab:blue", marker=".")
-    upper.set_ylabel("training loss", color="tab:blue")
-    accuracy = upper.twinx()
-    accuracy.plot([r["epoch"] for r in trained], [r["accuracy"] for r in trained], color="tab:orange", marker=".")
-    accuracy.set_ylabel("training accuracy (%)", color="tab:orange")
+    for axes, key, unit, colour in ((upper, "loss", "", "tab:blue"), (upper.twinx(), "accuracy", " (%)", "tab:orange")):
+        axes.plot([r["epoch"] for r in trained], [r[key] for r in trained], color=colour, marker=".")
+        axes.set_ylabel(f"training {key}{unit}", color=colour)
     for name in tested[-1]["lists"] if tested else []:
         points = [(r["epoch"], r["lists"][name]["eer"]) for r in tested if name in r["lists"]]
-        lower.plot(*zip(*points), marker=".", label=f"{name}: last {points[-1][1]:.2f} %, lowest "
-                                                    f"{min(eer for _, eer in points):.2f} %")
+        last, lowest = points[-1][1], min(eer for _, eer in points)
+        lower.plot(*zip(*points), marker=".", label=f"{name}: last {last:.2f} %, lowest {lowest:.2f} %")
     if tested:
         lower.legend()
     lower.set(xlabel="epoch", ylabel="EER (%)")
@@ -99,133 +45,88 @@ def draw_training(path, history):
     lower.set_ylim(bottom=0)
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
-    _save_figure(figure, path)
+    save_png(figure, path)
 
 
-# ---- pictures of a report: small, so that a phone shows them at their size, and SVG, so that print is sharp ----------
-
-# Okabe & Ito (2008): told apart by the colour-blind, too.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555"]
-STYLE = {
-    "font.size": 9, "axes.labelsize": 9, "legend.fontsize": 8.5, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
-    "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "axes.spines.top": False, "axes.spines.right": False,
-    "axes.edgecolor": "#9aa0a6", "axes.labelcolor": "#3c4043", "xtick.color": "#5f6368", "ytick.color": "#5f6368",
-    "text.color": "#202124", "axes.axisbelow": True, "axes.grid": True, "grid.color": "#e4e6e9", "grid.linewidth": 0.8,
-    "lines.linewidth": 1.6, "lines.markersize": 5, "legend.frameon": False, "legend.handlelength": 1.6,
-    "svg.hashsalt": "report",  # the same picture is the same text
-}  # fmt: skip
+def save_png(figure, path):
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=120)
 
 
-def _picture(width, height):
-    """Turn a function that draws on a figure into one that returns the picture, so many inches large, as SVG text."""
-
-    def decorate(draw):
-        @functools.wraps(draw)
-        def drawn(*args, **kwargs):
-            with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Glyph")  # letters that the font lacks are shown as boxes
-                figure = _figure(figsize=(width, height))
-                draw(figure, *args, **kwargs)
-                text = io.StringIO()
-                figure.savefig(text, format="svg", metadata={"Date": None})
-            return text.getvalue()
-
-        return drawn
-
-    return decorate
+def as_svg(draw, *args, size=(3.8, 2.4)):
+    """What ``draw(axes, *args)`` draws, so many inches large, as the address of an SVG picture in a page."""
+    with matplotlib.style.context(["tableau-colorblind10", STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # letters that the font lacks are shown as boxes
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.add_subplot(), *args)
+        if figure.axes[0].get_legend_handles_labels()[1]:
+            legend = figure.legend(loc="outside upper left", borderaxespad=0.2)
+            figure.set_figheight(size[1] + 0.17 * len(legend.get_texts()))  # does not take room from the axes
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(text.getvalue().encode("utf-8", "replace")).decode()
 
 
-def _legend(figure):
-    legend = figure.legend(loc="outside upper left", borderaxespad=0.2)
-    figure.set_figheight(figure.get_figheight() + 0.17 * len(legend.get_texts()))  # room of its own, not the axes'
+def det_plot(axes, results, bands=None):
+    """Detection error trade-off curves; bands {name: (false-alarm rates (G,), lowest miss rates, highest)}, shaded."""
+    low = 0.001
+    for name, (scores, labels) in results.items():
+        _, miss, false_alarm = error_curve(scores, labels)
+        shown = (miss > 0) & (false_alarm > 0) & (miss < 1) & (false_alarm < 1)
+        low = min(miss[shown].min(initial=low), false_alarm[shown].min(initial=low))
+        eer, _ = equal_error_rate(scores, labels)
+        label = literal(f"{name}: EER {eer:.2f} %, {len(labels):,} trials")
+        (line,) = axes.step(norm.ppf(false_alarm[shown]), norm.ppf(miss[shown]), where="post", label=label)
+        if 0 < eer < 100:
+            axes.plot(norm.ppf(eer / 100), norm.ppf(eer / 100), "o", color=line.get_color(), markersize=5)
+        if bands and name in bands:
+            rates, *limits = bands[name]
+            lowest, highest = norm.ppf(np.clip(limits, 1e-9, 1 - 1e-9))  # no misses would be infinitely far down
+            axes.fill_between(norm.ppf(rates), lowest, highest, color=line.get_color(), alpha=0.15, linewidth=0)
+    limits, ticks = norm.ppf([low * 0.8, 0.8]), DET_TICKS[low * 0.8 <= DET_TICKS]
+    axes.plot(limits, limits, ":", color="gray", linewidth=1)
+    axes.set(xlim=limits, ylim=limits, xlabel="false alarms (%)", ylabel="misses (%)", aspect="equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(norm.ppf(ticks), [f"{100 * tick:g}" for tick in ticks])
+    axes.grid(alpha=0.3)
 
 
-@_picture(3.8, 2.3)
-def course_picture(figure, curves, unit, band=None, reaches=None, logarithmic=False):
-    """Something over epochs: {name: (epochs, values)} -> SVG text; the legend is left out when a name is empty.
+def literal(words):
+    """Words as matplotlib prints them literally: it takes $ for mathematics, and leaves out what begins with _."""
+    return f" {words}".replace("$", r"\$")
 
-    unit: what the values are. band: (epochs, low, high), shaded beneath the first curve. reaches: let the axis begin at
-    0 and end at least there.
-    """
-    axes = figure.add_subplot()
-    longest = max(len(epochs) for epochs, _ in curves.values())
-    for number, (name, (epochs, values)) in enumerate(curves.items()):
-        axes.plot(epochs, values, "-" if number == 0 else "--", marker="." if longest <= 30 else None,
-                  label=_text(name))  # fmt: skip
+
+def course_plot(axes, curves, unit, band=()):
+    """Something over epochs, {name: [(epoch, value)]}; band: [(epoch, low, high)], shaded. A lone curve has no name."""
+    for number, (name, points) in enumerate(curves.items()):
+        label = literal(name) if len(curves) > 1 else ""
+        axes.plot(*zip(*points), "--" if number else "-", marker="." if len(points) <= 30 else None, label=label)
     if band:
-        axes.fill_between(*band, color=COLOURS[0], alpha=0.15, linewidth=0)
-    axes.ticklabel_format(axis="y", scilimits=(-2, 5))
-    if logarithmic:
-        _logarithmic(axes)
-    elif reaches is not None:
-        axes.set_ylim(0, max(reaches, 1.08 * axes.dataLim.ymax) or 1)
+        axes.fill_between(*zip(*band), color="C0", alpha=0.15, linewidth=0)
     axes.set(xlabel="epoch", ylabel=unit)
+    axes.set_ylim(bottom=0)
+    axes.ticklabel_format(axis="y", scilimits=(-2, 5))
     axes.xaxis.get_major_locator().set_params(integer=True)
-    if all(curves):
-        _legend(figure)
 
 
-def _logarithmic(axes):
-    """Turn to a logarithmic scale with ticks at 1, 2, 5, 10, ..., if everything shown is above 0."""
-    low, high = axes.dataLim.intervaly
-    if low <= 0:
-        axes.set_ylim(bottom=0)
-        return
-    steps = [1, 2, 5] if high > 10 * low else [1, 1.5, 2, 3, 4, 5, 7]
-    ticks = np.outer(10.0 ** np.arange(-4, 3), steps).ravel()
-    axes.set_yscale("log")
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.yaxis.minorticks_off()
-    axes.set_ylim(low / (high / low) ** 0.05 * 0.98, high * (high / low) ** 0.05 * 1.02)
-
-
-@_picture(4.6, 4.4)
-def det_picture(figure, results, bands):
-    """draw_det as SVG text; bands {name: (false-alarm rates (G,), lowest miss rates (G,), highest (G,))}, shaded."""
-    _draw_det(figure.add_subplot(), results, bands, DET_TICKS[DET_TICKS != 0.002])  # it has no room
-    _legend(figure)
-
-
-@_picture(3.8, 2.4)
-def histogram_picture(figure, scores, labels, thresholds):
-    """Scores of the same and of different speakers -> SVG text; thresholds {name: score or None} as lines."""
-    axes = figure.add_subplot()
+def histogram_plot(axes, scores, labels, thresholds):
+    """Scores of the same and of different speakers; thresholds {name: score or None} as lines."""
     bins = np.linspace(scores.min(), max(scores.max(), scores.min() + 1e-9), 61)
-    for label, name, colour in ((0, "different speakers", COLOURS[1]), (1, "same speaker", COLOURS[0])):
+    for label, name, colour in ((0, "different speakers", "C1"), (1, "same speaker", "C0")):
         chosen = scores[labels == label]
-        axes.hist(chosen, bins, weights=np.full(len(chosen), 100 / len(chosen)), color=colour, alpha=0.55,
-                  label=f"{name}: {len(chosen):,} trials")  # fmt: skip
-    styles = ["-", "--", ":", "-."]
-    for number, (name, threshold) in enumerate((n, t) for n, t in thresholds.items() if t is not None):
-        axes.axvline(threshold, color="#202124", linewidth=1.1, linestyle=styles[number % 4],
-                     label=_text(f"threshold {name}: {threshold:.3f}"))  # fmt: skip
+        axes.hist(chosen, bins, weights=np.full(len(chosen), 100 / len(chosen)), color=colour, alpha=0.55, label=name)
+    for (name, threshold), style in zip(thresholds.items(), ["-", "--", ":"]):
+        if threshold is not None:
+            label = literal(f"threshold {name}: {threshold:.3f}")
+            axes.axvline(threshold, color="#202124", linewidth=1.1, linestyle=style, label=label)
     axes.set(xlabel="score", ylabel="% of their trials")
-    _legend(figure)
 
 
-@_picture(3.8, 2.4)
-def speakers_picture(figure, eers, eer):
-    """The EER of each speaker (S,), in %, worst first, beside that of the list -> SVG text."""
-    axes = figure.add_subplot()
-    axes.fill_between(np.arange(len(eers) + 1), [*eers, eers[-1]], step="post", color=COLOURS[0], alpha=0.55,
-                      linewidth=0)  # fmt: skip
+def bar_plot(axes, eers, eer, xlabel, names=None):
+    """EERs in % of parts of the trials (None: unknown) beside that of all; names: of the bars, if they are few."""
+    places = np.arange(len(eers))
+    axes.bar(places, [each or 0 for each in eers], 0.7 if names else 1.0, color="C0", alpha=0.55)
     axes.axhline(eer, color="#202124", linewidth=1.1, linestyle="--", label=f"all trials: {eer:.2f} %")
-    axes.axhline(np.median(eers), color="#202124", linewidth=1.1, linestyle=":",
-                 label=f"median speaker: {np.median(eers):.2f} %")  # fmt: skip
-    axes.set(xlabel=f"{len(eers):,} speakers, worst first", ylabel="EER (%)", xlim=(0, len(eers)))
-    axes.set_ylim(bottom=0)
-    _legend(figure)
-
-
-@_picture(3.8, 2.4)
-def durations_picture(figure, bins, eer):
-    """EER of trials by duration, [(words for the duration, EER in % or None)], beside that of the list -> SVG text."""
-    axes = figure.add_subplot()
-    for place, (_, value) in enumerate(bins):
-        axes.bar(place, value or 0, 0.7, color=COLOURS[0], alpha=0.55)
-    axes.axhline(eer, color="#202124", linewidth=1.1, linestyle="--", label=f"all trials: {eer:.2f} %")
-    axes.set_xticks(range(len(bins)), [words for words, _ in bins])
+    axes.set(xlabel=xlabel, ylabel="EER (%)")
+    axes.set_xticks(*(places, names) if names else ([],))
     axes.grid(visible=False, axis="x")
-    axes.set(xlabel="seconds of the shorter side", ylabel="EER (%)")
-    axes.set_ylim(bottom=0)
-    _legend(figure)

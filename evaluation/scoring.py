@@ -1,7 +1,7 @@
-"""Judging a model on trial lists: scores, error rates with their intervals, and the files that keep them."""
+"""Evaluation of a model on trial lists: scores, error rates with their intervals, and the files that keep them."""
 
+import json
 import time
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,103 +9,105 @@ import numpy as np
 
 from corpora.audio import Folder, UnreadableAudio, check_folder
 from corpora.lists import TrainingList, TrialList, check_files
-from corpora.make_lists import hold_out, make_trials
 from corpora.pack import Pack, open_source
-from evaluation.backend import BackEnd, Utterances, cohort_beside, read_cohort
 from evaluation.calibration import actual_dcf, cllr, min_cllr
-from evaluation.intervals import bootstrap_intervals, compare, speakers_of
+from evaluation.intervals import bootstrap_intervals, speakers_of
 from evaluation.plots import draw_det
 from inference.encoder import score_trials
-from tools import InputError, equal_error_rate, min_dcf, read_scores, threshold_at, write_scores
-from training import distributed
+from tools import InputError, equal_error_rate, gather, min_dcf, rank, read_text, size, threshold_at, whole_file
 
-VALID = "valid"  # what the trials of held-out training speakers are called
+VALID = "valid"  # the name of the trials between held-out training speakers
 
 
-class Test(NamedTuple):
-    """Trials, and where their utterances are."""
+class TrialSet(NamedTuple):
+    """Trials, and where their audio is."""
 
     trials: TrialList
     source: Folder | Pack
 
 
-def open_tests(args):
-    """{name: Test} of --eval_list, each checked against the disk; the name is the file's, without its suffix."""
-    tests = {}
+def open_trial_sets(args):
+    """{name: TrialSet} of --eval_list, each checked against the disk; the name is the file's, without its suffix."""
+    trial_sets, source = {}, Folder(args.eval_path)
+    if args.eval_list:
+        check_folder(args.eval_path, "--eval_path")
+        if (Path(args.eval_path) / "pack.json").exists():
+            raise InputError(f"--eval_path {args.eval_path} is a pack: trials are read from audio files")
     for path in args.eval_list:
         name = Path(path).stem
         if name in (VALID, f"{VALID}_trials"):
-            raise InputError(f"--eval_list {path}: so are the trials of --valid_speakers called; rename it")
-        for other in tests:  # a back-end's scores are <name>.as_norm and so on
+            raise InputError(f"--eval_list {path}: this name is taken by the trials of --valid_speakers; rename it")
+        for other in trial_sets:  # a back-end's scores are <name>.as_norm and so on
             if f"{name}.".startswith(f"{other}.") or other.startswith(f"{name}."):
                 both = f"two lists called {name}" if name == other else f"lists called {other} and {name}"
                 raise InputError(f"--eval_list has {both}: their scores could go to one file; rename one")
         trials = TrialList(path)
-        check_folder(args.eval_path, "--eval_path")
-        if (Path(args.eval_path) / "pack.json").exists():
-            raise InputError(f"--eval_path {args.eval_path} is a pack: utterances of trials are read from files")
-        source = next((test.source for test in tests.values()), Folder(args.eval_path))  # one for all
         check_files(trials, source, "--eval_path", args.paths_anywhere)
-        tests[name] = Test(trials, source)
-    return tests
+        trial_sets[name] = TrialSet(trials, source)
+    return trial_sets
 
 
 def open_training_list(args):
     """The training list and where its files are, a folder or a pack."""
-    listing, source = TrainingList(args.train_list), open_source(args.train_path, "--train_path")
-    check_files(listing, source, "--train_path", args.paths_anywhere)
-    return listing, source
+    train_list, source = TrainingList(args.train_list), open_source(args.train_path, "--train_path")
+    check_files(train_list, source, "--train_path", args.paths_anywhere)
+    return train_list, source
 
 
-def evaluate(encoder, tests, args, background=None, kind=""):
-    """Score every trial of the tests {name: Test}, each utterance embedded once for all of them.
+def evaluate(encoder, trial_sets, args, backend=None, kind=""):
+    """Score every trial of {name: TrialSet}, each utterance embedded once for all of them.
 
-    background: a Background; the scores of its back-end are judged too, as <name>.mean, <name>.as_norm and so on.
-    Prints and returns {name: {"eer", "interval", ...}}; writes <save_path>/scores/<name>.txt and det.png, unless it is
-    a ``kind`` of model beside the main one, such as "ema".
+    backend: a ScoringBackend; its scores are evaluated too, as <name>.mean, <name>.as_norm and so on. Prints and
+    returns {name: metrics}; writes <save_path>/scores/<name>.txt and det.png, unless it is a ``kind`` of model beside
+    the main one, such as "average".
     """
     began = time.perf_counter()
-    sources, back_ends = dict.fromkeys(test.source for test in tests.values()), {}
-    for source in sources:
-        lists = [test.trials for test in tests.values() if test.source is source]
-        sources[source] = utterances_of(encoder, lists, source, args)
-        back_ends[source] = background.back_end(sources[source]) if background else None
-    results, curves = {}, {}
-    for test_name, (trials, source) in tests.items():
-        scored = {test_name: score_trials(trials, sources[source])}
-        if background:
-            more = back_ends[source].score(trials, background.calibration)
+    utterances, scorers = {}, {}
+    for source in dict.fromkeys(each.source for each in trial_sets.values()):
+        lists = [each.trials for each in trial_sets.values() if each.source is source]
+        utterances[source] = embed_utterances(encoder, lists, source, args)
+        scorers[source] = backend.scorer(utterances[source]) if backend else None
+    results, curves, writes = {}, {}, not kind and rank() == 0
+    for set_name, (trials, source) in trial_sets.items():
+        scored = {set_name: score_trials(trials, utterances[source])}
+        if backend:
+            steps = scorers[source].score(trials, backend.calibration)
             if not encoder.system.crops:
-                del more["cosine"]  # that is the system's score
-            scored.update((f"{test_name}.{step}", scores) for step, scores in more.items())
+                del steps["cosine"]  # that is the system's score
+            scored |= {f"{set_name}.{step}": scores for step, scores in steps.items()}
         for name, scores in scored.items():
-            result = judge(scores, trials)
-            if background and not name.endswith(".cosine") and name != test_name:
-                result["cohort"] = background.in_words(name.endswith(".mean"))
-            if name.endswith(".calibrated"):
-                result |= judge_calibration(scores, trials)
-            results[name] = result
+            results[name] = compute_metrics(scores, trials)
+            if name.endswith((".mean", ".as_norm", ".calibrated")) and backend:
+                results[name]["cohort"] = backend.describe_cohort(mean_only=name.endswith(".mean"))
+            if name.endswith(".calibrated") and backend:
+                results[name] |= calibration_metrics(scores, trials)
             curves[name] = scores, trials.label
-            if not kind and distributed.rank() == 0:
+            if writes:
                 write_scores(Path(args.save_path) / "scores" / f"{name}.txt", scores, trials)
             print(f"  {result_line(f'{name} ({kind})' if kind else name, results[name])}")
-    if curves and not kind and distributed.rank() == 0:
+    if curves and writes:
         draw_det(Path(args.save_path) / "det.png", curves)
-    print(f"  {sum(map(len, sources.values()))} utterances, {time.perf_counter() - began:.0f} s")
+    print(f"  {sum(map(len, utterances.values()))} utterances, {time.perf_counter() - began:.0f} s")
     return results
 
 
-def utterances_of(encoder, lists, source, args):
-    """{file: Utterance} of some TrialLists, the work shared by all processes."""
-    files = [file for trials in lists for column in (trials.enrol, trials.test) for file in column]
+def embed_utterances(encoder, lists, source, args):
+    """{file: Utterance} of some TrialLists, the work split over the processes."""
+    files = [file for trials in lists for file in (*trials.enrol, *trials.test)]
     try:
-        return distributed.share(encoder.embed_for_scoring, files, source, args.n_cpu)
+        return split_over_processes(lambda own: encoder.embed_for_scoring(own, source, args.n_cpu), files)
     except UnreadableAudio as error:
-        raise InputError(f"{error}; no trial is left out: mend it, or take its lines out of the list") from error
+        raise InputError(f"{error}; no trial is skipped: fix the file, or take its lines out of the list") from error
 
 
-def judge(scores, trials):
-    """What the scores (N,) of a TrialList say about a model, as data for metrics.jsonl."""
+def split_over_processes(embed, files):
+    """embed(files) -> {file: ...}, each process (torchrun) doing its share; all have the whole dict."""
+    found = gather(embed(list(dict.fromkeys(files))[rank() :: size()]))
+    return {file: each for part in found for file, each in part.items()}
+
+
+def compute_metrics(scores, trials):
+    """Error rates of the scores (N,) of a TrialList, with 95 % intervals and thresholds, as data for metrics.jsonl."""
     eer, threshold = equal_error_rate(scores, trials.label)
     enrol, test, speakers = speakers_of(trials)
     intervals = bootstrap_intervals(scores, trials.label, enrol, test)
@@ -123,22 +125,14 @@ def judge(scores, trials):
     }  # fmt: skip
 
 
-def judge_calibration(ratios, trials):
-    """What log-likelihood ratios (N,) are worth as such; act_dcf: the cost of deciding by them."""
+def calibration_metrics(ratios, trials):
+    """How good log-likelihood ratios (N,) are as such; act_dcf: the cost of deciding by them."""
     return {
         "cllr": cllr(ratios, trials.label),
         "min_cllr": min_cllr(ratios, trials.label),
         "act_dcf_0.05": actual_dcf(ratios, trials.label, p_target=0.05),
         "act_dcf_0.01": actual_dcf(ratios, trials.label, p_target=0.01),
     }
-
-
-def judged(history):
-    """Yield (record, kind, results) of every model that was evaluated after training began, the averages included."""
-    for record in history:
-        if record["epoch"] > 0:
-            for kind, results in {"model": record["lists"], **record.get("averages", {})}.items():
-                yield record, kind, results
 
 
 def result_line(name, result):
@@ -158,87 +152,51 @@ def result_line(name, result):
     return " | ".join(parts)
 
 
-# ---- what a back-end learns ------------------------------------------------------------------------------------------
+# ---- files -----------------------------------------------------------------------------------------------------------
 
 
-class Background:
-    """What a back-end knows of other speakers: a cohort, and a calibration if one is asked for.
-
-    The cohort are the speakers that the model was trained on, or --cohort; the calibration is learnt from trials of
-    speakers in the training list that were held out of training (--valid_speakers), never from the test.
-    """
-
-    def __init__(self, encoder, args):
-        """Check what it needs; InputError naming the flag. The long work is ``learn``'s."""
-        self.encoder, self.args, self.calibration, self.trials = encoder, args, None, None
-        if args.calibrate or not args.cohort:
-            listing, self.source = open_training_list(args)
-            held = np.isin(np.array(listing.speakers)[listing.label], encoder.held_out or [])
-            self.listing, self.held = listing.subset(np.flatnonzero(~held)), listing.subset(np.flatnonzero(held))
-            if len(self.listing.speakers) < 2 and not args.cohort:
-                besides = f" besides those that {args.initial_model} held out" if held.any() else ""
-                raise InputError(f"--train_list {listing.path}: a cohort needs at least two speakers{besides}")
-            self.about_held = "who were held out of training"
-            if args.calibrate and not held.any():
-                count = min(1000, max(2, len(listing.speakers) // 5))
-                self.listing, self.held = hold_out(listing, count, asked="--calibrate: holding out")
-                self.about_held = "whom the model may know"
-                if distributed.rank() == 0:
-                    warnings.warn(
-                        f"{args.initial_model} held no speakers of {listing.path} out of its training "
-                        f"(--valid_speakers): --calibrate takes {len(self.held.speakers)} of them all the same. If it "
-                        "knows them, the likelihood ratios will promise too much",
-                        stacklevel=2,
-                    )
-        if args.cohort:
-            self.cohort = read_cohort(args.cohort, encoder)
-        if args.calibrate:
-            self.trials = make_trials(self.held, "calibration")
-
-    def learn(self):
-        """Embed the calibration's trials, and the cohort, unless that was done before."""
-        args = self.args
-        if self.trials:  # first: it takes minutes and may find a file that cannot be read, the cohort takes hours
-            utterances = utterances_of(self.encoder, [self.trials], self.source, args)
-        if not args.cohort:
-            self.cohort = cohort_beside(args.initial_model, self.encoder, self.listing, self.source, args.n_cpu)
-        if self.trials:
-            self.calibration = self.back_end(utterances).calibrate(self.trials)
-            print(f"calibrated on {len(self.trials)} trials of {len(self.held.speakers)} speakers {self.about_held}")
-
-    def in_words(self, mean_only):
-        """Which cohort, and how much of it counts: the mean of all, or the nearest of each utterance, too."""
-        nearest = min(self.args.top_n, len(self.cohort.vectors))
-        return self.cohort.about + ("" if mean_only else f", the nearest {nearest} of each utterance")
-
-    def as_data(self):
-        """What was learnt, for results.json; None without --calibrate."""
-        if self.calibration:
-            weights, bias = self.calibration
-            about = {"speakers": self.held.speakers, "trials": len(self.trials)}
-            return {**about, "weights": weights.tolist(), "bias": bias}
-
-    def back_end(self, utterances):
-        """A BackEnd for {file: Utterance}."""
-        embeddings = np.stack([each.embedding for each in utterances.values()])
-        seconds = np.array([each.seconds for each in utterances.values()])
-        table = Utterances(list(utterances), embeddings, seconds)
-        return BackEnd(table, self.cohort, self.args.top_n, self.encoder.device)
+def write_scores(path, scores, trials):
+    """One line ``<score> <enrol> <test>`` per trial, in the order of the list."""
+    with whole_file(path, "w") as file:
+        rows = zip(scores, trials.enrol, trials.test)
+        file.writelines(f"{score:.8f} {enrol} {test}\n" for score, enrol, test in rows)
 
 
-# ---- two systems -----------------------------------------------------------------------------------------------------
+def read_scores(path, trials):
+    """What ``write_scores`` wrote for a TrialList: (N,) float64. InputError unless it fits, line by line."""
+    rows = [line.split() for line in read_text(path).splitlines()]
+    if len(rows) != len(trials):
+        raise InputError(f"{path} has {len(rows)} scores, but {trials.path} has {len(trials)} trials")
+    for number, (row, enrol, test) in enumerate(zip(rows, trials.enrol, trials.test), 1):
+        try:
+            if row[1:] != [enrol, test] or not np.isfinite(float(row[0])):
+                raise ValueError
+        except (ValueError, IndexError):
+            message = f"{path} line {number} is not '<score> {enrol} {test}': are these scores of {trials.path}?"
+            raise InputError(message) from None
+    return np.array([float(row[0]) for row in rows])
 
 
-def compare_files(args):
-    """Print how two score files of one trial list differ, and whether it is more than chance."""
-    trials = TrialList(args.eval_list[0])
-    first, second = (read_scores(path, trials) for path in args.compare)
-    enrol, test, speakers = speakers_of(trials)
-    print(f"A {args.compare[0]}\nB {args.compare[1]}\n{len(trials)} trials of {speakers} speakers, {trials.path}")
-    print(f"{'':14}{'A':>9}{'B':>9}{'B - A':>9}  {'95 % interval':20}p")
-    for metric, found in compare(first, second, trials.label, enrol, test).items():
-        digits = 2 if metric == "eer" else 4
-        name = "EER (%)" if metric == "eer" else f"minDCF({metric.removeprefix('min_dcf_')})"
-        numbers = "".join(f"{number:9.{digits}f}" for number in found[:3])
-        interval = f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
-        print(f"{name:14}{numbers}  {interval:20}{found.p:.3f}")
+def read_history(path):
+    """The records of a metrics.jsonl, [] when there is none; a last line that was cut short is left out."""
+    lines = read_text(path).splitlines() if Path(path).exists() else []
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                break
+            record = None
+        if not isinstance(record, dict) or not {"epoch", "lists"} <= record.keys():
+            raise InputError(f"{path} line {number} is not the record of an epoch")
+        records.append(record)
+    return records
+
+
+def evaluated_models(history):
+    """Yield (record, kind, results) of every model that was evaluated after training began, the averages included."""
+    for record in history:
+        if record["epoch"] > 0:
+            for kind, results in {"model": record["lists"], **record.get("averages", {})}.items():
+                yield record, kind, results

@@ -9,108 +9,15 @@ import ast
 import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import yaml
 from torch import nn
 
-from inference.filterbanks import KaldiFilterbank, SpeechBrainFilterbank
-from inference.xvector import XVectorSincNet
-from model import ECAPA_TDNN, RECIPE, SAMPLE_RATE, LogMel, Variant
+from inference.systems import NAMES, PREFIX, SYSTEMS, build_network
+from model import SAMPLE_RATE
 from tools import InputError, load_checkpoint, load_tensors, read_text
-
-# ---- the systems -----------------------------------------------------------------------------------------------------
-
-
-class System(NamedTuple):
-    """What a published system does apart from its layers' widths, which its tensors tell."""
-
-    title: str
-    variant: Variant | None  # of ECAPA_TDNN; None: XVectorSincNet
-    front_end: Any  # makes the module that filterbanks.py describes
-    shortest: int  # samples at 16 kHz
-    files: tuple = ()  # its weights in the folder that its authors publish
-    crops: bool = False  # the score looks at each utterance whole and in five crops; else only whole
-    first_channel: bool = False  # of several channels it takes the first; else their mean
-    resampling: int = 32  # sharpness of the filter for other sample rates (audio.low_pass)
-    threshold: float | None = None  # the published one
-    above: bool = False  # "same" is a score above the threshold; else one that reaches it
-    decimals: int | None = None  # a verification score is rounded to
-    continuous_margin: bool = False  # its AAM-softmax has the continuous far branch (loss.py)
-
-
-_SPEECHBRAIN = Variant(
-    padding="reflect", dense=False, kept_chunk="first", aggregation_norm=True, unbiased=False, variance_floor=1e-12,
-    centred=True, embedding_norm=False,
-)  # fmt: skip
-_WESPEAKER = Variant(
-    dense=False, attention_norm=False, variance_floor=1e-7, floor_added=True, embedding_norm=False,
-)  # fmt: skip
-
-SYSTEMS = {
-    "ours": System("this repository", RECIPE, LogMel, shortest=257, crops=True),
-    "taoruijie": System(
-        "TaoRuijie/ECAPA-TDNN", RECIPE, LogMel, shortest=257, crops=True, files=("pretrain.model",),
-    ),
-    "speechbrain": System(
-        "speechbrain/spkrec-ecapa-voxceleb", _SPEECHBRAIN, SpeechBrainFilterbank, shortest=640,
-        files=("embedding_model.ckpt",), threshold=0.25, above=True, resampling=6,
-    ),
-    "modelscope": System(
-        "ModelScope speech_ecapa-tdnn_sv_en_voxceleb_16k", _SPEECHBRAIN,
-        lambda: KaldiFilterbank("povey", 1.0), shortest=1040, files=("ecapa_tdnn.bin", "ecapa-tdnn.ckpt"),
-        first_channel=True, decimals=5, continuous_margin=True,
-    ),
-    "wespeaker": System(
-        "wespeaker ECAPA_TDNN_GLOB", _WESPEAKER, lambda: KaldiFilterbank("hamming", 32768.0), shortest=560,
-        files=("avg_model.pt", "model_*.pt"), first_channel=True, resampling=6, continuous_margin=True,
-    ),
-    "pyannote": System(
-        "pyannote/embedding", None, None, shortest=5041, files=("pytorch_model.bin",), resampling=6,
-    ),
-}  # fmt: skip
-
-
-def _speechbrain_names():
-    """SpeechBrain's and ModelScope's names of the layers -> ours."""
-    names = {
-        "blocks.0.conv.conv": "conv1", "blocks.0.norm.norm": "bn1", "mfa.conv.conv": "layer4", "mfa.norm.norm": "bn4",
-        "asp.tdnn.conv.conv": "attention.0", "asp.tdnn.norm.norm": "attention.2", "asp.conv.conv": "attention.4",
-        "asp_bn.norm": "bn5", "fc.conv": "fc6",
-    }  # fmt: skip
-    for n in (1, 2, 3):
-        for theirs, ours in (("tdnn1", 1), ("tdnn2", 3)):
-            names[f"blocks.{n}.{theirs}.conv.conv"] = f"layer{n}.conv{ours}"
-            names[f"blocks.{n}.{theirs}.norm.norm"] = f"layer{n}.bn{ours}"
-            names[f"blocks.{n}.se_block.conv{(ours + 1) // 2}.conv"] = f"layer{n}.se.se.{ours}"
-        for i in range(7):
-            names[f"blocks.{n}.res2net_block.blocks.{i}.conv.conv"] = f"layer{n}.convs.{i}"
-            names[f"blocks.{n}.res2net_block.blocks.{i}.norm.norm"] = f"layer{n}.bns.{i}"
-    return names
-
-
-def _wespeaker_names():
-    """wespeaker's names of the layers -> ours."""
-    names = {
-        "layer1.conv": "conv1", "layer1.bn": "bn1", "conv": "layer4", "pool.linear1": "attention.0",
-        "pool.linear2": "attention.4", "bn": "bn5", "linear": "fc6",
-    }  # fmt: skip
-    for n in (1, 2, 3):
-        block = f"layer{n + 1}.se_res2block"
-        for theirs, ours in ((0, 1), (2, 3)):
-            names[f"{block}.{theirs}.conv"] = f"layer{n}.conv{ours}"
-            names[f"{block}.{theirs}.bn"] = f"layer{n}.bn{ours}"
-            names[f"{block}.3.linear{(ours + 1) // 2}"] = f"layer{n}.se.se.{ours}"
-        for i in range(7):
-            names[f"{block}.1.convs.{i}"] = f"layer{n}.convs.{i}"
-            names[f"{block}.1.bns.{i}"] = f"layer{n}.bns.{i}"
-    return names
-
-
-NAMES = {"speechbrain": _speechbrain_names(), "modelscope": _speechbrain_names(), "wespeaker": _wespeaker_names()}
-
-PREFIX = "speaker_encoder."  # of the encoder's names in TaoRuijie's files and ours
 
 # ---- loading ---------------------------------------------------------------------------------------------------------
 
@@ -323,26 +230,6 @@ LOADERS = {
 }  # fmt: skip
 
 
-def build_network(state, system="ours"):
-    """The network for a state dict under our names, its widths taken from the tensors' shapes; weights not filled in.
-
-    Raises KeyError or IndexError for a state dict that lacks the tensors that tell.
-    """
-    if SYSTEMS[system].variant is None:
-        return XVectorSincNet(state["embedding.weight"].shape[0])
-    with torch.device("cpu"):  # even where the rest is built without numbers
-        front_end = SYSTEMS[system].front_end()
-    return ECAPA_TDNN(
-        C=state["conv1.weight"].shape[0],
-        embedding_size=state["fc6.weight"].shape[0],
-        aggregation=state["layer4.weight"].shape[0],
-        attention=state["attention.0.weight"].shape[0],
-        bottleneck=state["layer1.se.se.1.weight"].shape[0],
-        variant=SYSTEMS[system].variant,
-        front_end=front_end,
-    )
-
-
 def _network(path, state, system, names=None, prefix=""):
     """Build the network and fill it, strictly. InputError names the first tensor that is missing, odd or too many.
 
@@ -371,7 +258,7 @@ def _network(path, state, system, names=None, prefix=""):
     except KeyError as error:
         raise InputError(f"{path}: the tensor {their_name(error.args[0])} is missing") from error
     except (IndexError, ValueError, RuntimeError) as error:
-        width = "embedding.weight" if SYSTEMS[system].variant is None else "conv1.weight"
+        width = "embedding.weight" if system == "pyannote" else "conv1.weight"
         raise InputError(f"{path}: the tensor {their_name(width)} has an odd shape ({error})") from error
     expected = network.state_dict()
     missing = [their_name(key) for key in expected if key not in named]

@@ -1,10 +1,8 @@
 """Other people's front ends: SpeechBrain's and Kaldi's log-mel energies, exactly as their authors compute them.
 
-A filterbank here is a module (B, samples) in [-1, 1] at 16 kHz -> (B, 80, T), which may be told that its samples are
-other ``Frames`` than a batch of equal lengths; behind an utterance's own end they must then be zero. ``range_db`` is
-how far below their loudest value features may lie, or None; a frame needs ``kernel_size`` samples of an unpadded
-waveform, and the next begins ``stride`` later. The mean over time is subtracted by the network (model.py), whose own
-front end is there too.
+A front end is a module (B, samples) in [-1, 1] at 16 kHz -> (B, 80, T). In a batch of different ``lengths``, (B,)
+samples of each utterance, its first ``frames(lengths)`` frames do not depend on what lies behind its end. The network
+(model.py) subtracts the mean over time; the recipe's own front end is there too.
 """
 
 import math
@@ -13,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import SAMPLE_RATE, WHOLE
+from model import SAMPLE_RATE, reflect, valid_until
 
 
 class Filterbank(nn.Module):
@@ -23,9 +21,6 @@ class Filterbank(nn.Module):
     up to the power. Nothing here belongs to a checkpoint.
     """
 
-    range_db = None
-    kernel_size, stride = 0, 160
-
     def __init__(self, frame_matrix, n_fft, mel):
         """frame_matrix: (400, 400) applied to each frame; mel: (80, bins) filters, from the lowest bin on."""
         super().__init__()
@@ -34,9 +29,13 @@ class Filterbank(nn.Module):
         self.register_buffer("fourier", fourier.float().unsqueeze(1), persistent=False)
         self.register_buffer("mel", mel.float(), persistent=False)
 
+    def frames(self, samples):
+        """How many frames so many samples give."""
+        return 1 + samples // 160
+
     def energies(self, waveform):
         """(B, samples) -> (B, 80, T), a frame every 160 samples."""
-        return self.filtered(F.conv1d(waveform.unsqueeze(1), self.fourier, stride=self.stride))
+        return self.filtered(F.conv1d(waveform.unsqueeze(1), self.fourier, stride=160))
 
     def filtered(self, spectrum):
         """Real and imaginary parts, (B, 2 bins, T) -> (B, 80, T)."""
@@ -45,12 +44,10 @@ class Filterbank(nn.Module):
 
 
 class SpeechBrainFilterbank(Filterbank):
-    """SpeechBrain's Fbank: periodic Hamming window, triangles that are symmetric in Hz, decibels, the upper 80 of them.
+    """SpeechBrain's Fbank: periodic Hamming window, triangles that are symmetric in Hz, 80 dB of range.
 
     (B, samples) -> (B, 80, 1 + samples // 160).
     """
-
-    range_db = 80.0
 
     def __init__(self):
         window = torch.hamming_window(400, periodic=True, dtype=torch.float64)
@@ -60,8 +57,14 @@ class SpeechBrainFilterbank(Filterbank):
         bins = torch.linspace(0, 8000, 201, dtype=torch.float64)
         super().__init__(window.diag(), 400, (1 - (bins - centre).abs() / width).clamp(min=0))
 
-    def forward(self, waveform, frames=WHOLE):
-        return 10 * self.energies(F.pad(waveform, (200, 200))).clamp(min=1e-10).log10()
+    def forward(self, waveform, lengths=None):
+        if lengths is not None:  # each is followed by zeros
+            waveform = waveform * valid_until(lengths, waveform.shape[1]).squeeze(1)
+        decibels = 10 * self.energies(F.pad(waveform, (200, 200))).clamp(min=1e-10).log10()
+        valid = decibels
+        if lengths is not None:
+            valid = decibels + valid_until(self.frames(lengths), decibels.shape[2]).log()
+        return decibels.maximum(valid.amax(dim=(1, 2), keepdim=True) - 80)
 
 
 class KaldiFilterbank(Filterbank):
@@ -70,8 +73,6 @@ class KaldiFilterbank(Filterbank):
     (B, samples) -> (B, 80, 1 + (samples - 400) // 160): complete frames only. window: "povey" or "hamming"; scale: what
     a waveform in [-1, 1] is multiplied with.
     """
-
-    kernel_size = 400
 
     def __init__(self, window, scale):
         hann = torch.hann_window(400, periodic=False, dtype=torch.float64)
@@ -88,8 +89,11 @@ class KaldiFilterbank(Filterbank):
         super().__init__(window.diag() @ emphasis, 512, torch.minimum(rising, falling).clamp(min=0))
         self.scale = scale
 
-    def forward(self, waveform, frames=WHOLE):
-        each = F.unfold(self.scale * waveform[:, None, None], (1, 400), stride=(1, self.stride))  # (B, 400, T)
+    def frames(self, samples):
+        return 1 + (samples - 400) // 160
+
+    def forward(self, waveform, lengths=None):
+        each = F.unfold(self.scale * waveform[:, None, None], (1, 400), stride=(1, 160))  # (B, 400, T)
         # In the matrix an offset would leave its rounding errors, which the log shows where there is little else; so
         # would a mean that is itself rounded, hence a second one of what the first has left.
         for _ in range(2):
@@ -109,7 +113,7 @@ class ExportableFilterbank(Filterbank):
         super().__init__(mel.spectrogram.window.double().diag(), 512, mel.mel_scale.fb.t())
         self.emphasis = emphasis
 
-    def forward(self, waveform, frames=WHOLE):
+    def forward(self, waveform, lengths=None):
         # The window sits in the middle of 512 samples: 56 of the 256 that are reflected meet zeros.
-        padded = frames.reflect(self.emphasis(waveform).unsqueeze(1), 200).squeeze(1)
+        padded = reflect(self.emphasis(waveform).unsqueeze(1), 200, lengths).squeeze(1)
         return (self.energies(padded) + 1e-6).log()

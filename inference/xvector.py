@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import SAMPLE_RATE, WHOLE
+from model import SAMPLE_RATE, mean_and_variance, valid_until
 
 
 class SincFilters(nn.Module):
@@ -43,7 +43,7 @@ class SincFilters(nn.Module):
 class FilterBank(nn.Module):
     """A strided convolution with SincFilters; the level between is pyannote's key ``filterbank``."""
 
-    kernel_size, stride, dilation = (251,), (10,), (1,)
+    kernel_size, stride = (251,), (10,)
 
     def __init__(self):
         super().__init__()
@@ -53,19 +53,23 @@ class FilterBank(nn.Module):
         return F.conv1d(x, self.filterbank.filters(), stride=self.stride)
 
 
-def instance_norm(x, norm, frames):
+def instance_norm(x, norm, lengths=None):
     """Each channel of each utterance to mean 0 and variance 1 over time, then scaled and shifted by ``norm``."""
-    mean, variance = frames.moments(x)
+    mean, variance = mean_and_variance(x, _valid(x, lengths))
     return (x - mean) * (variance + norm.eps).rsqrt() * norm.weight[:, None] + norm.bias[:, None]
 
 
-def convolve(conv, x, frames):
-    """An unpadded convolution: the result, and the frames that are left."""
-    return conv(x), frames.after(conv.dilation[0] * (conv.kernel_size[0] - 1) + 1, conv.stride[0])
+def _valid(x, lengths):
+    return None if lengths is None else valid_until(lengths, x.shape[2])
+
+
+def shorter(lengths, kernel_size, stride=1):
+    """Each utterance's frames after an unpadded convolution or pooling."""
+    return None if lengths is None else (lengths - kernel_size) // stride + 1
 
 
 class SincNet(nn.Module):
-    """(B, 1, samples) -> (B, 60, T), a frame for every 270 samples."""
+    """(B, 1, samples), lengths (B,) or None -> (B, 60, T), a frame every 270 samples; the frames of each, or None."""
 
     def __init__(self):
         super().__init__()
@@ -73,23 +77,19 @@ class SincNet(nn.Module):
         self.conv1d = nn.ModuleList([FilterBank(), nn.Conv1d(80, 60, 5), nn.Conv1d(60, 60, 5)])
         self.norm1d = nn.ModuleList(nn.InstanceNorm1d(channels, affine=True) for channels in (80, 60, 60))
 
-    def forward(self, x, frames):
-        x = instance_norm(x, self.wav_norm1d, frames)
+    def forward(self, x, lengths=None):
+        x = instance_norm(x, self.wav_norm1d, lengths)
         for level, (conv, norm) in enumerate(zip(self.conv1d, self.norm1d)):
-            x, frames = convolve(conv, x, frames)
+            x, lengths = conv(x), shorter(lengths, conv.kernel_size[0], conv.stride[0])
             if level == 0:
                 x = x.abs()
-            x, frames = F.max_pool1d(x, 3, stride=3), frames.after(3, 3)
-            x = F.leaky_relu(instance_norm(x, norm, frames))
-        return x, frames
+            x, lengths = F.max_pool1d(x, 3, stride=3), shorter(lengths, 3, 3)
+            x = F.leaky_relu(instance_norm(x, norm, lengths))
+        return x, lengths
 
 
 class XVectorSincNet(nn.Module):
     """SincNet -> five TDNN layers -> mean and deviation over time -> linear. At least 5041 samples."""
-
-    hop = 1  # what ``embed`` takes are samples
-    halo = (0, 5041)  # how many of them the frames of a stretch see beyond it
-    stretch = 270  # a stretch begins at a multiple of these, where the last layers have a frame
 
     def __init__(self, embedding_size=512):
         super().__init__()
@@ -104,21 +104,17 @@ class XVectorSincNet(nn.Module):
         self.embedding = nn.Linear(2 * 1500, embedding_size)
 
     def features(self, waveform):
-        """What ``embed`` takes: (B, samples) in [-1, 1] -> (B, 1, samples)."""
+        """What SincNet takes: (B, samples) in [-1, 1] -> (B, 1, samples)."""
         return waveform.float().unsqueeze(1)
 
-    def forward(self, waveform, frames=WHOLE):
-        """(B, samples) in [-1, 1], 16 kHz, equally long unless ``frames`` says how long, at least 5041 -> (B, 512).
+    def forward(self, waveform, lengths=None):
+        """(B, samples) in [-1, 1] at 16 kHz, at least 5041 -> (B, 512), not length-normalised.
 
-        The embeddings are not length-normalised.
+        lengths: (B,) int64 samples of each utterance, None: all. What is behind them is ignored, but must be finite.
         """
-        return self.embed(self.features(waveform), frames)
-
-    def embed(self, x, frames=WHOLE):
-        """(B, 1, samples) -> (B, 512)."""
-        x, frames = self.sincnet(x, frames)
+        x, lengths = self.sincnet(self.features(waveform), lengths)
         for i in range(0, len(self.tdnns), 3):
-            x, frames = convolve(self.tdnns[i], x, frames)
-            x = self.tdnns[i + 2](self.tdnns[i + 1](x))
-        mean, variance = frames.moments(x, unbiased=True)
+            conv, relu, norm = self.tdnns[i : i + 3]
+            x, lengths = norm(relu(conv(x))), shorter(lengths, conv.dilation[0] * (conv.kernel_size[0] - 1) + 1)
+        mean, variance = mean_and_variance(x, _valid(x, lengths), unbiased=True)
         return self.embedding(torch.cat([mean, variance.sqrt()], dim=1).squeeze(2))

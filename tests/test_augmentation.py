@@ -9,10 +9,9 @@ import soundfile
 import torch
 from conftest import voice
 
-from augmentation import Augmentation, Bank
 from corpora.audio import Folder, UnreadableAudio
 from corpora.lists import TrainingList
-from dataLoader import CropLoader, row_numbers
+from dataLoader import Augmentation, Bank, CropLoader, row_numbers
 from tools import InputError, RunError
 
 SAMPLES = 16240  # 100 frames
@@ -46,7 +45,7 @@ def test_the_bank_stays_within_its_memory(corpus):
     for bank_mb in (0.3, 1, 512):
         augmentation = Augmentation(corpus / "musan", corpus / "rirs", SAMPLES, bank_mb)
         augmentation.redraw(1)
-        counts = [len(augmentation.spectra), *(count for _, count in augmentation.shelves.values())]
+        counts = [len(augmentation.spectra), *(count for _, count in augmentation.categories.values())]
         assert all(count >= 1 for count in counts)
         held = augmentation.spectra.nbytes + augmentation.noises.nbytes
         assert held <= max(bank_mb * 1e6, 8 * (3 * 66000 + 132000))  # eight pieces of each at the least
@@ -84,7 +83,7 @@ def test_every_kind_is_equally_likely(augmentation):
 
 def test_each_kind_lies_within_its_signal_to_noise_ratio(augmentation, speech):
     clean = speech.float() / 32768
-    augmented = augmentation(speech, 1, 0)
+    augmented = augmentation.augment(speech, 1, 0)
     added = augmented - clean
     snr = 10 * torch.log10(clean.square().mean(1) / added.square().mean(1).clamp(min=1e-20))
     kind = kinds_of(augmentation, len(speech), 1, 0)
@@ -108,7 +107,7 @@ def test_the_signal_to_noise_ratios_are_spread_evenly(augmentation):
     place, level = (np.concatenate([each[i] for each in drawn]) for i in (3, 4))
     shelf = place // (augmentation.noise_length // 80)
     for category, (low, high) in {"speech": (13, 20), "music": (5, 15), "noise": (0, 15)}.items():
-        first, count = augmentation.shelves[category]
+        first, count = augmentation.categories[category]
         snr = -20 * np.log10(level[(shelf >= first) & (shelf < first + count)])
         expected = np.linspace(low, high, 11)
         assert np.quantile(snr, np.linspace(0, 1, 11)) == pytest.approx(expected, abs=0.05 * (high - low)), category
@@ -142,43 +141,43 @@ def reference(augmentation, waveform, epoch, step):
 
 def test_a_batch_is_augmented_as_its_utterances_one_by_one(augmentation, speech):
     expected = reference(augmentation, speech[:100], 1, 4)
-    assert np.abs(augmentation(speech[:100], 1, 4).numpy() - expected).max() < 1e-5
+    assert np.abs(augmentation.augment(speech[:100], 1, 4).numpy() - expected).max() < 1e-5
 
 
 def test_all_devices_do_as_a_core_does(augmentation, speech, monkeypatch):
     """The way of other devices, on this one: the whole batch at once, all noises gathered and added together."""
-    expected = augmentation(speech, 1, 4)
-    monkeypatch.setattr(Augmentation, "_on_a_core", lambda self, waveform: False)
-    assert (augmentation(speech, 1, 4) - expected).abs().max() < 2e-6
+    expected = augmentation.augment(speech, 1, 4)
+    monkeypatch.setattr(Augmentation, "_fits_cache", lambda self, waveform: False)
+    assert (augmentation.augment(speech, 1, 4) - expected).abs().max() < 2e-6
 
 
 def test_a_part_of_a_batch_is_augmented_as_in_the_whole(augmentation, speech):
-    whole = augmentation(speech[:64], 1, 5)
+    whole = augmentation.augment(speech[:64], 1, 5)
     for first, end in ((3, 8), (0, 32), (32, 64), (63, 64)):
-        part = augmentation(speech[first:end], 1, 5, first=first)
+        part = augmentation.augment(speech[first:end], 1, 5, first=first)
         assert (part - whole[first:end]).abs().max() < 1e-6
 
 
 def test_augmentation_depends_on_its_position_only(corpus, augmentation, speech):
-    first = augmentation(speech, 1, 7)
-    augmentation(speech, 1, 8)
-    assert torch.equal(augmentation(speech, 1, 7), first)
+    first = augmentation.augment(speech, 1, 7)
+    augmentation.augment(speech, 1, 8)
+    assert torch.equal(augmentation.augment(speech, 1, 7), first)
     fresh = Augmentation(corpus / "musan", corpus / "rirs", SAMPLES, seed=3, threads=1)
     fresh.redraw(1)
-    assert torch.equal(fresh(speech, 1, 7), first)
-    assert not torch.equal(fresh(speech, 1, 8), first)
+    assert torch.equal(fresh.augment(speech, 1, 7), first)
+    assert not torch.equal(fresh.augment(speech, 1, 8), first)
 
 
 def test_silence_stays_finite(augmentation, corpus, tmp_path):
     silence = torch.zeros(60, SAMPLES, dtype=torch.int16)
-    assert torch.equal(augmentation(silence, 1, 0), torch.zeros(60, SAMPLES))  # noise at x dB below nothing is nothing
+    assert torch.equal(augmentation.augment(silence, 1, 0), torch.zeros(60, SAMPLES))  # x dB below nothing is nothing
     for category in ("noise", "music", "speech"):
         (tmp_path / category).mkdir()
         soundfile.write(tmp_path / category / "silent.wav", np.zeros(40000), 16000)
     silent = Augmentation(tmp_path, "", SAMPLES)
     silent.redraw(1)
     loud = torch.full((60, SAMPLES), 32767, dtype=torch.int16)
-    assert torch.equal(silent(loud, 1, 0), loud / 32768)
+    assert torch.equal(silent.augment(loud, 1, 0), loud / 32768)
 
 
 @pytest.mark.parametrize(("musan", "rirs", "kinds"), [
@@ -191,7 +190,7 @@ def test_without_a_path_its_kinds_are_left_out(corpus, speech, musan, rirs, kind
     augmentation = Augmentation(corpus / "musan" if musan else "", corpus / "rirs" if rirs else "", SAMPLES)
     augmentation.redraw(1)
     assert augmentation.kinds == kinds
-    assert augmentation(speech, 1, 0).shape == speech.shape
+    assert augmentation.augment(speech, 1, 0).shape == speech.shape
 
 
 def test_musan_and_rirs_noises_in_all_their_layouts(corpus, tmp_path, capsys):
@@ -236,6 +235,6 @@ def test_real_speech(real_data):
     assert (len(listing), len(listing.speakers)) == (1297, 427)
     loader = CropLoader(listing, Folder(real_data), 32240, 64, 0, 2)
     for step, waveform, _ in loader.epoch(1, first_step=loader.steps - 3):
-        augmented = augmentation(waveform, 1, step)
+        augmented = augmentation.augment(waveform, 1, step)
         assert augmented.isfinite().all() and augmented.std() > 1e-3
     assert not loader.bad

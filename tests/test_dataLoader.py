@@ -208,7 +208,7 @@ def test_more_than_one_percent_of_bad_files_ends_it(corpus, tmp_path):
     for number in (3, 17):
         (tmp_path / "train" / listing.files[number]).unlink()
     loader = CropLoader(listing, Folder(tmp_path / "train"), SAMPLES, 8, 0, 2)
-    with pytest.raises(RunError, match=r"2 of 24 training files cannot be read.*more than 1 %"):
+    with pytest.raises(RunError, match=r"2 of 24 training files cannot be read.*at most 1 %"):
         list(loader.epoch(1))
 
 

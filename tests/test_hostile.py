@@ -14,7 +14,6 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from studies import fuzz
 import nasty
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ import torch
 from conftest import data_flags, voice
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from studies import fuzz
 from test_encoder import SYSTEMS, encoder_of, save_model
 from test_model import small_network
 
@@ -34,10 +34,11 @@ from corpora.lists import TrainingList, TrialList, check_files
 from corpora.pack import Pack, write_pack
 from dataLoader import CropLoader
 from evaluation.backend import read_cohort
+from evaluation.scoring import read_history
 from inference import encoder as encoder_room
 from inference.checkpoints import load_pretrained
 from inference.encoder import AudioWarning, SpeakerEncoder, score_trials
-from tools import InputError, load_checkpoint, load_tensors, one_line, read_history
+from tools import InputError, load_checkpoint, load_tensors, one_line
 
 # ---- every reader ----------------------------------------------------------------------------------------------------
 
@@ -569,7 +570,7 @@ def test_no_audio_gives_an_embedding_that_is_not_finite(system, odd_sounds):
 def test_long_silence_and_dc(system, level, tmp_path, monkeypatch):
     """In pieces, the mean and the variance come from sums, in which nothing must cancel to less than nothing."""
     monkeypatch.setattr(encoder_room, "LONG_SECONDS", 30)
-    monkeypatch.setattr(encoder_room, "PIECE_SECONDS", 10)
+    monkeypatch.setattr(encoder_room, "WINDOW_SECONDS", 10)
     soundfile.write(tmp_path / "a.wav", np.full(16000 * 31, level), 16000, subtype="PCM_16")
     encoder = encoder_of(system)
     encoder._remark = lambda *_: ""  # what is said of it is tested elsewhere

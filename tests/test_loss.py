@@ -62,18 +62,6 @@ def test_golden_losses_of_other_systems(golden, system, m, s, continuous):
     assert relative_error(gradient.t() if turned else gradient, data["loss_grad_weight"]) < 1e-5
 
 
-@pytest.mark.parametrize("m", [0.0, 0.2, 0.5])
-def test_against_the_angles(m):
-    torch.manual_seed(0)
-    loss_function = AAMsoftmax(10, m=m, s=30, embedding_size=4)
-    label = torch.arange(10)
-    embedding = torch.randn(10, 4)
-    embedding[:3] = -loss_function.weight.data[:3] + 0.02 * torch.randn(3, 4)  # beyond pi - m
-    assert relative_error(
-        loss_function(embedding, label)[0].detach(), by_definition(embedding, loss_function.weight.data, label, m, 30)
-    ) < 1e-5
-
-
 @pytest.mark.parametrize("margin", [0.0, 0.1, 0.5, None])
 @pytest.mark.parametrize(("sub_centres", "top_k"), [(1, 0), (3, 0), (1, 2), (2, 5), (3, 100)])
 @pytest.mark.parametrize("continuous", [False, True])
@@ -102,15 +90,6 @@ def test_every_option_and_its_gradients_against_the_angles(margin, sub_centres, 
     assert relative_error(loss_function.weight.grad, weight.grad) < 1e-4
 
 
-@pytest.mark.parametrize("margin", [0.0, 0.05, 0.2])
-def test_a_margin_in_a_tensor_is_that_margin(margin):
-    loss_function = AAMsoftmax(12, sub_centres=2, top_k=3)
-    embedding, label = torch.randn(8, 192), torch.arange(8)
-    found = loss_function(embedding, label, torch.tensor(margin))[0].item()
-    assert found == pytest.approx(loss_function(embedding, label, margin)[0].item(), rel=1e-6)
-    assert loss_function(embedding, label, 0.2)[0] == loss_function(embedding, label)[0]
-
-
 def test_a_rising_margin_is_compiled_once():
     graphs = []
 
@@ -122,23 +101,10 @@ def test_a_rising_margin_is_compiled_once():
     compiled = torch.compile(loss_function, backend=backend, fullgraph=True)
     embedding, label = torch.randn(8, 192), torch.arange(8)
     for margin in torch.tensor([0.0, 0.05, 0.1, 0.2]):
-        assert torch.equal(compiled(embedding, label, margin)[0], loss_function(embedding, label, margin)[0])
+        expected = loss_function(embedding, label, margin)[0]
+        assert torch.equal(compiled(embedding, label, margin)[0], expected)
+        assert loss_function(embedding, label, margin.item())[0].item() == pytest.approx(expected.item(), rel=1e-6)
     assert len(graphs) == 1
-
-
-def test_the_nearest_wrong_classes_are_those_penalised():
-    """Of equally near ones any; the true class never, though it is the nearest."""
-    loss_function = AAMsoftmax(5, m=0.2, s=10, embedding_size=2, top_k=2)
-    angles = torch.tensor([0.1, 0.5, -0.8, 0.8, 2.0])
-    loss_function.weight.data = torch.stack([angles.cos(), angles.sin()], dim=1)
-    logits = [10 * math.cos(angle) for angle in (0.1 + 0.2, 0.5 - 0.06, 0.8 - 0.06, 0.8, 2.0)]
-    expected = -math.log(math.exp(logits[0]) / sum(map(math.exp, logits)))
-    assert loss_function(torch.tensor([[3.0, 0.0]]), torch.tensor([0]))[0].item() == pytest.approx(expected, rel=1e-5)
-    without = AAMsoftmax(5, m=0.0, s=10, embedding_size=2, top_k=2)  # the penalty rises with the margin: never
-    without.weight.data = loss_function.weight.data
-    logits = [10 * math.cos(angle) for angle in angles]
-    expected = -math.log(math.exp(logits[0]) / sum(map(math.exp, logits)))
-    assert without(torch.tensor([[3.0, 0.0]]), torch.tensor([0]))[0].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_class_vectors_begin_equally_long_whatever_their_number():
@@ -149,7 +115,7 @@ def test_class_vectors_begin_equally_long_whatever_their_number():
 
 
 def test_without_margin_it_is_the_softmax_of_cosines():
-    loss_function = AAMsoftmax(7, m=0.0, s=12)
+    loss_function = AAMsoftmax(7, m=0.0, s=12, top_k=2)  # the penalty is proportional to the margin
     embedding, label = torch.randn(5, 192), torch.tensor([0, 6, 3, 3, 1])
     logits = 12 * F.linear(F.normalize(embedding), F.normalize(loss_function.weight))
     assert torch.allclose(loss_function(embedding, label)[0], F.cross_entropy(logits, label), atol=1e-5)

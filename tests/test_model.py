@@ -4,6 +4,8 @@ import torch
 from conftest import relative_error
 from published import taoruijie_shapes
 
+from inference.systems import SYSTEMS
+from inference.xvector import XVectorSincNet
 from model import ECAPA_TDNN, SpecAugment
 
 
@@ -22,6 +24,15 @@ def small_network(seed=0, C=32):
     return with_statistics(ECAPA_TDNN(C=C))
 
 
+def network_of(system, C=16):
+    torch.manual_seed(1)
+    about = SYSTEMS[system]
+    if about.network is XVectorSincNet:
+        return with_statistics(XVectorSincNet())
+    widths = {} if about.network is ECAPA_TDNN else {"aggregation": 3 * C, "attention": 128}
+    return with_statistics(about.network(C=C, front_end=about.front_end(), **widths))
+
+
 @pytest.mark.parametrize("utterance", [0, 1, 2])
 def test_golden_vectors_of_the_original_recipe(golden, utterance):
     data = golden("taoruijie")
@@ -34,7 +45,6 @@ def test_golden_vectors_of_the_original_recipe(golden, utterance):
     with torch.no_grad():
         assert relative_error(network.features(waveform)[0], data[f"feat_{utterance}"]) < 1e-4
         assert relative_error(network(waveform)[0], data[f"emb_{utterance}"]) < 1e-4
-
 
 
 def test_keys_and_shapes_are_those_of_the_public_checkpoint():
@@ -88,14 +98,35 @@ def test_pooling_against_its_definition():
     assert relative_error(found, torch.cat([mean, deviation], 1).detach()) < 1e-5
 
 
-def test_a_row_does_not_depend_on_its_neighbours():
+@pytest.mark.parametrize("system", ["ours", "speechbrain", "modelscope", "wespeaker", "pyannote"])
+def test_neither_padding_nor_neighbours_change_an_embedding(system):
+    network = network_of(system)
+    waveforms = [0.1 * torch.randn(samples) for samples in (9000, 16000, 16123, 40000)]
+    waveforms[1][5000:] = 0
+    waveforms[2] *= 1e-4
+    waveforms[2][-3] = 1.0  # a click at the end, what follows it louder, and the rest 80 dB below
+    padded = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
+    lengths = torch.tensor([len(waveform) for waveform in waveforms])
+    noise = torch.where(torch.arange(40000) < lengths[:, None], padded, torch.randn(4, 40000))
+    with torch.inference_mode():
+        alone = torch.cat([network(waveform[None]) for waveform in waveforms])
+        for found in (network(padded, lengths=lengths), network(noise, lengths=lengths)):
+            assert all(relative_error(row, expected) < 1e-5 for row, expected in zip(found, alone))
+        for found in (network(padded), network(padded, lengths=torch.full((4,), 40000))):
+            assert relative_error(found[3], alone[3]) < 1e-5
+
+
+def test_a_batch_of_different_lengths_has_the_gradients_of_its_utterances():
     network = small_network()
-    waveforms = 0.1 * torch.randn(5, 16000)
-    with torch.no_grad():
-        together = network(waveforms)
-        alone = torch.cat([network(row[None]) for row in waveforms])
-    assert together.shape == (5, 192)
-    assert relative_error(together, alone) < 1e-5
+    first, second = torch.randn(1, 80, 57), torch.randn(1, 80, 101)
+    padded = torch.cat([torch.nn.functional.pad(first, (0, 44), value=7.0), second])
+    valid = (torch.arange(101) < torch.tensor([57, 101])[:, None, None]).float()
+    gradients = []
+    for embeddings in (network.embed(padded, valid), torch.cat([network.embed(first), network.embed(second)])):
+        network.zero_grad()
+        embeddings[:, 0].sum().backward()
+        gradients.append(torch.cat([each.grad.flatten() for each in network.parameters()]))
+    assert relative_error(*gradients) < 1e-5
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-8, 1e4])
@@ -111,9 +142,9 @@ def test_every_weight_gets_a_finite_gradient():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
 
-def test_spec_augment_masks_one_stretch_of_each_axis():
-    place = torch.rand(2000, 4, generator=torch.Generator().manual_seed(0))
-    masked = SpecAugment()(torch.ones(2000, 80, 202), place) == 0
+def test_spec_augment_masks_one_interval_of_each_axis():
+    numbers = torch.rand(2000, 4, generator=torch.Generator().manual_seed(0))
+    masked = SpecAugment()(torch.ones(2000, 80, 202), numbers) == 0
     frames, bands = masked.all(dim=1), masked.all(dim=2)
     assert torch.equal(masked, frames.unsqueeze(1) | bands.unsqueeze(2))  # nothing else is touched
     for mask, widest in ((frames, 9), (bands, 7)):
@@ -125,9 +156,9 @@ def test_spec_augment_masks_one_stretch_of_each_axis():
 
 
 def test_spec_augment_masks_each_row_by_its_own_numbers():
-    features, place = torch.randn(6, 80, 100), torch.rand(6, 4)
-    masked = SpecAugment()(features, place)
-    assert torch.equal(SpecAugment()(features[2:5], place[2:5]), masked[2:5])
+    features, numbers = torch.randn(6, 80, 100), torch.rand(6, 4)
+    masked = SpecAugment()(features, numbers)
+    assert torch.equal(SpecAugment()(features[2:5], numbers[2:5]), masked[2:5])
     assert torch.equal(SpecAugment()(features, torch.zeros(6, 4)), features)  # no width, no mask
     rounded_up = SpecAugment()(torch.ones(1, 80, 100), torch.ones(1, 4)) == 0  # what a float32 makes of 1 - 1e-9
     assert rounded_up.all(dim=1).sum() <= 9 and rounded_up.all(dim=2).sum() <= 7

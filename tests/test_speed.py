@@ -5,9 +5,7 @@ import pytest
 import torch
 from conftest import voice
 
-from augmentation import Augmentation
-from dataLoader import row_numbers
-from speed import SpeedPerturbation
+from dataLoader import Augmentation, SpeedPerturbation, row_numbers
 
 SAMPLES = 16240  # 100 frames
 N_CLASS = 7
@@ -20,8 +18,8 @@ def speed():
 
 @pytest.fixture(scope="module")
 def speech(speed):
-    seconds = speed.reads / 16000 + 0.01
-    rows = [np.rint(32768 * voice(80 + i, seconds, i)).astype(np.int16)[: speed.reads] for i in range(60)]
+    seconds = speed.samples_needed / 16000 + 0.01
+    rows = [np.rint(32768 * voice(80 + i, seconds, i)).astype(np.int16)[: speed.samples_needed] for i in range(60)]
     return torch.from_numpy(np.stack(rows)), torch.arange(60) % N_CLASS
 
 
@@ -43,7 +41,7 @@ def by_definition(row, factor, samples):
 
 @pytest.mark.parametrize("frequency", [100, 1000, 5000])
 def test_a_tone_becomes_the_tone_of_that_speed(speed, frequency):
-    time = np.arange(speed.reads) / 16000
+    time = np.arange(speed.samples_needed) / 16000
     tone = torch.tensor(np.sin(2 * np.pi * frequency * time)).float().repeat(30, 1)
     played, label = speed(tone, torch.zeros(30, dtype=torch.int64), 1, 0)
     assert played.shape == (30, SAMPLES) and set(factors(label)) == {0.9, 1.0, 1.1}
@@ -63,7 +61,7 @@ def test_speech_is_that_of_float64_sums(speed, speech):
 
 def test_what_the_new_rate_cannot_hold_is_gone(speed):
     """A tone of 7.8 kHz, played at 1.1, would come down again as one of 7.42 kHz."""
-    tone = torch.tensor(np.sin(2 * np.pi * 7800 / 16000 * np.arange(speed.reads))).float().repeat(30, 1)
+    tone = torch.tensor(np.sin(2 * np.pi * 7800 / 16000 * np.arange(speed.samples_needed))).float().repeat(30, 1)
     played, label = speed(tone, torch.zeros(30, dtype=torch.int64), 1, 0)
     assert played[factors(label) == 1.1, 60:].std() < 0.01
 
@@ -91,15 +89,11 @@ def test_another_speed_is_another_speaker(speed, speech):
 
 def test_every_speed_is_equally_likely():
     speed = SpeedPerturbation(80, 1, seed=1)
-    label = torch.cat([
-        speed(torch.zeros(400, speed.reads), torch.zeros(400, dtype=torch.int64), 1, step)[1] for step in range(30)
-    ])  # fmt: skip
-    share = torch.bincount(label) / len(label)
-    assert share.tolist() == pytest.approx([1 / 3] * 3, abs=0.015)
-    first, second = (
-        speed(torch.zeros(400, speed.reads), torch.zeros(400, dtype=torch.int64), epoch, 0)[1] for epoch in (1, 2)
-    )
-    assert torch.equal(first, label[:400]) and not torch.equal(second, first)
+    silence, label = torch.zeros(400, speed.samples_needed), torch.zeros(400, dtype=torch.int64)
+    drawn = torch.cat([speed(silence, label, 1, step)[1] for step in range(30)])
+    assert (torch.bincount(drawn) / len(drawn)).tolist() == pytest.approx([1 / 3] * 3, abs=0.015)
+    first, second = (speed(silence, label, epoch, 0)[1] for epoch in (1, 2))
+    assert torch.equal(first, drawn[:400]) and not torch.equal(second, first)
 
 
 @pytest.mark.parametrize("rows", [1, 20])
@@ -120,9 +114,9 @@ def test_crops_are_full_to_their_last_sample(num_frames):
     """Whatever follows the crop that was asked for, nothing of it, and no silence, is in what comes out."""
     samples = num_frames * 160 + 240
     speed = SpeedPerturbation(samples, 1, seed=0)
-    assert speed.reads % 80 == 0 and 1.1 * samples < speed.reads < 1.1 * samples + 160
+    assert speed.samples_needed % 80 == 0 and 1.1 * samples < speed.samples_needed < 1.1 * samples + 160
     label = torch.zeros(20, dtype=torch.int64)
-    constant = torch.full((20, speed.reads), 1000.0)
+    constant = torch.full((20, speed.samples_needed), 1000.0)
     played, new_label = speed(constant, label, 1, 0)
     assert set(new_label.tolist()) == {0, 1, 2}
     assert (played[:, 60:] - 1000).abs().max() < 1  # silence after it would halve the last sample
@@ -130,21 +124,30 @@ def test_crops_are_full_to_their_last_sample(num_frames):
     assert torch.equal(speed(longer, label, 1, 0)[0], played)
 
 
-def test_too_short_crops_are_refused(speed):
-    with pytest.raises(ValueError, match=f"must have {speed.reads} samples"):
-        speed(torch.zeros(2, SAMPLES), torch.zeros(2, dtype=torch.int64), 1, 0)
-
-
-def test_the_augmentation_takes_what_comes_out(speed, speech, corpus):
+@pytest.mark.parametrize("noisy", [True, False])
+def test_one_call_does_speed_noise_and_masks(speed, speech, corpus, noisy):
     waveform, label = speech
-    played, new_label = speed(waveform, label, 1, 0)
-    clean = Augmentation("", "", SAMPLES)
-    clean.redraw(1)
+    folders = (corpus / "musan", corpus / "rirs") if noisy else ("", "")
+    augmentation = Augmentation(*folders, SAMPLES, seed=5, speed=speed)
+    augmentation.redraw(1)
+    assert augmentation.samples_needed == speed.samples_needed
+    crops, new_label, masks = augmentation(waveform, label, 1, 0)
+    played, expected = speed(waveform, label, 1, 0)
+    assert torch.equal(new_label, expected) and torch.equal(crops, augmentation.augment(played, 1, 0))
     own = factors(new_label) == 1.0
-    assert torch.equal(clean(played, 1, 0)[own], clean(waveform[:, :SAMPLES], 1, 0)[own])
-    noisy = Augmentation(corpus / "musan", corpus / "rirs", SAMPLES)
-    noisy.redraw(1)
-    assert torch.equal(noisy(played, 1, 0)[own], noisy(waveform[:, :SAMPLES], 1, 0)[own])
+    assert torch.equal(crops[own], augmentation.augment(waveform[:, :SAMPLES], 1, 0)[own])
+    assert torch.equal(masks, torch.from_numpy(row_numbers(5, "specaugment", 1, 0, count=60, columns=4)).float())
+    part = augmentation(waveform[20:], label[20:], 1, 0, first=20)
+    assert torch.equal(part[1], new_label[20:]) and torch.equal(part[2], masks[20:])
+
+
+def test_without_speed_perturbation_labels_stay(speech):
+    waveform, label = speech
+    augmentation = Augmentation("", "", SAMPLES)
+    augmentation.redraw(1)
+    crops, same, _ = augmentation(waveform[:, :SAMPLES], label, 1, 0)
+    assert augmentation.samples_needed == SAMPLES and torch.equal(same, label)
+    assert torch.equal(crops, waveform[:, :SAMPLES] / 32768)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

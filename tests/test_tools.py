@@ -1,5 +1,4 @@
 import itertools
-import json
 import os
 import pickle
 
@@ -156,14 +155,6 @@ def test_no_checkpoint(tmp_path, monkeypatch, case):
         tools.load_checkpoint(path, "model")
     assert "\n" not in str(complaint.value)
     assert not (tmp_path / "intruded").exists()
-
-
-def test_history_survives_a_cut_line(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert tools.read_history(path) == []
-    records = [{"epoch": epoch, "lists": {}} for epoch in (1, 2)]
-    path.write_text(json.dumps(records[0]) + "\n" + json.dumps(records[1]) + '\n{"epo')
-    assert tools.read_history(path) == records
 
 
 def test_threshold_at_a_rate_of_false_alarms():

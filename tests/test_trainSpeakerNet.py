@@ -1,6 +1,5 @@
 """The recipe as its users run it: from the command line, on a made-up corpus; killed, continued, misused."""
 
-import contextlib
 import hashlib
 import json
 import math
@@ -18,14 +17,11 @@ from conftest import data_flags, run_script, start_script
 from sklearn.metrics import roc_curve
 
 import trainSpeakerNet
-from augmentation import Augmentation
-from corpora import demo as demoCorpus
+from corpora import demo
 from inference.checkpoints import load_pretrained
 from loss import AAMsoftmax
-from model import ECAPA_TDNN
-from training import run as experiment
+from training import settings
 from training.meter import StopSignal
-from training.run import SpeakerNet
 from verify import SpeakerEncoder
 
 SMALL = ["--C", 8, "--num_frames", 60, "--batch_size", 8, "--max_epoch", 2, "--bank_mb", 5, "--n_cpu", 1,
@@ -86,8 +82,8 @@ def test_a_run_leaves_what_the_readme_says(trained):
     records = results(trained)
     assert [record["epoch"] for record in records] == [0, 1, 2]
     assert records[2]["step"] == 6 and math.isfinite(records[2]["loss"])
-    settings = json.loads((trained / "settings.json").read_text())
-    assert settings["settings"]["n_class"] == 6 and settings["settings"]["lr"] == 0.001
+    written = json.loads((trained / "settings.json").read_text())
+    assert written["settings"]["n_class"] == 6 and written["settings"]["lr"] == 0.001
 
 
 def test_the_scores_written_give_the_error_rate_reported(trained, corpus):
@@ -138,24 +134,6 @@ def test_bf16_follows_float32(command, corpus, tmp_path):
     assert half != full and half == pytest.approx(full, rel=0.01)
 
 
-def test_a_step_never_waits_for_the_device(corpus, monkeypatch):
-    """On the device "meta", whose tensors have no values: whoever asked for one would fail."""
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # there is none for this device
-    device = torch.device("meta")
-    augmentation = Augmentation(corpus / "musan", corpus / "rirs", 9840, 5).to(device)
-    augmentation.redraw(1)
-    network = SpeakerNet(ECAPA_TDNN(C=8), AAMsoftmax(6)).to(device)
-    optimizer = torch.optim.Adam(network.parameters(), foreach=True)
-    waveform = augmentation(torch.empty(8, 9840, dtype=torch.int16, device=device), 1, 0)
-    label, place = torch.empty(8, dtype=torch.int64, device=device), torch.empty(8, 4, device=device)
-    loss, accuracy = network(waveform, label, place, torch.empty((), device=device))
-    loss.backward()
-    optimizer.step()
-    assert loss.shape == accuracy.shape == () and all(weight.grad is not None for weight in network.parameters())
-    with pytest.raises(RuntimeError):
-        loss.item()
-
-
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_follows_eager(command, corpus, tmp_path, trained):
     status, _, error = command(
@@ -185,7 +163,7 @@ def long(corpus, tmp_path_factory):
     four_times.write_text(4 * (corpus / "train_list.txt").read_text())
     return [*data_flags(corpus), *SMALL, "--train_list", four_times, "--batch_size", 2, "--max_epoch", 4,
             "--test_step", 2, "--valid_speakers", 2, "--speed_perturb", "--optimizer", "adamw", "--schedule", "cosine",
-            "--warmup", 0.5, "--clip", 5, "--margin_rise", 0.5, 2.5, "--sub_centres", 2, "--top_k", 2, "--ema", 0.9,
+            "--warmup", 0.5, "--clip", 5, "--margin_rise", 0.5, 2.5, "--sub_centres", 2, "--top_k", 2,
             "--average", 3]  # fmt: skip
 
 
@@ -210,13 +188,13 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(long, tmp_pat
         process.send_signal(number)
         _, complained = process.communicate()
         assert process.returncode == 128 + number
-        assert "state.pt has everything up to when it was last saved. To go on: python trainSp" in complained
+        assert "state.pt has everything up to when it was last saved. To resume: python trainSp" in complained
         assert "Traceback" not in complained
         steps_when_stopped.append(state(folder)["step"])
     assert any(0 < step < 32 for step in steps_when_stopped), steps_when_stopped  # saved in the middle of an epoch
     status, printed, complained = run_script(*long, "--save_path", folder)
     assert status == 0, complained
-    assert "going on after step" in printed
+    assert "resuming after step" in printed
     assert_same_run(folder, undisturbed)
     assert (folder / "score.txt").read_text() == (undisturbed / "score.txt").read_text()
     assert not [path for path in folder.rglob("*") if path.name.endswith(".part")]
@@ -224,14 +202,14 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(long, tmp_pat
 
 def test_a_stop_during_evaluation(command, long, tmp_path, undisturbed, monkeypatch):
     """The epoch is kept, and evaluated when the run goes on."""
-    evaluate = experiment.evaluate
+    evaluate = trainSpeakerNet.evaluate
 
     def stopped(encoder, *arguments, **more):
         if (tmp_path / "e" / "metrics.jsonl").exists():
             raise KeyboardInterrupt
         return evaluate(encoder, *arguments, **more)
 
-    monkeypatch.setattr(experiment, "evaluate", stopped)
+    monkeypatch.setattr(trainSpeakerNet, "evaluate", stopped)
     flags = [*long, "--save_path", tmp_path / "e"]
     assert command(trainSpeakerNet, *flags)[0] == 130
     assert (state(tmp_path / "e")["epoch"], state(tmp_path / "e")["step"]) == (2, 32)
@@ -242,23 +220,17 @@ def test_a_stop_during_evaluation(command, long, tmp_path, undisturbed, monkeypa
 
 
 def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch):
-    """As where a cluster tells every process, and torchrun hands on what it was told. Later, it is impatience."""
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    stop, now, reached, number = StopSignal(), [100.0], [], signal.SIGTERM
+    """As where a cluster tells every process, and torchrun passes it on. Later, it is impatience."""
+    now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with pytest.raises(KeyboardInterrupt), stop.deferred():
-        stop._handle(number, None)
+    with StopSignal() as stop:
+        signal.raise_signal(signal.SIGTERM)
         now[0] += 1
-        stop._handle(number, None)
-        reached.append("the end of the step")
-    assert reached and stop.requested == signal.SIGTERM
-    stop = StopSignal()
-    with pytest.raises(KeyboardInterrupt), stop.deferred():
-        stop._handle(number, None)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested == signal.SIGTERM
         now[0] += 3
-        stop._handle(number, None)
-        reached.append("too late")
-    assert len(reached) == 1
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
 
 
 def test_more_epochs_go_on_from_a_finished_run(command, corpus, tmp_path, trained):
@@ -294,23 +266,23 @@ def test_a_run_does_not_go_on_as_another(command, corpus, tmp_path, trained):
         assert status == 2 and error.count("\n") == 1
         return error
 
-    assert "was begun with --lr 0.001, not 0.01" in complaint("--lr", 0.01)
-    assert "was begun with --C 8, not 16" in complaint("--C", 16)
-    assert "was begun with --musan_path" in complaint("--musan_path", "")
+    assert "was started with --lr 0.001, not 0.01" in complaint("--lr", 0.01)
+    assert "was started with --C 8, not 16" in complaint("--C", 16)
+    assert "was started with --musan_path" in complaint("--musan_path", "")
     shorter = tmp_path / "shorter.txt"
     shorter.write_text("".join((corpus / "train_list.txt").read_text().splitlines(keepends=True)[:-1]))
     assert "--train_list of other content" in complaint("--train_list", shorter)
     assert all(torch.equal(value, before[key]) for key, value in state(folder)["weights"].items())
     for name in ("state.pt", "state_before.pt"):
         (folder / name).unlink()
-    assert "no state.pt to go on from" in complaint()
+    assert "no state.pt to resume" in complaint()
 
 
 def test_the_demo_trains_on_what_it_generates(command, tmp_path, monkeypatch):
     """The README's first command on a small corpus: generated speech in, an error rate of other speakers out."""
     pytest.importorskip("espeakng_loader")
-    monkeypatch.setattr(demoCorpus, "BACKGROUND_FILES", 3)
-    monkeypatch.setattr(trainSpeakerNet, "make_demo", lambda folder: demoCorpus.make_demo(folder, 4, 6))
+    monkeypatch.setattr(demo, "BACKGROUND_FILES", 3)
+    monkeypatch.setattr(trainSpeakerNet, "make_demo", lambda folder: demo.make_demo(folder, 4, 6))
     small = ["--C", 8, "--num_frames", 60, "--batch_size", 12, "--max_epoch", 2, "--device", "cpu", "--amp", "off"]
     status, printed, error = command(trainSpeakerNet, "--demo", *small, "--save_path", tmp_path / "demo")
     assert status == 0, error
@@ -363,7 +335,7 @@ def test_fine_tuning_keeps_the_encoder(command, corpus, tmp_path, trained):
 
     status, printed, error = command(trainSpeakerNet, *data_flags(corpus), *still, "--save_path", tmp_path / "same")
     assert status == 0, error
-    assert " tensors and its classifier\n" in printed and "took the encoder, ECAPA_TDNN C=8, " in printed
+    assert f"{model}: took its encoder and classifier\n" in printed
     tuned = state(tmp_path / "same")["weights"]
     for key, value in weights.items():
         if "running" not in key and "batches" not in key:  # statistics move whatever the learning rate
@@ -374,12 +346,12 @@ def test_fine_tuning_keeps_the_encoder(command, corpus, tmp_path, trained):
     flags = [*data_flags(corpus), *still, "--train_list", fewer]
     status, printed, _ = command(trainSpeakerNet, *flags, "--save_path", tmp_path / "new")
     assert status == 0
-    assert "; its classifier is for 6 other speakers: a new one begins, for 4 speakers\n" in printed
+    assert "took its encoder; its classifier is for 6 other speakers: a new one for 4 speakers\n" in printed
     tuned = state(tmp_path / "new")["weights"]
     assert tuned["speaker_loss.weight"].shape == (4, 192)
     assert torch.allclose(tuned["speaker_encoder.fc6.weight"], weights["speaker_encoder.fc6.weight"], atol=1e-6)
     # Again the same command: it goes on, and does not start from the model once more.
-    assert "going on after step" in command(trainSpeakerNet, *flags, "--save_path", tmp_path / "new")[1]
+    assert "resuming after step" in command(trainSpeakerNet, *flags, "--save_path", tmp_path / "new")[1]
 
 
 def test_large_margin_fine_tuning_takes_the_true_speakers_along(command, corpus, tmp_path, undisturbed):
@@ -394,7 +366,7 @@ def test_large_margin_fine_tuning_takes_the_true_speakers_along(command, corpus,
         trainSpeakerNet, *flags, *still, "--valid_speakers", 2, "--save_path", tmp_path / "e"
     )
     assert status == 0, error
-    assert "and its classifier, of which 4 of 12 classes: those of speech at another speed are dropped" in printed
+    assert "encoder and classifier (the first 4 of 12 classes: without those of speed perturbation)" in printed
     assert "margin 0.50" in printed and "at one of three speeds" not in printed
     after = state(tmp_path / "e")
     torch.testing.assert_close(
@@ -415,9 +387,9 @@ def test_the_strong_recipe_sets_what_it_says(command, corpus, tmp_path):
         trainSpeakerNet, *data_flags(corpus), *SMALL, "--recipe", "strong", "--save_path", tmp_path / "e"
     )
     assert status == 0, error
-    settings = json.loads((tmp_path / "e" / "settings.json").read_text())["settings"]
-    assert settings["optimizer"] == "sgd" and settings["s"] == 32 and settings["lr"] == 0.1 * 8 / 64
-    assert settings["max_epoch"] == 2  # given
+    written = json.loads((tmp_path / "e" / "settings.json").read_text())["settings"]
+    assert written["optimizer"] == "sgd" and written["s"] == 32 and written["lr"] == 0.1 * 8 / 64
+    assert written["max_epoch"] == 2  # given
     assert state(tmp_path / "e")["weights"]["speaker_loss.weight"].shape == (18, 3, 192)
     assert (tmp_path / "e" / "model" / "average_0002.model").exists()
     models = [torch.load(tmp_path / "e" / "model" / f"{name}.model", weights_only=True)["weights"]
@@ -430,7 +402,7 @@ def test_more_epochs_would_bend_a_schedule_that_ends(command, corpus, tmp_path):
     flags = [*data_flags(corpus), *SMALL, "--max_epoch", 1, "--schedule", "cosine", "--save_path", tmp_path / "e"]
     assert command(trainSpeakerNet, *flags)[0] == 0
     status, _, error = command(trainSpeakerNet, *flags, "--max_epoch", 2)
-    assert status == 2 and "was begun with --max_epoch 1, not 2" in error
+    assert status == 2 and "was started with --max_epoch 1, not 2" in error
 
 
 def test_models_to_average_that_were_not_kept_are_missed_before_the_work(command, corpus, tmp_path):
@@ -460,9 +432,9 @@ def test_fine_tuning_a_stranger(command, corpus, tmp_path, system):
     status, printed, error = command(trainSpeakerNet, *still)
     assert status == 0, error
     if system == "taoruijie":
-        assert "; its classifier of 5 classes does not name its speakers: a new one begins, for 6 speakers\n" in printed
+        assert "; its classifier of 5 classes does not name its speakers: a new one for 6 speakers\n" in printed
     else:
-        assert "; it came without a classifier: a new one begins, for 6 speakers\n" in printed
+        assert "; the file has no classifier: a new one for 6 speakers\n" in printed
     theirs = load_pretrained(model, system).network.state_dict()
     ours = state(tmp_path / "still")["weights"]
     for key, value in theirs.items():
@@ -485,7 +457,7 @@ def test_fine_tuning_a_stranger(command, corpus, tmp_path, system):
     model.unlink()
     longer = [*data_flags(corpus), *SMALL[2:], "--max_epoch", 9, "--lr", 0.003, "--save_path", tmp_path / "tuned"]
     status, printed, error = command(trainSpeakerNet, *longer)
-    assert status == 0 and "going on after step" in printed, error
+    assert status == 0 and "resuming after step" in printed, error
 
 
 def test_evaluating_and_not_training_the_x_vector(command, corpus, tmp_path):
@@ -495,7 +467,7 @@ def test_evaluating_and_not_training_the_x_vector(command, corpus, tmp_path):
     assert status == 0, error
     assert "XVectorSincNet, 4.3 M weights, of pyannote/embedding" in printed and "EER" in printed
     status, _, error = command(trainSpeakerNet, *model, *data_flags(corpus), *SMALL[2:])
-    assert status == 2 and "only ECAPA-TDNNs can be trained further here" in error and error.count("\n") == 1
+    assert status == 2 and "only ECAPA-TDNNs can be trained further" in error and error.count("\n") == 1
 
 
 def test_a_model_keeps_the_thresholds_of_its_evaluation(trained, corpus):
@@ -528,17 +500,14 @@ def test_training_without_evaluating(command, corpus, tmp_path):
 
 
 def test_the_learning_rate_is_a_function_of_the_step():
-    args = trainSpeakerNet.read_settings(["--lr", "0.001", "--lr_decay", "0.97"])
+    args = settings.read_settings(trainSpeakerNet.build_parser(), ["--lr", "0.001", "--lr_decay", "0.97"])
     rates = [trainSpeakerNet.learning_rate(args, step, 10) for step in range(30)]
     assert rates == pytest.approx([0.001] * 10 + [0.00097] * 10 + [0.0009409] * 10)
 
 
 @pytest.mark.parametrize(("flags", "complaint"), [
-    (["--eval_path", "{tmp}/packed"], "--eval_path {tmp}/packed is a pack: utterances of trials are read from files"),
     (["--train_list", "{tmp}/none.txt"], "--train_list {tmp}/none.txt does not exist"),
-    (["--train_path", "{tmp}/none"], "--train_path {tmp}/none is not a folder"),
     (["--train_path", "{tmp}"], "train_list.txt line 1: {tmp}/id00000/session0/00000.wav does not exist (24 of 24"),
-    (["--eval_list", "{tmp}/none.txt"], "--eval_list {tmp}/none.txt does not exist"),
     (["--eval_path", "{tmp}"], "is --eval_path right?"),
     (["--eval_list", "{corpus}/train_list.txt"], "line 1: expected '<1|0> <enrol> <test path>'"),
     (["--train_list", "{corpus}/trials.txt"], "line 1: expected '<speaker> <path>'"),
@@ -546,11 +515,10 @@ def test_the_learning_rate_is_a_function_of_the_step():
     (["--musan_path", "{tmp}/none"], "--musan_path {tmp}/none is not a folder"),
     (["--rir_path", "{tmp}"], "--rir_path {tmp} holds no room responses"),
     (["--n_class", 3], "--n_class 3, but {corpus}/train_list.txt has 6 speakers"),
+    (["--train_list", "{tmp}/one.txt"], "one.txt has a single speaker"),
     (["--C", 12], "--C must be a multiple of 8, not 12"),
     (["--batch_size", 1], "--batch_size must be at least 2, not 1"),
-    (["--lr", 0], "--lr must be more than 0"),
     (["--lr", "nan"], "--lr must be more than 0"),
-    (["--max_epoch", 0], "--max_epoch must be at least 1"),
     (["--device", "cuda:77"], "--device cuda:77"),
     (["--save_path", "{corpus}/trials.txt"], "--save_path {corpus}/trials.txt cannot be written to"),
     (["--eval"], "--eval needs --initial_model"),
@@ -558,54 +526,27 @@ def test_the_learning_rate_is_a_function_of_the_step():
     (["--eval", "--initial_model", "{corpus}/trials.txt"], "trials.txt is not a checkpoint"),
     (["--eval", "--initial_model", "{model}", "--C", 64], "--C 64, but {model} has C=8"),
     (["--eval", "--initial_model", "{model}", "--eval_list"], "--eval needs --eval_list"),
-    (["--initial_model", "{tmp}/none.model"], "--initial_model {tmp}/none.model does not exist"),
-    (["--train_list", "{tmp}/one.txt"], "one.txt has a single speaker"),
-    (["--train_list", "{tmp}"], "--train_list {tmp} is a folder"),
-    (["--seed", 2**64], "--seed must be less than 2**63"),
-    (["--device", "meta"], "--device meta is not to be had here (not one of cpu, cuda, mps)"),
     (["--initial_model", "{model}", "--C", 16], "--C 16, but {model} has C=8"),
-    (["--demo"], "--demo brings its own data: leave out --eval_list --eval_path --musan_path"),
-    (["--demo", "--eval", "--initial_model", "x"], "choose"),
-    (["--finetune_margin"], "--finetune_margin needs --initial_model FILE, the model to go on from"),
-    (["--recipe", "strong", "--optimizer", "adam"], "--recipe strong has learning rates for sgd: with "),
-    (["--valid_speakers", 1], "--valid_speakers 1: at least 2 are needed"),
+    (["--demo"], "--demo generates its own data: remove --eval_list --eval_path --musan_path"),
+    (["--finetune_margin"], "--finetune_margin needs --initial_model FILE"),
     (["--valid_speakers", 7], "--valid_speakers 7, but only 6 speakers have two utterances or more in {corpus}/train_"),
-    (["--valid_speakers", 5], "fewer than 2 of the 6 speakers in {corpus}/train_list.txt would remain to train on"),
-    (["--margin_rise", 3, 1], "--margin_rise must be two epochs, the second not before the first, not [3.0, 1.0]"),
-    (["--average", 9], "--average 9 is more than the 2 epochs that there will be"),
-    (["--average", 1], "--average 1 is the last model itself: give 2 or more, or 0"),
-    (["--ema", 1], "--ema must be less than 1, not 1.0"),
+    (["--margin_rise", 3, 1], "--margin_rise must be two epochs"),
+    (["--average", 9], "--average must be 0 or from 2 to --max_epoch, not 9"),
     (["--m", 30], "--m must be less than pi/2, not 30.0"),
-    (["--m", 0, "--top_k", 5], "--top_k needs a margin"),
-    (["--warmup", 3], "--warmup 3.0 is more than the 2 epochs that there will be"),
-    (["--margin_rise", 1, 3], "--margin_rise ends in epoch 3, but there will be 2"),
-    (["--lr_decay", 1.5], "--lr_decay must be at most 1, not 1.5"),
-    (["--lr_final", 1e-4], "--lr_final has no part in --schedule step"),
-    (["--schedule", "cosine", "--lr_decay", 0.9], "--lr_decay has no part in --schedule cosine"),
+    (["--warmup", 3], "--warmup 3.0 is more than --max_epoch 2"),
+    (["--lr_final", 1e-4], "--lr_final has no effect with --schedule step"),
     (["--schedule", "cosine", "--lr", 1e-6], "--lr_final 1e-05 is more than --lr 1e-06: the learning rate would rise"),
-    (["--recipe", "strong", "--finetune_margin", "--initial_model", "{model}"], "bundles for two stages: choose one"),
-    (["--eval", "--initial_model", "{model}", "--cohort", "x.npz"], "--cohort is for the scores of --eval --as_norm"),
-    (["--top_n", 5], "--top_n is for the scores of --eval --as_norm and --calibrate: give one of them"),
-    (["--eval_list", "{tmp}/valid_trials.txt"], "so are the trials of --valid_speakers called; rename it"),
-    (["--eval_list", "{corpus}/trials.txt", "{tmp}/trials.as_norm.txt"], "has lists called trials and trials.as_norm"),
-    (["--eval", "--calibrate", "--initial_model", "{model}", "--train_list", "{tmp}/singles.txt"],
-     "--calibrate: holding out 2, but only 0 speakers have two utterances or more"),
-    (["--lr_final", 0], "--lr_final must be more than 0, not 0.0"),
-    (["--as_norm"], "--as_norm is part of an evaluation: give --eval"),
-    (["--calibrate"], "--calibrate is part of an evaluation: give --eval"),
+    (["--top_n", 5], "--top_n needs --eval with --as_norm or --calibrate"),
+    (["--as_norm"], "--as_norm is part of an evaluation: add --eval"),
     (["--eval", "--initial_model", "{model}", "--as_norm", "--cohort", "{tmp}/none.npz"], "{tmp}/none.npz does not"),
-    (["--eval", "--initial_model", "{model}", "--as_norm", "--train_path", "{tmp}"], "is --train_path right?"),
-    (["--eval_list", "{tmp}/valid.txt"], "--eval_list {tmp}/valid.txt: so are the trials of --valid_speakers called"),
-    (["--compare", "{tmp}/none.txt", "{tmp}/trials.txt"], "{tmp}/none.txt does not exist"),
-    (["--compare", "a", "b", "--eval_list", "a", "b"], "--compare needs one --eval_list, that of both score files"),
-    (["--report"], "{tmp}/e has no settings.json and no results.json"),
+    (["--eval_list", "{tmp}/valid.txt"], "--eval_list {tmp}/valid.txt"),
+    (["--ema", 0.9], "--ema has gone: use --average N"),
+    (["--report"], "--report has gone: use python -m evaluation.report"),
+    (["--compare", "a", "b"], "--compare has gone: use python -m evaluation.compare A.txt B.txt LIST"),
 ])  # fmt: skip
 def test_misuse_gets_one_line(command, corpus, tmp_path, trained, flags, complaint):
     (tmp_path / "trials.txt").write_text("1 a b\n0 a c\n")
-    (tmp_path / "packed").mkdir()
-    (tmp_path / "packed" / "pack.json").write_text("{}")
     (tmp_path / "one.txt").write_text("id00000 id00000/session0/00000.wav\n")
-    (tmp_path / "singles.txt").write_text("".join(f"id0000{i} id0000{i}/session0/00000.wav\n" for i in range(5)))
     names = {"tmp": tmp_path, "corpus": corpus, "model": trained / "model" / "model_0001.model"}
     flags = [str(flag).format(**names) for flag in flags]
     status, _, error = command(trainSpeakerNet, *data_flags(corpus), *SMALL[2:], "--save_path", tmp_path / "e", *flags)
@@ -619,7 +560,7 @@ def test_misuse_gets_one_line(command, corpus, tmp_path, trained, flags, complai
 )
 def test_a_misspelt_flag_is_an_error(capsys, flags):
     with pytest.raises(SystemExit) as ended:
-        trainSpeakerNet.read_settings(flags)
+        settings.read_settings(trainSpeakerNet.build_parser(), flags)
     assert ended.value.code == 2 and flags[-1 if flags == ["x"] else 0] in capsys.readouterr().err
 
 
@@ -638,30 +579,22 @@ def test_a_loss_that_explodes_ends_the_run_and_keeps_the_weights_before(command,
     flags = [*data_flags(corpus), *SMALL, "--lr", 1e30, "--max_epoch", 9, "--eval_list", "--save_path", tmp_path / "e"]
     status, _, error = command(trainSpeakerNet, *flags)
     assert status == 1 and "Traceback" not in error
-    assert "trainSpeakerNet.py: the gradient was not finite in step" in error
-    assert re.search(r"and neither in the (9|1\d) before: try a smaller --lr", error)
-    assert f"from a model of {tmp_path}/e/model as --initial_model" in error
+    assert "the gradient is not finite, nor in the 9 steps before: try a smaller --lr" in error
+    assert f"with a model of {tmp_path}/e/model as --initial_model" in error
     assert all(value.isfinite().all() for value in state(tmp_path / "e")["weights"].values())
 
 
 @pytest.mark.parametrize(
-    "room, said", [(2, "; 2 fit: --accumulate 4 keeps the recipe"), (1, ", and with 2: try --amp")]
-)
-@pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
-def test_out_of_memory_is_said_with_what_fits(command, corpus, tmp_path, monkeypatch, room, said, error):
-    forward = AAMsoftmax.forward
-
-    def full(self, embedding, *rest):
-        if len(embedding) > room:
-            raise error
-        return forward(self, embedding, *rest)
+def test_out_of_memory_gets_one_line(command, corpus, tmp_path, monkeypatch, error):
+    def full(*_):
+        raise error
 
     monkeypatch.setattr(AAMsoftmax, "forward", full)
-    status, _, error = command(trainSpeakerNet, *data_flags(corpus), *SMALL, "--save_path", tmp_path / "e")
-    assert status == 1 and f"trainSpeakerNet.py: out of memory with 8 crops at a time{said}" in error
-    assert "Traceback" not in error
+    status, _, complaint = command(trainSpeakerNet, *data_flags(corpus), *SMALL, "--save_path", tmp_path / "e")
+    assert status == 1 and complaint.count("\n") == 1
+    assert "trainSpeakerNet.py: out of memory with 8 crops at a time: --accumulate 2 halves that" in complaint
 
 
 def test_weights_that_explode_are_not_saved(command, corpus, tmp_path, monkeypatch):
@@ -675,7 +608,7 @@ def test_weights_that_explode_are_not_saved(command, corpus, tmp_path, monkeypat
     monkeypatch.setattr(torch.optim.Adam, "step", spoiled)
     flags = [*data_flags(corpus), *SMALL, "--batch_size", 24, "--save_path", tmp_path / "e"]  # one step an epoch
     status, _, error = command(trainSpeakerNet, *flags)
-    assert status == 1 and "the weights exploded in epoch 1" in error
+    assert status == 1 and "the weights are no longer finite in epoch 1" in error
     assert all(value.isfinite().all() for value in state(tmp_path / "e")["weights"].values())
 
 

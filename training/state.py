@@ -1,4 +1,4 @@
-"""The state of a training run on disk: the last two, checked when they are read; and who may write beside them."""
+"""Training states on disk: the last two, checked when they are read; and a lock against a second run in the folder."""
 
 import contextlib
 import os
@@ -17,9 +17,9 @@ LAST, BEFORE, DAMAGED = "state.pt", "state_before.pt", "state_damaged.pt"
 
 
 def save_state(folder, content, last_is_damaged=False):
-    """Write a state, whole or not at all; the one before stays, as state_before.pt. At no moment is there none.
+    """Write a state, whole or not at all; the previous one stays, as state_before.pt. At no moment is there none.
 
-    last_is_damaged: as ``load_state`` found; it is then set aside, and does not take the place of the good one.
+    last_is_damaged: as ``load_state`` found; the damaged one is then set aside and does not replace the good one.
     """
     last = Path(folder) / LAST
     with whole_file(last) as file:
@@ -31,9 +31,9 @@ def save_state(folder, content, last_is_damaged=False):
 
 
 def load_state(folder):
-    """(the last state that is whole, or None if there never was one; whether the last of all is damaged).
+    """(the last whole state, or None if there is none; whether the very last one is damaged, which is then printed).
 
-    Says so if it is. InputError when none is whole, RunError when one cannot be read for another reason.
+    InputError when there are states but none is whole, RunError when one cannot be read for another reason.
     """
     complaints = []
     for path in (Path(folder) / LAST, Path(folder) / BEFORE):
@@ -44,10 +44,10 @@ def load_state(folder):
                 complaints.append(str(error))
                 continue
             if path.name == BEFORE:
-                print(f"{'; '.join(complaints) or f'{folder}/{LAST} is missing'}: going on from {path}, the one before")
+                print(f"{'; '.join(complaints) or f'{folder}/{LAST} is missing'}: resuming from {path}")
             return content, bool(complaints)
     if complaints:
-        raise InputError(f"{'; '.join(complaints)}: to begin anew, choose another --save_path")
+        raise InputError(f"{'; '.join(complaints)}: to start again, choose another --save_path")
     return None, False
 
 
@@ -72,7 +72,7 @@ def only_run_in(folder):
                 f"--save_path {folder} is being written to by {who}: wait for it to end, or choose another folder"
             ) from error
         except OSError as error:  # some network disks have no locks
-            complaint = f"{folder} cannot be locked ({error.strerror}): see to it that no other run writes there"
+            complaint = f"{folder} cannot be locked ({error.strerror}): make sure that no other run writes there"
             warnings.warn(complaint, stacklevel=3)
         for inner in (".", "model", "scores"):  # what a run that was killed left half written
             for leftover in (Path(folder) / inner).glob(".*.part"):

@@ -1,4 +1,4 @@
-"""Audio files: every format and rate as 16 kHz mono, any part as it is in the whole, broken ones named."""
+"""Audio files: formats and rates as 16 kHz mono, parts equal to the whole, unreadable files named."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_a_crop_is_that_part_of_the_file(tmp_path, name, subtype):
         assert np.array_equal(read_crop(Folder(path.parent), path.name, SAMPLES, place), expected)
     assert read_crop(Folder(path.parent), path.name, SAMPLES, 0.5).dtype == np.int16
     with AudioFile(path) as file:
-        for start in (0, 0, 700, 1400, 1400, 700, 0):  # on from where the last ended, or not
+        for start in (0, 0, 700, 1400, 1400, 700, 0):  # sequential and random access
             assert np.abs(file.read(start, 700) - whole[start : start + 700]).max() < 1e-7
 
 
@@ -65,7 +65,7 @@ def test_several_channels_are_mixed_down_or_one_is_chosen(tmp_path):
 
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 16001])
 def test_other_rates_are_resampled(tmp_path, rate):
-    """A tone keeps its pitch and its place, all is as torchaudio has it, and a crop is a part of the whole."""
+    """A tone keeps its pitch and timing, samples equal torchaudio's, and a crop is a part of the whole."""
     path = tmp_path / "tone.wav"
 
     def tone(t):
@@ -119,7 +119,7 @@ def test_unreadable_audio_is_named(tmp_path, case):
         read_crop(Folder(path.parent), path.name, 48000, 0.0)
 
 
-def test_a_folder_names_its_audio_folder_by_folder(tmp_path):
+def test_a_folder_lists_its_audio_folder_by_folder(tmp_path):
     files = ["a/1.wav", "a/b/2.FLAC", "a-b/3.ogg", "a b/4.wav", "ä/5.mp3"]
     for file in [*files, "a/text.txt"]:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)

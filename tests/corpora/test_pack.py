@@ -18,12 +18,11 @@ from conftest import ROOT, voice
 
 import prepareData
 import trainSpeakerNet
-from augmentation import Augmentation, find_noises, find_responses
 from corpora import pack as room
-from corpora.audio import Folder, UnreadableAudio
+from corpora.audio import Folder, UnreadableAudio, find_noises, find_responses
 from corpora.lists import TrainingList, check_files
 from corpora.pack import Pack, open_source, write_pack
-from dataLoader import CropLoader
+from dataLoader import Augmentation, CropLoader
 from tools import InputError, RunError
 
 SAMPLES = 16240  # 100 frames
@@ -151,7 +150,7 @@ def assert_same_augmentation(noises, folder, samples):
                 assert one.banks[name].pieces == other.banks[name].pieces
             for held in ("noises", "energy", "spectra"):
                 assert torch.equal(getattr(one, held), getattr(other, held)) and getattr(one, held).any()
-            assert torch.equal(one(speech, epoch, 0), other(speech, epoch, 0))
+            assert torch.equal(one.augment(speech, epoch, 0), other.augment(speech, epoch, 0))
 
 
 def test_noises_and_responses_are_the_same_packed_and_unpacked(noises, tmp_path):
@@ -262,7 +261,7 @@ def interrupted(path, speech, listing, monkeypatch, count=9):
         if file == listing.files[count]:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(room, "COMMIT_SECONDS", 0)
+    monkeypatch.setattr(room, "COMMIT_BYTES", 0)
     with pytest.raises(KeyboardInterrupt):
         pack_list(path, speech, listing, source=Trouble(speech, event))
     assert len((path / "index.tsv").read_bytes().splitlines()) == count
@@ -277,7 +276,7 @@ def test_packing_twice_does_nothing(speech, packed, monkeypatch):
 def test_killed_at_any_moment_it_continues(speech, packed, tmp_path, monkeypatch):
     """SIGKILL, again and again; in the end every byte is that of an undisturbed run."""
     listing, path, draw = TrainingList(speech / "list.txt"), tmp_path / "pack", random.Random(0)
-    monkeypatch.setattr(room, "COMMIT_SECONDS", 0)
+    monkeypatch.setattr(room, "COMMIT_BYTES", 0)
     slow = Trouble(speech, lambda _: time.sleep(0.02))
     reached = []
     for lines in (1, 2, 7, 12, 19):

@@ -9,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from conftest import relative_error, voice
 from published import random_state, speechbrain_shapes
-from test_frames import network_of
-from test_model import small_network
+from test_model import network_of, small_network
 
 from corpora.audio import AudioFile, Folder, UnreadableAudio
 from corpora.lists import TrialList
-from corpora.pack import PackedFile, write_pack
-from inference import encoder as encoder_room
+from corpora.pack import write_pack
+from inference import encoder as encoder_module
 from inference.checkpoints import Pretrained
 from tools import InputError, save_checkpoint
 from verify import AudioWarning, SpeakerEncoder, choose_device, score_trials
@@ -66,6 +65,7 @@ def test_the_customary_score_is_the_mean_of_two_cosines(encoder, utterances, tmp
         between_crops = [F.cosine_similarity(a, b, dim=0) for a in crops1 for b in crops2]
         expected = (F.cosine_similarity(whole1, whole2, dim=0) + torch.stack(between_crops).mean()) / 2
         assert score == pytest.approx(expected.item(), abs=1e-5)
+        assert encoder.verify(utterances / first, utterances / second).score == pytest.approx(score, abs=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:.*only 0.4 s long")
@@ -77,7 +77,7 @@ def test_a_file_is_embedded_as_if_it_were_alone(system, utterances, monkeypatch)
     assert list(encoder.embed_for_scoring([*names, *names], utterances)) == names  # each once
     single = {name: encoder.embed(utterances / name) for name in names}
     for seconds in (1, 10, 100):
-        monkeypatch.setitem(encoder_room.BATCH_SECONDS, "cpu", seconds)
+        monkeypatch.setitem(encoder_module.BATCH_SECONDS, "cpu", seconds)
         found = list(encoder.embed_files(names, utterances, threads=3))
         assert [file for file, _, _ in found] == names and "0.4 s" in found[0][2] and found[3][2] == ""
         together = encoder.embed_for_scoring(names, utterances, threads=2)
@@ -88,22 +88,15 @@ def test_a_file_is_embedded_as_if_it_were_alone(system, utterances, monkeypatch)
             assert relative_error(together[file].embedding, single[file]) < 1e-5
 
 
-@pytest.mark.filterwarnings("ignore::encoder.AudioWarning")
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_the_memory_has_bounds(system, tmp_path, monkeypatch):
+def test_the_memory_has_bounds(tmp_path, monkeypatch):
     """Of a batch, also where short utterances are repeated; and of what is read ahead: results come early."""
-    encoder = encoder_of(system)
-    embed_batch, opened, batches = SpeakerEncoder.embed_batch, [], []
-
-    def recording(self, waveforms, lengths=None):
-        shortest = self.system.shortest
-        batches.append(len(waveforms) * max(shortest, waveforms.shape[1]))
-        return embed_batch(self, waveforms, lengths)
-
-    monkeypatch.setattr(SpeakerEncoder, "embed_batch", recording)
-    monkeypatch.setitem(encoder_room.BATCH_SECONDS, "cpu", 1)
-    heard_open = encoder_room.Heard.open
-    monkeypatch.setattr(encoder_room.Heard, "open", lambda self, file: opened.append(file) or heard_open(self, file))
+    encoder = encoder_of("pyannote")
+    forward, opened, batches = encoder.network.forward, [], []
+    monkeypatch.setattr(encoder.network, "forward",
+                        lambda waveforms, lengths: batches.append(waveforms.numel()) or forward(waveforms, lengths))  # fmt: skip
+    monkeypatch.setitem(encoder_module.BATCH_SECONDS, "cpu", 1)
+    open_file = encoder_module.SystemFolder.open
+    monkeypatch.setattr(encoder_module.SystemFolder, "open", lambda *args: opened.append(args[1]) or open_file(*args))
     files = [f"{number}.wav" for number in range(60)]
     for file in files:
         soundfile.write(tmp_path / file, 0.1 * np.ones(8000), 16000)
@@ -111,13 +104,8 @@ def test_the_memory_has_bounds(system, tmp_path, monkeypatch):
     next(results)
     assert len(opened) < 50 and sum(batches) <= 8.5 * 16000
     assert len(list(results)) == 59 and sorted(opened) == sorted(files)
-    del batches[:]
     encoder.embed_many([torch.ones(10)] * 100)
     assert 0 < max(batches) <= 16000
-    del batches[:]
-    with pytest.raises(UnreadableAudio, match=r"none\.wav does not exist"):
-        encoder.embed_for_scoring(["0.wav", "none.wav"], tmp_path)
-    assert not batches  # it is known from the beginning
 
 
 def test_embedding_leaves_a_network_in_training_as_it_was(utterances):
@@ -139,26 +127,6 @@ def test_verify_by_the_cosine_of_whole_files(system, utterances):
     assert result.score == pytest.approx(cosine, abs=1e-5) and (result.same_speaker, result.threshold) == (None, None)
     assert encoder.verify(first, second, threshold=cosine - 0.01).same_speaker is True
     assert encoder.verify(first, second, threshold=min(1, cosine + 0.01)).same_speaker is False
-    assert encoder.verify(first, first).score == pytest.approx(1)
-
-
-def test_verify_by_the_customary_score_where_that_is_evaluated(encoder, utterances):
-    first, second = utterances / "2.wav", utterances / "3.wav"
-    vectors = [found.vector for found in encoder.embed_for_scoring([first, second]).values()]
-    assert encoder.verify(first, second).score == pytest.approx(float(vectors[0] @ vectors[1]), abs=1e-6)
-    assert encoder.verify(first, second, 0.1).threshold == 0.1
-
-
-@pytest.mark.parametrize("rate", [8000, 16000, 44100])
-def test_one_reading_gives_vector_embedding_and_seconds(rate, encoder, tmp_path):
-    sound = voice(120, 4.0, 0)[: int(1.7 * rate)]
-    soundfile.write(tmp_path / "x.wav", sound, rate, subtype="FLOAT")
-    (found,) = encoder.embed_for_scoring(["x.wav"], tmp_path).values()
-    assert found.seconds == pytest.approx(len(sound) / rate, abs=1 / 16000)
-    assert relative_error(found.embedding, encoder.embed(tmp_path / "x.wav")) < 1e-5
-    assert found.embedding.dtype == np.float32 and np.linalg.norm(found.embedding) != pytest.approx(1, abs=0.01)
-    unit = found.embedding / np.linalg.norm(found.embedding)
-    assert relative_error(found.vector[:192] * np.sqrt(2), unit) < 1e-5 and found.vector.shape == (384,)
 
 
 # ---- where files come from -------------------------------------------------------------------------------------------
@@ -166,7 +134,7 @@ def test_one_reading_gives_vector_embedding_and_seconds(rate, encoder, tmp_path)
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    """A folder and its pack. 16 kHz, mono and of 16 bits but for odd.wav; text.wav is none."""
+    """A folder and its pack. 16 kHz, mono and of 16 bits but for odd.wav; text.wav is no audio."""
     folder = tmp_path_factory.mktemp("recordings")
     files = ["a/short.wav", "a/b/middle.flac", "long.wav", "odd.wav", "text.wav"]
     (folder / "a" / "b").mkdir(parents=True)
@@ -179,33 +147,17 @@ def recordings(tmp_path_factory):
     return folder, pack, files
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_files_of_a_pack_are_embedded_like_those_it_was_made_from(system, recordings, monkeypatch):
-    """With "long" made short, too: then the pack's, like the file, is only read in pieces."""
-    encoder = encoder_of(system)
+@pytest.mark.parametrize("long", [300, 5])
+def test_files_of_a_pack_are_embedded_like_those_it_was_made_from(encoder, recordings, monkeypatch, long):
+    monkeypatch.setattr(encoder_module, "LONG_SECONDS", long)
+    monkeypatch.setattr(encoder_module, "WINDOW_SECONDS", 2)
     folder, pack, (*files, odd, _) = recordings
-    expected = encoder.embed_for_scoring(files, folder)
-    assert [each.seconds for each in expected.values()] == [1.3, 4.0, 12.3]
-    counts = []
-    read = PackedFile.read
-
-    def counting(file, start=0, samples=None, dtype="float32"):
-        counts.append(samples or file.length)
-        return read(file, start, samples, dtype)
-
-    monkeypatch.setattr(PackedFile, "read", counting)
-    for long in (300, 5):
-        monkeypatch.setattr(encoder_room, "LONG_SECONDS", long)
-        monkeypatch.setattr(encoder_room, "PIECE_SECONDS", 2)
-        counts.clear()
-        found = encoder.embed_for_scoring(files, pack)
-        assert list(found) == files and 0 < max(counts) <= min(long, 12.3) * 16000
-        for file in files:
-            for part, other in zip(found[file], expected[file], strict=True):
-                assert np.array_equal(part, other) if long == 300 else relative_error(part, other) < 1e-5
-        for file, embedding, remark in encoder.embed_files(files, pack):
-            assert relative_error(embedding, expected[file].embedding) < 1e-5 and remark == ""
-    (found,) = encoder.embed_for_scoring([odd], pack).values()  # heard as it was packed
+    expected, found = encoder.embed_for_scoring(files, folder), encoder.embed_for_scoring(files, pack)
+    assert list(found) == files and [each.seconds for each in found.values()] == [1.3, 4.0, 12.3]
+    for file, embedding, remark in encoder.embed_files(files, pack):
+        assert np.array_equal(found[file].vector, expected[file].vector) and remark == ""
+        assert relative_error(embedding, expected[file].embedding) < 1e-5
+    (found,) = encoder.embed_for_scoring([odd], pack).values()  # with the channel and filter it was packed with
     assert np.array_equal(found.embedding, encoder.embed_batch(pack.open(odd).read()[None])[0])
     assert found.seconds == pytest.approx(64000 / 24000, abs=1 / 16000)
 
@@ -213,29 +165,31 @@ def test_files_of_a_pack_are_embedded_like_those_it_was_made_from(system, record
 @pytest.mark.parametrize(("system", "channel", "crossings"), [
     ("ours", None, 32), ("speechbrain", None, 6), ("modelscope", 0, 32), ("wespeaker", 0, 6),
 ])  # fmt: skip
-def test_a_folder_is_heard_as_the_system_does(system, channel, crossings, recordings):
+def test_a_folder_is_read_as_the_system_does(system, channel, crossings, recordings):
     encoder = encoder_of(system)
     folder, _, (*_, odd, _) = recordings
-    expected = encoder.embed_batch(AudioFile(folder / odd, channel, crossings).read()[None])[0].numpy()
-    assert np.array_equal(encoder.embed(folder / odd), expected)
-    for root in (folder, str(folder), Folder(folder)):
-        assert np.array_equal(encoder.embed_for_scoring([odd], root)[odd].embedding, expected)
-        ((_, found, _),) = encoder.embed_files([odd], root)
-        assert np.array_equal(found, expected)
+    for encoder.channel, channel in ((None, channel), (1, 1)):
+        expected = encoder.embed_batch(AudioFile(folder / odd, channel, crossings).read()[None])[0].numpy()
+        assert np.array_equal(encoder.embed(folder / odd), expected)
+        for root in (folder, str(folder), Folder(folder)):
+            assert np.array_equal(encoder.embed_for_scoring([odd], root)[odd].embedding, expected)
+            ((_, found, _),) = encoder.embed_files([odd], root)
+            assert np.array_equal(found, expected)
 
 
-def test_trouble_in_a_pack_is_named(encoder, recordings):
+def test_unreadable_files_are_named(encoder, recordings):
     folder, pack, files = recordings
-    for file, complaint in (("text.wav", "could not be read when it was packed"), ("none.wav", "does not exist")):
-        with pytest.raises(UnreadableAudio, match=rf"^{file} in the pack {pack.path} {complaint}"):
-            encoder.embed_for_scoring([file], pack)
-        ((_, found, _),) = encoder.embed_files([file], pack)
-        assert isinstance(found, UnreadableAudio)
-    unreadable = []
-    found = encoder.embed_for_scoring(files, pack, unreadable=unreadable)
-    assert list(found) == files[:-1] and len(unreadable) == 1
-    with pytest.raises(UnreadableAudio, match=rf"^{folder}/none\.wav does not exist"):
-        encoder.embed_for_scoring(["none.wav"], folder)
+    for source, where, text in ((pack, f" in the pack {pack.path}", "could not be read"), (folder, "", "cannot be read")):
+        for file, complaint in (("text.wav", text), ("none.wav", "does not exist")):
+            with pytest.raises(UnreadableAudio, match=rf"{file}{where} {complaint}"):
+                encoder.embed_for_scoring(["long.wav", file], source)
+            (_, first, _), (_, second, _) = encoder.embed_files([file, "long.wav"], source)
+            assert isinstance(first, UnreadableAudio) and second.shape == (192,)
+        unreadable = []
+        assert list(encoder.embed_for_scoring(files, source, unreadable=unreadable)) == files[:-1]
+        assert len(unreadable) == 1 and "text.wav" in str(unreadable[0])
+    with pytest.raises(UnreadableAudio, match=r"text\.wav"):
+        encoder.embed(folder / "text.wav")
 
 
 # ---- parts of files --------------------------------------------------------------------------------------------------
@@ -254,69 +208,54 @@ def test_excerpt_and_windows(system, utterances):
     assert embeddings.shape == (11, encoder.network.embedding_size)
     for embedding, (start, end) in zip(embeddings, times):
         assert relative_error(embedding, encoder.embed_excerpt(path, start, end)) < 1e-5
-    embeddings, times = encoder.embed_windows(path)
-    assert times.tolist() == [[start, start + 3.0] for start in range(7)]
+    assert encoder.embed_windows(path)[1].tolist() == [[start, start + 3.0] for start in range(7)]
     embeddings, times = encoder.embed_windows(utterances / "2.wav", duration=8.0)  # of 5 s
     assert times.tolist() == [[0.0, 5.0]] and relative_error(embeddings[0], encoder.embed(utterances / "2.wav")) < 1e-5
 
 
 def test_excerpts_that_are_not_there(encoder, utterances):
     path = utterances / "2.wav"
-    for start, end, complaint in (
-        (-1, 2, "no excerpt from -1"), (2, 2, "no excerpt"), (6, 7, "no excerpt"), (float("nan"), 2, "no excerpt"),
-        (1, 5.1, "ends at 5.00 s, before 5.1 s"),
-    ):  # fmt: skip
-        with pytest.raises(InputError, match=rf"2\.wav:? {complaint}"):
+    for start, end in ((-1, 2), (2, 2), (6, 7), (float("nan"), 2), (1, 5.1), (1, float("inf"))):
+        with pytest.raises(InputError, match=rf"2\.wav lasts 5\.00 s: no excerpt from {start}"):
             encoder.embed_excerpt(path, start, end)
-    for duration, step in ((0, 1), (-1, 1), (3, 0), (float("nan"), 1), (3, float("inf"))):
+    for duration, step in ((0, 1), (301, 1), (3, 0), (float("nan"), 1), (3, float("inf"))):
         with pytest.raises(InputError, match="must be more than 0"):
             encoder.embed_windows(path, duration, step)
 
 
 @pytest.mark.parametrize("rate", [16000, 44100])
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_a_long_file_in_pieces(system, rate, tmp_path, monkeypatch):
-    """With "long" made short: the embedding is that of the whole, and only pieces are ever read."""
+@pytest.mark.parametrize("system", ["ours", "pyannote"])
+def test_a_long_file_is_the_weighted_mean_of_its_windows(system, rate, tmp_path, monkeypatch):
+    """With "long" made short, 5 s; and only windows are ever read."""
+    monkeypatch.setattr(encoder_module, "LONG_SECONDS", 5)
+    monkeypatch.setattr(encoder_module, "WINDOW_SECONDS", 2)
     encoder = encoder_of(system)
-    samples = int(12.3 * rate)
-    stereo = np.stack([voice(120, 12.3, 1), voice(150, 12.3, 2)], axis=1)
-    stereo = stereo[np.arange(samples) * 16000 // rate] * np.linspace(0.1, 2, samples)[:, None]
-    stereo += 0.001 * np.random.default_rng(0).standard_normal(stereo.shape)
-    stereo[samples // 2 : samples // 2 + rate] = -0.05
-    stereo += 0.05  # an offset, and a second of digital silence
+    samples = int(13.3 * rate)
     path = tmp_path / "long.wav"
-    soundfile.write(path, stereo, rate, subtype="FLOAT")
-    whole, scoring = encoder.embed(path), encoder.embed_for_scoring([path])[path]
-    assert relative_error(scoring.embedding, whole) < 1e-5 and scoring.seconds == pytest.approx(12.3, abs=1 / 16000)
-    excerpt = encoder.embed_excerpt(path, 3.1, 9.4)
-    read = encoder_room.AudioFile.read
-    counts = []
-
-    def counting(file, start=0, samples=None, dtype="float32"):
-        counts.append(samples or file.length)
-        return read(file, start, samples, dtype)
-
-    monkeypatch.setattr(encoder_room, "LONG_SECONDS", 5)
-    monkeypatch.setattr(encoder_room, "PIECE_SECONDS", 2)
-    monkeypatch.setattr(encoder_room.AudioFile, "read", counting)
-    assert relative_error(encoder.embed(path), whole) < 1e-5
-    assert max(counts) < 5 * 16000 < sum(counts)
-    assert relative_error(encoder.embed_excerpt(path, 3.1, 9.4), excerpt) < 1e-5
-    for found, expected in zip(encoder.embed_for_scoring([path])[path], scoring, strict=True):
-        assert relative_error(found, expected) < 1e-5
+    soundfile.write(path, voice(120, 13.3 * rate / 16000, 1)[:samples] * np.linspace(0.1, 2, samples), rate, "FLOAT")
+    with AudioFile(path, crossings=encoder.system.resampling) as file:
+        waveform = torch.from_numpy(file.read())
+    windows = [waveform[32000 * i : 32000 * (i + 1)] for i in range(5)] + [waveform[160000:]]  # of 2 s, the last of 3.3
+    parts = torch.cat([encoder.embed_batch(window[None]) for window in windows])
+    expected = torch.tensor([2, 2, 2, 2, 2, 3.3]) @ parts / 13.3
+    counts, read = [], AudioFile.read
+    monkeypatch.setattr(AudioFile, "read", lambda *args: counts.append((*args, 0)[2]) or read(*args))
+    found = encoder.embed_for_scoring([path])[path]
+    assert found.seconds == pytest.approx(13.3, abs=1 / 16000) and 0 < max(counts) < 4 * 16000
+    for embedding in (encoder.embed(path), found.embedding, encoder.embed_excerpt(path, 0, 13.3)):
+        assert relative_error(embedding, expected) < 1e-4
+    excerpt = torch.cat([encoder.embed_batch(waveform[None, 16000 * i : 16000 * (i + 2)]) for i in (1, 3, 5)]).mean(0)
+    assert relative_error(encoder.embed_excerpt(path, 1, 7), excerpt) < 1e-4
+    half = len(found.vector) // (2 if system == "ours" else 1)
+    unit = F.normalize(expected, dim=0) / (2**0.5 if system == "ours" else 1)
+    assert relative_error(found.vector[:half], unit) < 1e-4
     (tmp_path / "nan.wav").write_bytes(path.read_bytes()[:-8] + 2 * np.float32("nan").tobytes())
-    soundfile.write(tmp_path / "hush.wav", np.zeros(8 * rate), rate)
-    names = ["long.wav", "nan.wav", "hush.wav"]
-    found = {file: (embedding, remark) for file, embedding, remark in encoder.embed_files(names, tmp_path)}
-    assert isinstance(found["nan.wav"][0], UnreadableAudio) and relative_error(found["long.wav"][0], whole) < 1e-5
-    unreadable = []
-    found = encoder.embed_for_scoring(["long.wav", "nan.wav"], tmp_path, unreadable=unreadable)
-    assert list(found) == ["long.wav"] and len(unreadable) == 1 and "nan.wav" in str(unreadable[0])
-    with pytest.warns(AudioWarning, match=r"hush\.wav is silent"):
-        encoder.embed(tmp_path / "hush.wav")
-    with pytest.warns(AudioWarning, match=r"hush\.wav is silent"):
-        encoder.embed_windows(tmp_path / "hush.wav")
-    assert max(counts) < 5 * 16000
+    (_, broken, _), (_, embedding, _) = encoder.embed_files(["nan.wav", "long.wav"], tmp_path)
+    assert isinstance(broken, UnreadableAudio) and relative_error(embedding, expected) < 1e-4
+    soundfile.write(tmp_path / "silent.wav", np.zeros(8 * rate), rate)
+    for embed in (encoder.embed, encoder.embed_windows):
+        with pytest.warns(AudioWarning, match=r"silent\.wav is silent"):
+            embed(tmp_path / "silent.wav")
 
 
 # ---- what is given ---------------------------------------------------------------------------------------------------
@@ -330,51 +269,35 @@ def test_batches_of_other_kinds(encoder):
     assert expected.shape == (3, 192) and expected.dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(encoder.embed_batch(waveforms / 32768), expected)
-    behind = waveforms / 32768
-    behind[0, 200:], behind[1, 8000 - 100 :] = torch.nan, 1e30  # what lies behind an end may be anything
-    found = encoder.embed_batch(behind, [200, 7900, 8000])  # the first is repeated to what the network needs
-    for row, waveform, length in zip(found, behind, (200, 7900, 8000)):
+    padded = waveforms / 32768
+    padded[0, 200:], padded[1, 8000 - 100 :] = torch.nan, 1e30  # what lies behind an end may be anything
+    found = encoder.embed_batch(padded, [200, 7900, 8000])  # the first is repeated to what the network needs
+    for row, waveform, length in zip(found, padded, (200, 7900, 8000)):
         assert relative_error(row, encoder.embed_batch(waveform[None, :length])[0]) < 1e-5
-    for odd in (waveforms.int(), waveforms[0], waveforms.to(torch.uint8)):
+    assert encoder.embed_batch(waveforms[:0]).shape == (0, 192)
+    for odd in (waveforms.int(), waveforms[0]):
         with pytest.raises(ValueError, match="waveforms must be"):
             encoder.embed_batch(odd)
-    with pytest.raises(ValueError, match="numbers of samples, not parts"):
-        encoder.embed_batch(waveforms, torch.tensor([1.0, 0.5, 1.0]))
-    assert encoder.embed_batch(waveforms[:0]).shape == (0, 192)
-    for given, lengths in ((waveforms[0], None), *((waveforms, odd) for odd in ([1, 2], [8001, 1, 1], [0, 1, 1]))):
-        with pytest.raises(ValueError, match="must be"):
-            encoder.embed_batch(given, lengths)
+    for lengths in (torch.tensor([1.0, 0.5, 1.0]), [1, 2], [8001, 1, 1], [0, 1, 1]):
+        with pytest.raises(ValueError, match="lengths must be 3 whole numbers of samples"):
+            encoder.embed_batch(waveforms, lengths)
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", ["ours", "pyannote"])
 @pytest.mark.parametrize(("kind", "remark"), [
-    ("one sample", "is only .* s long, repeated"), ("0.3 s", r"is only 0\.3 s long"), ("zeros", "is silent"),
-    ("dc", "is silent"), ("speech", None), ("clipped", r"is clipped \(\d+\.\d %"), ("tiny", "is silent"),
-    ("huge", r"has samples up to [\d.e+]+, full scale is 1"),
+    ("one sample", "is only .* s long, repeated"), ("0.3 s", r"is only 0\.3 s long"), ("dc", "is silent"),
+    ("speech", None), ("clipped", r"is clipped \(\d+\.\d %"), ("huge", r"has samples up to [\d.e+]+, full scale is 1"),
 ])  # fmt: skip
-def test_utterances_hardly_fit_are_embedded_with_a_warning(system, kind, remark, tmp_path, recwarn):
+def test_unfit_utterances_are_embedded_with_a_warning(system, kind, remark, tmp_path, recwarn):
     encoder = encoder_of(system)
     speech = voice(120, 2.0, 0)
-    samples = {"one sample": speech[:1] + 0.1, "0.3 s": speech[:4800], "zeros": 0 * speech, "dc": 0 * speech + 0.25,
-               "speech": speech, "clipped": np.clip(20 * speech, -1, 1),
-               "tiny": 1e-8 * speech, "huge": 1e4 * speech}[kind]  # fmt: skip
+    samples = {"one sample": speech[:1] + 0.1, "0.3 s": speech[:4800], "dc": 0 * speech + 0.25, "speech": speech,
+               "clipped": np.clip(20 * speech, -1, 1), "huge": 1e4 * speech}[kind]  # fmt: skip
     soundfile.write(tmp_path / "x.wav", samples, 16000, subtype="FLOAT")
     assert np.isfinite(encoder.embed(tmp_path / "x.wav")).all()
     assert np.isfinite(encoder.embed_for_scoring(["x.wav"], tmp_path)["x.wav"].vector).all()
     assert [each.category for each in recwarn] == 2 * [AudioWarning] if remark else not recwarn.list
     assert all(re.search(rf"x\.wav {remark}", str(each.message)) for each in recwarn)
-
-
-def test_the_first_channel_where_the_original_takes_it(tmp_path):
-    channels = np.stack([voice(120, 2.0, 0), voice(200, 2.0, 1)], axis=1)
-    soundfile.write(tmp_path / "x.wav", channels, 16000, subtype="FLOAT")
-    mean = channels.astype(np.float64).mean(axis=1).astype(np.float32)
-    for system, default in (("ours", mean), ("speechbrain", mean), ("modelscope", channels[:, 0])):
-        encoder = encoder_of(system)
-        for channel, waveform in ((None, default), (0, channels[:, 0]), (1, channels[:, 1])):
-            encoder.channel = channel
-            expected = encoder.embed_batch(np.ascontiguousarray(waveform)[None])[0]
-            assert relative_error(encoder.embed(tmp_path / "x.wav"), expected) < 1e-5
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------
@@ -394,24 +317,21 @@ def save_model(path, network, system="ours", thresholds=None, speakers=("a", "b"
 def test_our_own_model_brings_its_threshold_and_its_speakers(tmp_path, utterances):
     thresholds = {"EER": 0.31, "1%": 0.52, "0.1%": None}
     classifier = save_model(tmp_path / "x.model", small_network(), thresholds=thresholds)
-    encoder = SpeakerEncoder.from_checkpoint(tmp_path / "x.model")
+    encoder = SpeakerEncoder.from_checkpoint(tmp_path / "x.model", "auto")
     assert (encoder.threshold, encoder.thresholds, encoder.listing) == (0.31, thresholds, "trials")
-    assert encoder.origin == "where misses and false alarms were equal on trials"
     assert encoder.decide(0.31).same_speaker is True and encoder.decide(0.3099).same_speaker is False
-    save_model(tmp_path / "y.model", small_network(), thresholds={"EER": 1 + 1e-7, "1%": None})  # to rounding, a score
-    assert SpeakerEncoder.from_checkpoint(tmp_path / "y.model").decide(1.0, None).same_speaker is True
     cosines = F.cosine_similarity(torch.from_numpy(encoder.embed(utterances / "2.wav"))[None], classifier)
     found = encoder.classify(utterances / "2.wav")
     assert found.speaker == "abc"[cosines.argmax()] and found.score == pytest.approx(cosines.max().item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("system", SYSTEMS[:4])
-def test_a_model_of_ours_in_the_form_of_a_stranger(system, tmp_path, utterances):
-    """What fine-tuning another system writes: our names and keys, that system's front end and layers."""
+def test_a_model_of_ours_fine_tuned_from_another_system(system, tmp_path, utterances):
+    """Our names and keys, that system's front end and layers."""
     save_model(tmp_path / "x.model", network_of(system), system)
     found = SpeakerEncoder.from_checkpoint(tmp_path / "x.model")
     assert np.array_equal(found.embed(utterances / "2.wav"), encoder_of(system).embed(utterances / "2.wav"))
-    assert found.fingerprint() == encoder_of(system).fingerprint()
+    assert found.fingerprint() == encoder_of(system).fingerprint() != SpeakerEncoder(small_network()).fingerprint()
 
 
 def test_a_model_without_classifier_does_not_classify(tmp_path, utterances):
@@ -422,34 +342,15 @@ def test_a_model_without_classifier_does_not_classify(tmp_path, utterances):
         encoder.classify(utterances / "2.wav")
 
 
-def test_fingerprints_tell_models_apart(encoder):
-    other = SpeakerEncoder(small_network(seed=1))
-    assert encoder.fingerprint() == SpeakerEncoder(small_network()).fingerprint() != other.fingerprint()
-
-
 def test_broken_weights_give_no_scores(utterances):
     network = small_network()
     network.fc6.weight.data[0, 0] = float("nan")
     encoder = SpeakerEncoder(network)
-    with pytest.raises(UnreadableAudio, match=r"the embedding of 2\.wav is not finite"):
-        encoder.embed_for_scoring(["2.wav"], utterances)
-    for embed in (encoder.embed, encoder.embed_windows, encoder.classify):
-        with pytest.raises((UnreadableAudio, InputError), match=r"2\.wav is not finite|without a classifier"):
+    for embed in (encoder.embed, encoder.embed_windows, lambda path: encoder.embed_for_scoring([path])):
+        with pytest.raises(UnreadableAudio, match=r"the embedding of .*2\.wav is not finite"):
             embed(utterances / "2.wav")
-    ((_, found, _),) = encoder.embed_files(["2.wav"], utterances)
-    assert "is not finite" in str(found)
 
 
-def test_unreadable_files_and_devices(encoder, utterances):
-    (utterances / "text.wav").write_text("no audio")
-    with pytest.raises(UnreadableAudio, match=r"text\.wav"):
-        encoder.embed(utterances / "text.wav")
-    with pytest.raises(UnreadableAudio, match=r"text\.wav"):
-        encoder.embed_for_scoring(["2.wav", "text.wav"], utterances)
-    unreadable = []
-    assert list(encoder.embed_for_scoring(["text.wav", "2.wav"], utterances, unreadable=unreadable)) == ["2.wav"]
-    assert len(unreadable) == 1 and "text.wav" in str(unreadable[0])
-    (_, first, _), (_, second, _) = encoder.embed_files(["text.wav", "2.wav"], utterances)
-    assert isinstance(first, UnreadableAudio) and second.shape == (192,)
-    with pytest.raises(InputError, match="--device warp9"):
+def test_a_device_that_is_not_available():
+    with pytest.raises(InputError, match="--device warp9 is not available"):
         choose_device("warp9")

@@ -1,7 +1,7 @@
 """AS-norm and calibration at the size of Vox1-E, with random embeddings: seconds, memory, and how exact.
 
-    python tests/as_norm_size.py            # one core: OMP_NUM_THREADS=1 taskset -c 0 in front
-    python tests/as_norm_size.py cuda
+    python tests/studies/as_norm_size.py            # one core: OMP_NUM_THREADS=1 taskset -c 0 in front
+    python tests/studies/as_norm_size.py cuda
 """
 
 import resource
@@ -14,7 +14,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from evaluation.backend import BackEnd, Cohort, Utterances, centred
+from evaluation.backend import Cohort, TrialScorer, centred
+from inference.encoder import Utterance
 from tools import cohort_statistics
 
 TRIALS, UTTERANCES, COHORT, TOP_N, SIZE = 579_818, 145_160, 5_994, 300, 192
@@ -49,18 +50,20 @@ def main(device="cpu"):
         files = [f"{row}.wav" for row in range(UTTERANCES)]
         enrol, test = ([files[row] for row in random.integers(UTTERANCES, size=TRIALS)] for _ in range(2))
         trials = SimpleNamespace(enrol=enrol, test=test, label=random.integers(2, size=TRIALS))
-        return Utterances(files, vectors, random.uniform(4, 20, UTTERANCES)), Cohort(others, ""), trials
+        seconds = random.uniform(4, 20, UTTERANCES)
+        utterances = {file: Utterance(None, *each) for file, *each in zip(files, vectors, seconds)}
+        return vectors, utterances, Cohort(others, ""), trials
 
-    utterances, cohort, trials = told("the embeddings and trials made up", made)
-    vectors, others = (centred(each, cohort.mean) for each in (utterances.embeddings, cohort.vectors))
+    embeddings, utterances, cohort, trials = told("the embeddings and trials made up", made)
+    vectors, others = (centred(each, cohort.mean) for each in (embeddings, cohort.vectors))
     found = told("every utterance against the cohort, alone", lambda: cohort_statistics(vectors, others, TOP_N, device))
-    back_end = told("centring, and that again", lambda: BackEnd(utterances, cohort, TOP_N, device))
-    told("scores: cosine, centred, normalised", lambda: back_end.score(trials))
-    calibration = told("a calibration learnt from as many trials", lambda: back_end.calibrate(trials))
-    told("scores, and log-likelihood ratios of them", lambda: back_end.score(trials, calibration))
+    scorer = told("centring, and that again", lambda: TrialScorer(utterances, cohort, TOP_N, device))
+    told("scores: cosine, centred, normalised", lambda: scorer.score(trials))
+    calibration = told("a calibration learnt from as many trials", lambda: scorer.calibrate(trials))
+    told("scores, and log-likelihood ratios of them", lambda: scorer.score(trials, calibration))
 
     rows = random.integers(UTTERANCES, size=200)
-    plain = np.array(list(brute_force(utterances.embeddings, cohort.vectors, rows))).T
+    plain = np.array(list(brute_force(embeddings, cohort.vectors, rows))).T
     for name, ours, theirs in zip(("mean", "deviation"), found, plain):
         error = np.max(np.abs(ours[rows] - theirs))
         print(f"{name} of the {TOP_N} highest: {error:.1e} at most from float64, one by one")

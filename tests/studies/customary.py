@@ -1,12 +1,13 @@
-"""The customary loader, written plainly as a baseline: what reading and augmentation cost as the field does them.
+"""Reading and augmentation as loaders of the field customarily do them, compared with ours: CPU time on one core.
 
-``python benchmark.py --baseline`` runs it in turns with ours.
+    python tests/studies/customary.py --train_list D/train_list.txt --train_path D --musan_path D/musan \\
+        --rir_path D/rirs --pack packs/train
 """
 
+import argparse
 import collections
-import contextlib
-import copy
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -15,35 +16,24 @@ import scipy.signal
 import soundfile
 import torch
 
-from augmentation import Augmentation, find_noises, find_responses
-from corpora.lists import check_files
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from corpora.audio import find_noises, find_responses
+from corpora.lists import TrainingList, check_files
 from corpora.pack import open_source
-from dataLoader import CropLoader
-from tools import InputError
-from trainSpeakerNet import open_training_list
+from dataLoader import Augmentation, CropLoader
+from tools import run_command
 
 
-class Customary:
-    """Reading and augmentation as the field's loaders do it: one after the other, whole files, float64.
-
-    Utterance by utterance: itself, reverberated, with babble, music or noise, or babble and music, as ``Augmentation``
-    has it. source: the Folder of the utterances; ``spent``: CPU seconds by purpose. Audio must be 16 kHz.
+class CustomaryLoader:
+    """One utterance after the other, whole files in float64: clean, reverberated, with babble, music or noise, or with
+    babble and music, as ``Augmentation`` has it. source, noises, rooms: Folders of 16 kHz audio.
     """
 
-    KINDS = ("clean", "reverberation", "babble", "music", "noise", "television")
-
-    def __init__(self, samples, source, musan_path, rir_path, random):
-        noises, rooms = open_source(musan_path, "--musan_path"), open_source(rir_path, "--rir_path", channel=0)
+    def __init__(self, samples, source, noises, rooms, random):
         self.samples, self.source, self.random = samples, source, random
-        self.musan = {name: list(map(noises.name, files)) for name, files in find_noises(noises, musan_path).items()}
-        self.responses = list(map(rooms.name, find_responses(rooms, rir_path)))
-        self.spent = collections.Counter()
-
-    @contextlib.contextmanager
-    def clock(self, purpose):
-        began = time.process_time()
-        yield
-        self.spent[purpose] += time.process_time() - began
+        self.musan = {name: list(map(noises.name, files)) for name, files in find_noises(noises, noises.root).items()}
+        self.responses = list(map(rooms.name, find_responses(rooms, rooms.root)))
 
     @staticmethod
     def read(path):
@@ -51,21 +41,19 @@ class Customary:
         audio, _ = soundfile.read(path, always_2d=True)
         return audio[:, 0]
 
-    def crop(self, path, purpose):
-        """A random crop of a file: all of it read, shorter ones repeated. (samples,) float64."""
-        with self.clock(purpose):
-            audio = self.read(path)
-            if len(audio) < self.samples:
-                audio = np.pad(audio, (0, self.samples - len(audio)), "wrap")
-            start = self.random.integers(len(audio) - self.samples + 1)
-            return audio[start : start + self.samples]
+    def crop(self, path):
+        """A random crop of a file, (samples,) float64; shorter files are repeated."""
+        audio = self.read(path)
+        if len(audio) < self.samples:
+            audio = np.pad(audio, (0, self.samples - len(audio)), "wrap")
+        start = self.random.integers(len(audio) - self.samples + 1)
+        return audio[start : start + self.samples]
 
     def mixed(self, speech, category, files=1):
-        """The speech with so many noises of a category, each at its own ratio of powers."""
+        """The speech with so many noises of a category, each at an SNR of its own."""
         result = speech
         for path in self.random.choice(self.musan[category], size=files, replace=False):
-            noise = self.crop(path, "reading noises")
-            result = result + self.scaled(noise, speech, self.random.uniform(*Augmentation.SNR[category]))
+            result = result + self.scaled(self.crop(path), speech, self.random.uniform(*Augmentation.SNR[category]))
         return result
 
     @staticmethod
@@ -75,21 +63,13 @@ class Customary:
         return noise * math.sqrt(power * 10 ** (-snr / 10))
 
     def reverberated(self, speech):
-        with self.clock("convolving"):
-            response = self.read(self.random.choice(self.responses))
-            return scipy.signal.convolve(speech, response / np.sqrt(np.sum(response**2)))[: self.samples]
-
-    def batch(self, files):
-        """(B, samples) float32."""
-        began = time.process_time()
-        batch = np.stack([self.utterance(self.source.name(file)) for file in files])
-        self.spent["all"] += time.process_time() - began
-        return batch
+        response = self.read(self.random.choice(self.responses))
+        return scipy.signal.convolve(speech, response / np.sqrt(np.sum(response**2)))[: self.samples]
 
     def utterance(self, path):
         """(samples,) float32."""
-        audio = self.crop(path, "reading the utterance")
-        kind = self.KINDS[self.random.integers(len(self.KINDS))]
+        audio = self.crop(path)
+        kind = self.random.choice(["clean", "reverberation", "babble", "music", "noise", "television"])
         if kind == "reverberation":
             audio = self.reverberated(audio)
         if kind in ("babble", "television"):
@@ -101,79 +81,59 @@ class Customary:
             audio = self.mixed(audio, "noise")
         return audio.astype(np.float32)
 
+    def batch(self, files):
+        """(B, samples) float32."""
+        return np.stack([self.utterance(self.source.name(file)) for file in files])
 
-def compare_with_customary(args):
-    """Reading and augmentation on one core, ours and the customary way in turns: prints and returns the comparison.
 
-    In CPU time, all threads together: what waits for a disk does not count, on either side. ``args``: as benchmark.py
-    reads them.
-    """
+def compare(args):
+    """Print CPU time per utterance, medians and quartiles of turns, and by how much ours is faster."""
     torch.set_num_threads(1)
-    for flag in ("train_path", "musan_path", "rir_path"):
-        path = Path(getattr(args, flag))
-        if (path / "pack.json").exists():
-            raise InputError(f"--{flag} {path} is a pack, and the customary loader reads files: give the folder")
-    listing, source = open_training_list(args)
-    ways = {"ours": source}
-    if args.pack:
-        ways["ours, packed"] = open_source(args.pack, "--pack")
-        check_files(listing, ways["ours, packed"], "--pack")
-    random = np.random.default_rng(0)
-    customary = Customary(args.samples, source, args.musan_path, args.rir_path, random)
-    augmentation = Augmentation(args.musan_path, args.rir_path, args.samples, args.bank_mb, 0, 1)
-    began = time.process_time()
+    train_list, samples, random = TrainingList(args.train_list), args.num_frames * 160 + 240, np.random.default_rng(0)
+    paths = {"--train_path": args.train_path} | ({"--pack": args.pack} if args.pack else {})
+    sources = {flag: open_source(path, flag) for flag, path in paths.items()}
+    for flag, source in sources.items():
+        check_files(train_list, source, flag, anywhere=True)
+    noises, rooms = open_source(args.musan_path, "--musan_path"), open_source(args.rir_path, "--rir_path", channel=0)
+    customary = CustomaryLoader(samples, sources["--train_path"], noises, rooms, random)
+    augmentation = Augmentation(args.musan_path, args.rir_path, samples, threads=1)
     augmentation.redraw(1)
-    filling = time.process_time() - began
-    taken = collections.defaultdict(list)  # what: CPU seconds per utterance, round by round
+    seconds = collections.defaultdict(list)  # per utterance, of each round
 
-    def clocked(name, count, work):
+    def measure(what, work):
         began = time.process_time()
         result = work()
-        taken[name].append((time.process_time() - began) / count)
+        seconds[what].append((time.process_time() - began) / 4 / args.batch_size)
         return result
 
-    def augment(batches, step):
-        for waveform in batches:
-            augmentation(waveform, 1, step)
-
-    rounds, began = 0, time.perf_counter()
-    while rounds < 4 or time.perf_counter() - began < args.seconds:
-        part = copy.copy(listing)  # four batches: a stretch of training, with an end, so that nothing is read ahead
-        count = 4 * args.batch_size
-        chosen = random.integers(len(listing), size=count)
-        part.files, part.label = [listing.files[i] for i in chosen], listing.label[chosen]
-        part.line_numbers = [listing.line_numbers[i] for i in chosen]
-        clocked("customary", args.batch_size, lambda: customary.batch(part.files[: args.batch_size]))  # noqa: B023
-        for name, way in ways.items():
-            loader = CropLoader(part, way, args.samples, args.batch_size, rounds, 1)
-            batches = clocked(f"{name}: reading", count, lambda: [each for _, each, _ in loader.epoch(1)])  # noqa: B023
-        clocked("ours: augmentation", count, lambda: augment(batches, rounds))  # noqa: B023
-        rounds += 1
-        if rounds == 1:  # it was to warm up
-            taken.clear()
-            customary.spent.clear()
-    print(
-        f"filling the bank of noises and responses took {filling:.1f} s of CPU; not counted below: it is done once, or "
-        "once an epoch where the bank does not hold them all"
-    )
-    return report_comparison(taken, customary.spent, ways)
+    turn, began_at = 0, time.perf_counter()
+    while turn < 4 or time.perf_counter() - began_at < args.seconds:  # the first turn is a warm-up
+        part = train_list.subset(random.integers(len(train_list), size=4 * args.batch_size))
+        measure("customary", lambda: customary.batch(part.files))  # noqa: B023
+        for flag, source in sources.items():
+            loader = CropLoader(part, source, samples, args.batch_size, turn, 1)
+            batches = measure(f"reading, {flag}", lambda: [each for _, each, _ in loader.epoch(1)])  # noqa: B023
+        measure("augmentation", lambda: [augmentation.augment(each, 1, turn) for each in batches])  # noqa: B023
+        turn += 1
+    quartiles = {what: np.quantile(each[1:], [0.25, 0.5, 0.75]).tolist() for what, each in seconds.items()}
+    for what, (low, median, high) in quartiles.items():
+        print(f"{what:24} {1e6 * median:9,.1f} µs an utterance ({1e6 * low:,.1f} .. {1e6 * high:,.1f})")
+    for flag in sources:
+        ours = quartiles[f"reading, {flag}"][1] + quartiles["augmentation"][1]
+        gain = quartiles["customary"][1] / ours
+        print(f"{flag}: {1 / ours:,.0f} utterances/s on one core, {gain:.1f} times the customary loader")
 
 
-def report_comparison(taken, spent, ways):
-    """Print the comparison and return it: taken {what: seconds per utterance of each round}, spent: Customary's."""
-    print("reading and augmentation on one core, CPU time per utterance, median and quartiles of rounds taken in turns")
-    costs = {}
-    for name, rounds in taken.items():
-        low, costs[name], high = np.quantile(rounds, [0.25, 0.5, 0.75]).tolist()
-        print(f"  {name:<24} {1e6 * costs[name]:>9,.1f} µs  ({1e6 * low:,.1f} .. {1e6 * high:,.1f})")
-    totals = {"customary": costs["customary"]}
-    totals |= {name: costs[f"{name}: reading"] + costs["ours: augmentation"] for name in ways}
-    ratio = {name: costs["customary"] / total for name, total in totals.items()}
-    for name, total in totals.items():
-        print(f"  {name:<24} {1 / total:>9,.0f} utt/s per core, {ratio[name]:.1f} times the customary")
-    shares = {purpose: seconds / spent["all"] for purpose, seconds in spent.items() if purpose != "all"}
-    shares["the rest"] = 1 - sum(shares.values())
-    where = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
-    print(f"where the customary time goes: {where}")
-    per_core = {name: 1 / total for name, total in totals.items()}
-    return {"seconds_per_utterance": costs, "per_core": per_core, "ratio": ratio, "customary_shares": shares}
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for flag in ("train_list", "train_path", "musan_path", "rir_path"):
+        parser.add_argument(f"--{flag}", required=True)
+    parser.add_argument("--pack", default="", help="a pack of the training list, read as well")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--num_frames", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=20, help="time for the turns, at least three (20)")
+    compare(parser.parse_args(arguments))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -41,9 +41,10 @@ from corpora.audio import AudioFile, Folder
 from corpora.lists import TrainingList, TrialList, check_files
 from corpora.pack import open_source, write_pack
 from evaluation.backend import read_cohort
+from evaluation.scoring import read_history, read_scores
 from inference.checkpoints import load_pretrained
 from inference.encoder import SpeakerEncoder
-from tools import InputError, RunError, load_checkpoint, read_history, read_scores
+from tools import InputError, RunError, load_checkpoint
 from verify import Gallery, audio_of
 
 HANG = 60  # seconds that no case may take

@@ -1,6 +1,6 @@
 """How often the intervals of intervals.py hold the truth, on simulated scores whose true error rates are known.
 
-    python tests/interval_coverage.py [SIMULATIONS]
+    python tests/studies/interval_coverage.py [SIMULATIONS]
 
 Prints, for lists of 18 to 1,000 speakers, EERs of 1, 5 and 20 % and weaker or stronger effects of the speakers on the
 scores, in how many % of the simulations (100) the 95 % interval holds the true EER, minDCF(0.05) and minDCF(0.01): as

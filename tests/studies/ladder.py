@@ -1,11 +1,10 @@
-"""The ladder: one rung of the strong recipe on top of the other, several seeds each, each compared with the rung below.
+"""Ablation of the strong recipe: each step adds one setting to those above it, and is compared with the step above.
 
-    python tests/ladder.py run --data ../shared/data --part 0/2 &      # every second run, on a core of its own
-    python tests/ladder.py run --data ../shared/data --part 1/2
-    python tests/ladder.py table --data ../shared/data                 # what came of it
+    python tests/studies/ladder.py run --data ../shared/data --part 0/2 &      # every second run, on a core of its own
+    python tests/studies/ladder.py run --data ../shared/data --part 1/2
+    python tests/studies/ladder.py table --data ../shared/data                 # the results
 
-Runs that are done are not done again. C=32, crops of one second (three in fine-tuning), 20 epochs: what two CPU cores
-do in an hour.
+Finished runs are not repeated. C=32, 1 s crops (3 s in fine-tuning), 20 epochs, three seeds: an hour on two CPU cores.
 """
 
 import argparse
@@ -16,17 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from corpora.lists import TrialList  # noqa: E402
-from evaluation.intervals import bootstrap_intervals, compare, speakers_of  # noqa: E402
-from tools import equal_error_rate, read_scores  # noqa: E402
+from corpora.lists import TrialList
+from evaluation.intervals import bootstrap_intervals, compare, speakers_of
+from evaluation.scoring import read_scores
+from tools import equal_error_rate
 
 EPOCHS = 20
 COMMON = ["--C", "32", "--num_frames", "100", "--batch_size", "64", "--max_epoch", str(EPOCHS), "--test_step",
-          str(EPOCHS), "--n_cpu", "1", "--valid_speakers", "40", "--ema", "0.99", "--average", "5"]  # fmt: skip
-TRAINED = {  # each has the flags of those above, too
+          str(EPOCHS), "--n_cpu", "1", "--valid_speakers", "40", "--average", "5"]  # fmt: skip
+TRAINED = {  # flags, in addition to those above
     "customary": [],
     "AdamW, warm-up, cosine": ["--optimizer", "adamw", "--weight_decay", "0.01", "--warmup", "1", "--schedule",
                                "cosine"],
@@ -37,10 +36,11 @@ TRAINED = {  # each has the flags of those above, too
 }
 FINETUNE = ["--finetune_margin", "--num_frames", "300", "--max_epoch", "3", "--test_step", "3", "--batch_size", "64",
             "--n_cpu", "1", "--valid_speakers", "40"]  # fmt: skip
-# The rungs above those: averages of the last one's weights, a second stage from the mean, and what is done to scores.
-EVALUATED = ["moving average (EMA)", "mean of 5 epochs", "large-margin fine-tuning", "whole utterances, cosine",
-             "mean subtracted", "AS-norm", "calibrated, with quality"]  # fmt: skip
-BACK_END = dict(zip(EVALUATED[3:], ("cosine", "mean", "as_norm", "calibrated")))
+AVERAGE, FINETUNED = "mean of 5 epochs", "large-margin fine-tuning"  # of the last of those; from that mean
+# What is then done to the scores, and the name of the score file.
+BACK_END = {"whole utterances, cosine": "cosine", "mean subtracted": "mean", "AS-norm": "as_norm",
+            "calibrated, with quality": "calibrated"}  # fmt: skip
+STEPS = [*TRAINED, AVERAGE, FINETUNED, *BACK_END]
 
 
 def train_flags(args):
@@ -54,37 +54,34 @@ def eval_flags(args):
     return ["--eval_list", data / "trials_O.txt", data / "trials_H.txt", "--eval_path", data]
 
 
-def folder(args, rung, seed):
-    return Path(args.save_path) / f"{rung.replace(' ', '_').replace(',', '')}-{seed}"
+def folder(args, step, seed):
+    return Path(args.save_path) / f"{step.replace(' ', '_').replace(',', '')}-{seed}"
 
 
 def jobs(args):
-    """[(folder, flags)] of everything to be run for a seed, in order."""
-    top = list(TRAINED)[-1]
+    """Chains of runs, [(folder, flags)]: the runs of a chain need each other, in that order."""
     for seed in args.seeds:
         flags = []
-        for rung, more in TRAINED.items():
+        for step, more in TRAINED.items():
             flags = [*flags, *more]
-            yield seed, [(folder(args, rung, seed), [*COMMON, *flags, "--seed", seed, *train_flags(args)])]
+            yield [(folder(args, step, seed), [*COMMON, *flags, "--seed", seed, *train_flags(args)])]
     for seed in args.seeds:
-        models = folder(args, top, seed) / "model"
-        stage = folder(args, EVALUATED[2], seed)
-        yield seed, [
-            *((folder(args, name, seed), ["--eval", "--initial_model", models / f"{kind}_{EPOCHS:04d}.model",
-                                          *eval_flags(args)]) for name, kind in zip(EVALUATED, ("ema", "average"))),
-            (stage, [*FINETUNE, "--seed", seed, "--initial_model", models / f"average_{EPOCHS:04d}.model",
-                     *train_flags(args)]),
+        average = folder(args, list(TRAINED)[-1], seed) / "model" / f"average_{EPOCHS:04d}.model"
+        finetuned = folder(args, FINETUNED, seed)
+        yield [
+            (folder(args, AVERAGE, seed), ["--eval", "--initial_model", average, *eval_flags(args)]),
+            (finetuned, [*FINETUNE, "--seed", seed, "--initial_model", average, *train_flags(args)]),
             (folder(args, "back-end", seed), ["--eval", "--calibrate", "--initial_model",
-                                              stage / "model" / "model_0003.model", *train_flags(args)]),
+                                              finetuned / "model" / "model_0003.model", *train_flags(args)]),
         ]  # fmt: skip
 
 
 def run(args):
     part, parts = map(int, args.part.split("/"))
-    for _, chain in list(jobs(args))[part::parts]:
+    for chain in list(jobs(args))[part::parts]:
         for where, flags in chain:
             if not (where / "done").exists():
-                command = [sys.executable, ROOT / "trainSpeakerNet.py", "--save_path", where, *flags]
+                command = [sys.executable, f"{sys.path[0]}/trainSpeakerNet.py", "--save_path", where, *flags]
                 print(where, flush=True)
                 where.mkdir(parents=True, exist_ok=True)
                 with open(where / "log.txt", "a") as log:
@@ -93,10 +90,10 @@ def run(args):
                 (where / "done").touch()
 
 
-def scores_of(args, rung, seed, trials):
-    where, name = folder(args, rung, seed), trials.path.stem
-    if rung in BACK_END:
-        where, name = folder(args, "back-end", seed), f"{name}.{BACK_END[rung]}"
+def scores_of(args, step, seed, trials):
+    where, name = folder(args, step, seed), trials.path.stem
+    if step in BACK_END:
+        where, name = folder(args, "back-end", seed), f"{name}.{BACK_END[step]}"
     return read_scores(where / "scores" / f"{name}.txt", trials)
 
 
@@ -106,20 +103,20 @@ def table(args):
         trials = TrialList(Path(args.data) / f"{name}.txt")
         enrol, test, speakers = speakers_of(trials)
         print(f"\n{name}: {len(trials)} trials of {speakers} speakers, seeds {' '.join(map(str, args.seeds))}")
-        print(f"{'rung':26}{'EER of each seed':24}{'mean':>7}   {'less the rung below':28}{'p':>6}")
-        below = None
-        for rung in [*TRAINED, *EVALUATED]:
-            scores = np.stack([scores_of(args, rung, seed, trials) for seed in args.seeds])
+        print(f"{'step':26}{'EER of each seed':24}{'mean':>7}   {'minus the step above':28}{'p':>6}")
+        above = None
+        for step in STEPS:
+            scores = np.stack([scores_of(args, step, seed, trials) for seed in args.seeds])
             eers = [equal_error_rate(row, trials.label)[0] for row in scores]
-            line = f"{rung:26}{' '.join(f'{eer:5.2f}' for eer in eers):24}{np.mean(eers):7.2f}"
-            if below is None:
+            line = f"{step:26}{' '.join(f'{eer:5.2f}' for eer in eers):24}{np.mean(eers):7.2f}"
+            if above is None:
                 interval = bootstrap_intervals(scores[0], trials.label, enrol, test)["eer"]
                 line += f"   (seed {args.seeds[0]}: [{interval.low:.2f}, {interval.high:.2f}])"
             else:
-                found = compare(below, scores, trials.label, enrol, test)["eer"]
+                found = compare(above, scores, trials.label, enrol, test)["eer"]
                 line += f"   {found.difference:+6.2f} [{found.low:+6.2f}, {found.high:+6.2f}]    {found.p:8.3f}"
             print(line)
-            below = scores
+            above = scores
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Schedules against torch's own schedulers and loops; what the bundles set."""
+"""Schedules against torch's own schedulers and loops; optimizers against their definitions; what the recipes set."""
 
 from argparse import Namespace
 
@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+import trainSpeakerNet
 from tools import InputError
-from training.settings import FINETUNE, RECIPES, bundle, describe_bundles, learning_rate, make_optimizer, margin
+from training.run import OPTIMIZERS, make_optimizer
+from training.settings import Settings, read_settings, recipe_settings
+from trainSpeakerNet import learning_rate
+from trainSpeakerNet import margin_at as margin
 
 STEPS = 7  # of an epoch
 
@@ -117,15 +121,48 @@ def test_optimizers_by_their_definitions(optimizer):
     assert make_optimizer(args, [weight], torch.device("mps")).defaults["fused"] is False
 
 
-# ---- bundles ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_skipped_first_step_leaves_no_trace(name):
+    """Nothing but not calling step() is needed: the optimizer's state begins with the first step that is taken."""
+    weights = [torch.nn.Parameter(torch.ones(3, 4)) for _ in range(2)]
+    optimizers = [make_optimizer(settings(optimizer=name), [weight], torch.device("cpu")) for weight in weights]
+    weights[0].grad = torch.full((3, 4), float("nan"))
+    optimizers[0].zero_grad()
+    for seed in range(3):
+        for weight, optimizer in zip(weights, optimizers):
+            weight.grad = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))
+            optimizer.step()
+    assert torch.equal(*weights)
 
 
-def test_customary_sets_nothing():
-    assert bundle("customary", set(), settings()) == {}
+# ---- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def resolved(*flags):
+    return read_settings(trainSpeakerNet.build_parser(), list(map(str, flags)), trainSpeakerNet.DEMO)
+
+
+def of_recipe(name, given=(), **values):
+    return recipe_settings(trainSpeakerNet.build_parser(), name, settings(**values), set(given))
+
+
+def test_settings_are_read_only():
+    args = resolved("--lr", 0.1)
+    with pytest.raises(AttributeError, match="read-only"):
+        args.lr = 0.2
+    assert (args.replace(lr=0.2).lr, args.lr, args.given) == (0.2, 0.1, {"lr"})
+    assert isinstance(args, Settings) and "given" not in args.as_dict()
+
+
+def test_a_file_of_flags(tmp_path):
+    (tmp_path / "my.args").write_text("# mine\n--lr 0.5  # large\n--margin_rise 1 2\n")
+    args = resolved(f"@{tmp_path}/my.args", "--max_epoch", 7)
+    assert (args.lr, args.margin_rise, args.max_epoch) == (0.5, [1, 2], 7)
+    assert args.given == {"lr", "margin_rise", "max_epoch"}
 
 
 def test_strong_is_the_published_recipe_at_its_own_batch():
-    assert bundle("strong", set(), settings(batch_size=64)) == {
+    assert of_recipe("strong", batch_size=64) == {
         "max_epoch": 150, "optimizer": "sgd", "lr": 0.1, "lr_final": 5e-5, "schedule": "exponential", "warmup": 6,
         "weight_decay": 1e-4, "m": 0.2, "s": 32, "margin_rise": [20, 40], "speed_perturb": True, "average": 10,
         "sub_centres": 3, "top_k": 5,
@@ -133,47 +170,31 @@ def test_strong_is_the_published_recipe_at_its_own_batch():
 
 
 def test_strong_follows_the_batch_and_the_number_of_epochs():
-    found = bundle("strong", {"max_epoch", "batch_size"}, settings(max_epoch=30, batch_size=512))
+    found = of_recipe("strong", {"max_epoch", "batch_size"}, max_epoch=30, batch_size=512)
     assert "max_epoch" not in found and "batch_size" not in found
     assert (found["lr"], found["lr_final"]) == pytest.approx((0.8, 4e-4))
     assert found["warmup"] == pytest.approx(6 / 5) and found["margin_rise"] == pytest.approx([4, 8])
-    assert [bundle("strong", {"max_epoch"}, settings(max_epoch=n))["average"] for n in (4, 15, 45, 50, 300)] == [
-        2, 3, 9, 10, 10,
-    ]  # fmt: skip
-    assert bundle("strong", set(), settings(max_epoch=30))["warmup"] == 6  # a default is not a wish
+    averages = [of_recipe("strong", {"max_epoch"}, max_epoch=n)["average"] for n in (4, 15, 45, 50, 300)]
+    assert averages == [2, 3, 9, 10, 10]
+    assert of_recipe("strong", max_epoch=30)["warmup"] == 6  # the default max_epoch was not chosen
+
+
+def test_large_margin_fine_tuning():
+    found = of_recipe("finetune_margin", batch_size=128)
+    assert (found["lr"], found["lr_final"]) == pytest.approx((2e-4, 5e-5))
+    assert (found["m"], found["num_frames"], found["max_epoch"], found["warmup"]) == (0.5, 600, 5, 1)
+    assert not {"sub_centres", "s"} & found.keys()  # the model has them
 
 
 @pytest.mark.parametrize("name", ["strong", "finetune_margin"])
 def test_what_was_given_stays(name):
-    everything = set(bundle(name, set(), settings()))
+    everything = set(of_recipe(name))
     for flag in everything:
-        assert everything - set(bundle(name, {flag, "lr", "lr_final"}, settings())) == {flag, "lr", "lr_final"}
-    assert bundle(name, everything, settings()) == {}
+        assert everything - set(of_recipe(name, {flag, "lr", "lr_final"})) == {flag, "lr", "lr_final"}
+    assert of_recipe(name, everything) == {}
 
 
 def test_rates_are_not_for_another_optimizer():
-    for name, flag in (("strong", "--recipe strong"), ("finetune_margin", "--finetune_margin")):
-        with pytest.raises(InputError, match=f"{flag} has learning rates for sgd: with --optimizer adamw give --lr"):
-            bundle(name, {"optimizer", "lr"}, settings(optimizer="adamw"))
-        assert "weight_decay" in bundle(name, {"optimizer", "lr", "lr_final"}, settings(optimizer="adamw"))
-        assert bundle(name, {"optimizer"}, settings(optimizer="sgd", batch_size=64))["lr"] in (0.1, 1e-4)
-
-
-def test_fine_tuning():
-    found = bundle("finetune_margin", set(), settings(batch_size=128))
-    assert (found["lr"], found["lr_final"]) == pytest.approx((2e-4, 5e-5))
-    assert (found["m"], found["num_frames"], found["max_epoch"], found["warmup"]) == (0.5, 600, 5, 1)
-    args = settings(**found)
-    assert [margin(args, step, STEPS) for step in range(5 * STEPS)] == [0.5] * 5 * STEPS
-    assert (found["speed_perturb"], found["top_k"], found["average"]) == (False, 0, 0)
-    assert "sub_centres" not in found and "s" not in found  # they are the model's
-
-
-def test_the_help_names_every_setting():
-    text = describe_bundles()
-    assert "%" not in text and max(map(len, text.splitlines())) <= 120  # argparse would read a %
-    strong, finetuning = text.split("--recipe strong:")[1].split("--finetune_margin:")
-    for part, flags in ((strong, RECIPES["strong"]), (finetuning, FINETUNE)):
-        for flag in flags:
-            assert f"--{flag}" in part
-    assert "--lr 0.1 " in strong and "--margin_rise 20 40" in strong and "--lr_final 2.5e-05" in finetuning
+    with pytest.raises(InputError, match=r"adamw needs --lr and --lr_final: those of training/strong\.args"):
+        of_recipe("strong", {"optimizer", "lr"}, optimizer="adamw")
+    assert "weight_decay" in of_recipe("strong", {"optimizer", "lr", "lr_final"}, optimizer="adamw")

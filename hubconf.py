@@ -1,0 +1,35 @@
+"""torch.hub entry points: a trained model without installing anything.
+
+    encoder = torch.hub.load(FOLDER, "speaker_encoder", "exps/exp1/model/model_0080.model", source="local")
+    encoder = torch.hub.load("OWNER/REPO", "speaker_encoder", "pretrain.model")
+    encoder.verify("a.wav", "b.wav")
+"""
+
+import sys
+from pathlib import Path
+
+dependencies = ["torch", "torchaudio", "soundfile", "scipy", "numpy", "tqdm", "yaml"]
+
+ROOT = Path(__file__).resolve().parent
+
+
+def _ours(name):
+    """Whether a module of this name is one of this folder's."""
+    top = name.partition(".")[0]
+    return (ROOT / f"{top}.py").is_file() or (ROOT / top / "__init__.py").is_file()
+
+
+def speaker_encoder(path, device="auto", system=None):
+    """SpeakerEncoder of a checkpoint, ours or a published system's; see SpeakerEncoder.from_checkpoint."""
+    # The caller may have a tools.py or model.py of its own: its modules are put aside while ours are imported.
+    theirs = {name: sys.modules.pop(name) for name in list(sys.modules) if _ours(name) and name != __name__}
+    sys.path.insert(0, str(ROOT))
+    try:
+        from inference.encoder import SpeakerEncoder
+
+        return SpeakerEncoder.from_checkpoint(path, device, system)
+    finally:
+        sys.path.remove(str(ROOT))
+        for name in [name for name in sys.modules if _ours(name) and name != __name__]:
+            del sys.modules[name]
+        sys.modules.update(theirs)

@@ -1,0 +1,204 @@
+"""The published systems that can be used here: what each does differently from model.py, and its names of the layers.
+
+Facts about them: the systems' own source and pages, and numbers computed with it, which the tests compare with.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from inference.filterbanks import KaldiFilterbank, SpeechBrainFilterbank
+from inference.xvector import XVectorSincNet
+from model import ECAPA_TDNN, LogMel, SERes2Block, mean_and_variance, reflect
+
+# ---- networks --------------------------------------------------------------------------------------------------------
+
+
+class SequentialECAPA(ECAPA_TDNN):
+    """Each SE-Res2 block takes the output of the one before it, not the sum of all before it; no norm at the end."""
+
+    def __init__(self, *widths, **named):
+        super().__init__(*widths, **named)
+        self.bn6 = nn.Identity()
+
+    def embed(self, x, valid=None):
+        x = self.bn1(self.relu(self.conv1(x, valid)))
+        x1 = self.layer1(x, valid)
+        x2 = self.layer2(x1, valid)
+        x3 = self.layer3(x2, valid)
+        x = self.bn4(self.relu(self.layer4(torch.cat([x1, x2, x3], dim=1))))
+        return self.bn6(self.fc6(self.bn5(self.pool(x, valid))))
+
+
+class WeSpeakerECAPA(SequentialECAPA):
+    """wespeaker's: the attention has no norm, and smaller variances count."""
+
+    def __init__(self, *widths, **named):
+        super().__init__(*widths, **named)
+        self.attention[1], self.attention[2] = nn.Identity(), nn.Identity()
+
+    def statistics(self, x, valid=None):
+        mean, variance = mean_and_variance(x, valid, unbiased=True)
+        return mean, (variance + 1e-7).sqrt()
+
+    def weighted_statistics(self, x, weight):
+        weighted = x * weight
+        mean = weighted.sum(dim=2, keepdim=True)
+        variance = (x * weighted).sum(dim=2, keepdim=True) - mean * mean
+        return mean, variance.clamp(min=1e-7).sqrt()
+
+
+class SpeechBrainECAPA(SequentialECAPA):
+    """SpeechBrain's and ModelScope's: reflected padding, a norm after the layer that joins the blocks, the first Res2
+    chunk passes unchanged, and smaller variances count.
+    """
+
+    def __init__(self, C=1024, embedding_size=192, aggregation=3072, attention=128, bottleneck=128, front_end=None):
+        super().__init__(C, embedding_size, aggregation, attention, bottleneck, front_end)
+        self.conv1 = ReflectedConv1d(80, C, kernel_size=5, padding=2)
+        self.layer1 = SpeechBrainBlock(C, kernel_size=3, dilation=2, bottleneck=bottleneck)
+        self.layer2 = SpeechBrainBlock(C, kernel_size=3, dilation=3, bottleneck=bottleneck)
+        self.layer3 = SpeechBrainBlock(C, kernel_size=3, dilation=4, bottleneck=bottleneck)
+        self.bn4 = nn.BatchNorm1d(aggregation)
+
+    def statistics(self, x, valid=None):
+        mean, variance = mean_and_variance(x, valid)
+        return mean, variance.clamp(min=1e-12).sqrt()
+
+    def weighted_statistics(self, x, weight):
+        mean = (x * weight).sum(dim=2, keepdim=True)
+        variance = (weight * (x - mean).square()).sum(dim=2, keepdim=True)
+        return mean, variance.clamp(min=1e-12).sqrt()
+
+
+class SpeechBrainBlock(SERes2Block):
+    def __init__(self, channels, kernel_size, dilation, scale=8, bottleneck=128):
+        super().__init__(channels, kernel_size, dilation, scale, bottleneck)
+        padding = dilation * (kernel_size // 2)
+        convs = (ReflectedConv1d(self.width, self.width, kernel_size, 1, padding, dilation) for _ in range(scale - 1))
+        self.convs = nn.ModuleList(convs)
+
+    def res2(self, x, valid=None):
+        """The first chunk takes the place of the last."""
+        return super().res2(x.roll(-self.width, dims=1), valid).roll(self.width, dims=1)
+
+
+class ReflectedConv1d(nn.Conv1d):
+    """A convolution padded by reflection, in a batch of different lengths at each utterance's own end."""
+
+    def forward(self, x, valid=None):
+        frames = None if valid is None else valid.sum(dim=(1, 2)).long()
+        x = reflect(x, self.padding[0], frames)
+        return F.conv1d(x, self.weight, self.bias, dilation=self.dilation)
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+class System(NamedTuple):
+    """What a published system does apart from its layers' widths, which its tensors tell."""
+
+    title: str
+    network: type
+    front_end: Callable | None  # makes the module that filterbanks.py describes
+    shortest: int  # samples at 16 kHz
+    files: tuple = ()  # its weights in the folder that its authors publish
+    crops: bool = False  # the score looks at each utterance whole and in five crops; else only whole
+    first_channel: bool = False  # of several channels it takes the first; else their mean
+    resampling: int = 32  # sharpness of the filter for other sample rates (audio.low_pass)
+    threshold: float | None = None  # the published one
+    above: bool = False  # "same" is a score above the threshold; else one that reaches it
+    decimals: int | None = None  # a verification score is rounded to
+    continuous_margin: bool = False  # its AAM-softmax has the continuous far branch (loss.py)
+
+
+SYSTEMS = {
+    "ours": System("this repository", ECAPA_TDNN, LogMel, shortest=257, crops=True),
+    "taoruijie": System(
+        "TaoRuijie/ECAPA-TDNN", ECAPA_TDNN, LogMel, shortest=257, crops=True, files=("pretrain.model",),
+    ),
+    "speechbrain": System(
+        "speechbrain/spkrec-ecapa-voxceleb", SpeechBrainECAPA, SpeechBrainFilterbank, shortest=640,
+        files=("embedding_model.ckpt",), threshold=0.25, above=True, resampling=6,
+    ),
+    "modelscope": System(
+        "ModelScope speech_ecapa-tdnn_sv_en_voxceleb_16k", SpeechBrainECAPA,
+        lambda: KaldiFilterbank("povey", 1.0), shortest=1040, files=("ecapa_tdnn.bin", "ecapa-tdnn.ckpt"),
+        first_channel=True, decimals=5, continuous_margin=True,
+    ),
+    "wespeaker": System(
+        "wespeaker ECAPA_TDNN_GLOB", WeSpeakerECAPA, lambda: KaldiFilterbank("hamming", 32768.0), shortest=560,
+        files=("avg_model.pt", "model_*.pt"), first_channel=True, resampling=6, continuous_margin=True,
+    ),
+    "pyannote": System(
+        "pyannote/embedding", XVectorSincNet, None, shortest=5041, files=("pytorch_model.bin",), resampling=6,
+    ),
+}  # fmt: skip
+
+
+def build_network(state, system="ours"):
+    """The network for a state dict under our names, its widths taken from the tensors' shapes; weights not filled in.
+
+    Raises KeyError or IndexError for a state dict that lacks the tensors that tell.
+    """
+    network = SYSTEMS[system].network
+    if network is XVectorSincNet:
+        return XVectorSincNet(state["embedding.weight"].shape[0])
+    with torch.device("cpu"):  # even where the rest is built without numbers
+        front_end = SYSTEMS[system].front_end()
+    return network(
+        C=state["conv1.weight"].shape[0],
+        embedding_size=state["fc6.weight"].shape[0],
+        aggregation=state["layer4.weight"].shape[0],
+        attention=state["attention.0.weight"].shape[0],
+        bottleneck=state["layer1.se.se.1.weight"].shape[0],
+        front_end=front_end,
+    )
+
+
+# ---- names of the layers ---------------------------------------------------------------------------------------------
+
+
+def _speechbrain_names():
+    """SpeechBrain's and ModelScope's names of the layers -> ours."""
+    names = {
+        "blocks.0.conv.conv": "conv1", "blocks.0.norm.norm": "bn1", "mfa.conv.conv": "layer4", "mfa.norm.norm": "bn4",
+        "asp.tdnn.conv.conv": "attention.0", "asp.tdnn.norm.norm": "attention.2", "asp.conv.conv": "attention.4",
+        "asp_bn.norm": "bn5", "fc.conv": "fc6",
+    }  # fmt: skip
+    for n in (1, 2, 3):
+        for theirs, ours in (("tdnn1", 1), ("tdnn2", 3)):
+            names[f"blocks.{n}.{theirs}.conv.conv"] = f"layer{n}.conv{ours}"
+            names[f"blocks.{n}.{theirs}.norm.norm"] = f"layer{n}.bn{ours}"
+            names[f"blocks.{n}.se_block.conv{(ours + 1) // 2}.conv"] = f"layer{n}.se.se.{ours}"
+        for i in range(7):
+            names[f"blocks.{n}.res2net_block.blocks.{i}.conv.conv"] = f"layer{n}.convs.{i}"
+            names[f"blocks.{n}.res2net_block.blocks.{i}.norm.norm"] = f"layer{n}.bns.{i}"
+    return names
+
+
+def _wespeaker_names():
+    """wespeaker's names of the layers -> ours."""
+    names = {
+        "layer1.conv": "conv1", "layer1.bn": "bn1", "conv": "layer4", "pool.linear1": "attention.0",
+        "pool.linear2": "attention.4", "bn": "bn5", "linear": "fc6",
+    }  # fmt: skip
+    for n in (1, 2, 3):
+        block = f"layer{n + 1}.se_res2block"
+        for theirs, ours in ((0, 1), (2, 3)):
+            names[f"{block}.{theirs}.conv"] = f"layer{n}.conv{ours}"
+            names[f"{block}.{theirs}.bn"] = f"layer{n}.bn{ours}"
+            names[f"{block}.3.linear{(ours + 1) // 2}"] = f"layer{n}.se.se.{ours}"
+        for i in range(7):
+            names[f"{block}.1.convs.{i}"] = f"layer{n}.convs.{i}"
+            names[f"{block}.1.bns.{i}"] = f"layer{n}.bns.{i}"
+    return names
+
+
+NAMES = {"speechbrain": _speechbrain_names(), "modelscope": _speechbrain_names(), "wespeaker": _wespeaker_names()}
+
+PREFIX = "speaker_encoder."  # of the encoder's names in TaoRuijie's files and ours
+

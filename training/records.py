@@ -1,0 +1,96 @@
+"""The records of a run: metrics.jsonl, from which score.txt, the plots and TensorBoard's files are made."""
+
+import json
+import math
+from pathlib import Path
+
+from evaluation.plots import draw_training
+from evaluation.scoring import VALID, evaluated_models, read_history
+from tools import InputError, rank, write_text
+
+
+class Records:
+    """The epochs of a run, [{"epoch", "loss", ..., "lists": results, "averages": {kind: results}}], and their files.
+
+    InputError if the folder has records but no training state to ``resume``.
+    """
+
+    def __init__(self, folder, resumed):
+        self.folder = Path(folder)
+        self.history = read_history(self.folder / "metrics.jsonl")
+        if self.history and not resumed:
+            raise InputError(f"--save_path {folder} has results of a run but no state.pt to resume: choose another")
+
+    def write_settings(self, settings, trial_sets):
+        """settings.json, and the trials of held-out speakers as a list."""
+        if rank() == 0:
+            write_text(self.folder / "settings.json", json.dumps(settings, indent=2) + "\n")
+            if VALID in trial_sets:
+                write_text(trial_sets[VALID].trials.path, trial_sets[VALID].trials.text())
+
+    def epochs(self):
+        return {record["epoch"] for record in self.history}
+
+    def add(self, summary, results, tensorboard=False):
+        """Add an epoch: the meter's summary and {kind: evaluation results}, kind "model" or "average".
+
+        metrics.jsonl counts: once an epoch is in there, a resumed run will not evaluate it again.
+        """
+        averages = {kind: each for kind, each in results.items() if kind != "model"}
+        record = {**summary, "lists": results.get("model", {}), **({"averages": averages} if averages else {})}
+        self.history.append(record)
+        if rank() == 0:
+            write_text(self.folder / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in self.history))
+            write_text(self.folder / "score.txt", "".join(score_lines(self.history)))
+            draw_training(self.folder / "training.png", self.history)
+            if tensorboard:
+                write_tensorboard(self.folder / "tensorboard", record)
+
+    def lowest_valid_eer(self):
+        """The lowest EER on the held-out speakers so far; infinity without any."""
+        valid = (results[VALID]["eer"] for *_, results in evaluated_models(self.history) if VALID in results)
+        return min(valid, default=math.inf)
+
+    def summary(self):
+        """How the EER of the first list developed, in words; "" if it was never evaluated."""
+        name = next((name for record in self.history[-1:] for name in record["lists"]), None)
+        eers = {record["epoch"]: record["lists"][name]["eer"] for record in self.history if name in record["lists"]}
+        untrained = eers.pop(0, None)
+        if not eers:
+            return ""
+        before = "" if untrained is None else f"{untrained:.2f}% before training, "
+        chosen, lowest = "", self.lowest_valid_eer()
+        for record, kind, results in evaluated_models(self.history):
+            if VALID in results and name in results and results[VALID]["eer"] == lowest and not chosen:
+                average = " (average)" if kind == "average" else ""
+                chosen = f"; best on held-out speakers: epoch {record['epoch']}{average}, {results[name]['eer']:.2f}%"
+        return f". EER on {name}: {before}{eers[max(eers)]:.2f}% after epoch {max(eers)}{chosen}"
+
+
+def score_lines(history):
+    """The lines of score.txt, one per evaluation; the EER is that of the first list, with its 95 % interval."""
+    lowest = {}
+    for record in (record for record in history if record["lists"] and record["epoch"] > 0):
+        name, result = next(iter(record["lists"].items()))
+        lowest[name] = min(lowest.get(name, math.inf), result["eer"])
+        low, high = result["interval"]["eer"]
+        yield (
+            f"{record['epoch']} epoch, LR {record['learning_rate']:.6f}, LOSS {record['loss']:.3f}, "
+            f"ACC {record['accuracy']:.2f}%, EER {result['eer']:.2f}%, bestEER {lowest[name]:.2f}%, "
+            f"minDCF(0.05) {result['min_dcf_0.05']:.4f}, minDCF(0.01) {result['min_dcf_0.01']:.4f}, "
+            f"EER95 {low:.2f}-{high:.2f}%, TRIALS {result['trials']}, LIST {result['list_sha256'][:8]}\n"
+        )
+
+
+def write_tensorboard(folder, record):
+    """The numbers of a record as TensorBoard's scalars."""
+    from torch.utils.tensorboard import SummaryWriter  # an optional package
+
+    with SummaryWriter(folder) as writer:
+        for name, value in record.items():
+            if isinstance(value, float):
+                writer.add_scalar(f"training/{name}", value, record["epoch"])
+        for kind, results in {"model": record["lists"], **record.get("averages", {})}.items():
+            for name, result in results.items():
+                for metric in ("eer", "min_dcf_0.05", "min_dcf_0.01"):
+                    writer.add_scalar(f"{name}/{metric}/{kind}", result[metric], record["epoch"])
