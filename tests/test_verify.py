@@ -128,7 +128,7 @@ def test_embed_windows_and_excerpts(use, encoder, folder):
         assert found["start"] == [start] and found["end"] == pytest.approx([end])
         assert relative_error(found["embeddings"][0], encoder.embed_excerpt(folder / "wav/a1.wav", start, end)) < 1e-5
     status, _, complained = use("--embed", "wav/a1.wav", "wav/b0.wav", "--start", 2, "--out", "x.npz")
-    assert status == 2 and "wav/b0.wav: no excerpt from 2.0 s to 1.6 s in 1.60 s; left out" in complained
+    assert status == 2 and "wav/b0.wav lasts 1.60 s: no excerpt from 2.0 s to 1.6 s; left out" in complained
 
 
 def test_warnings_are_lines(use, folder):
