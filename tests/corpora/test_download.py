@@ -140,7 +140,7 @@ def changed_lines(path, change):
      "speakers are both in training and in veri_test2.txt", "id10270"),
     (lambda data: changed_lines(data / TRIALS, lambda lines: [f"{1 - int(x[0])}{x[1:]}" for x in lines]),
      "error", "labels of veri_test2.txt are reversed", "swap 0 and 1"),
-    (lambda data: changed_lines(data / TRIALS, lambda lines: lines[:30_000]), "warning", "no published list", "cut short"),
+    (lambda data: changed_lines(data / TRIALS, lambda lines: lines[:30_000]), "warning", "no published", "cut short"),
     (lambda data: shutil.copy(data / TRIALS, data / TRAINING), "error", "training list cannot be used", "trial list"),
     (lambda data: (data / "musan/music").rename(data / "musan/songs"), "error", "--musan_path cannot be used", "music"),
 ])  # fmt: skip
