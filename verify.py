@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from corpora.audio import SAMPLE_RATE, SUFFIXES, AudioFile
+from corpora.audio import SAMPLE_RATE, SUFFIXES, AudioFile, UnreadableAudio
 from inference.encoder import AudioWarning, SpeakerEncoder, choose_device, score_trials
 from inference.export import export_onnx
 from inference.gallery import Gallery, is_gallery
@@ -27,9 +27,7 @@ from tools import InputError, check_writable, keep_memory, progress_bar, run_com
 
 __all__ = ["AudioWarning", "SpeakerEncoder", "choose_device", "score_trials"]
 
-FAILURE = 2  # the exit status of an error: 1 is an answer (different speakers, nobody)
-
-# ---- the actions; each returns the exit status: FAILURE if some files could not be read, the others being done -------
+FAILURE = 2  # the exit status of an error, also if only some files were unreadable; 1 is an answer: different speakers
 
 
 def compare(encoder, args, files):
@@ -62,15 +60,14 @@ def embed(encoder, args, files):
     columns = dict(zip(("files", "embeddings", "start", "end"), zip(*rows)))
     with whole_file(args.out) as file:
         np.savez(file, model=np.array(encoder.fingerprint()), **columns)
-    done = f"{len(files) - failed} of {len(files)} files"
-    print(f"{args.out}: {len(rows)} embeddings of {len(rows[0][1])} numbers from {done}")
+    print(f"{args.out}: {len(rows)} embeddings from {len(files) - failed} of {len(files)} files")
     return FAILURE if failed else 0
 
 
 def embedded(encoder, args, files):
     """Yield (file, (N, D) embeddings or an InputError, (N starts, N ends) or () for whole files)."""
     if args.window is None and args.start is None and args.end is None:
-        for file, found, remark in encoder.embed_files(files, threads=args.n_cpu):
+        for file, found, remark in encoder.embed_files(files, threads=max(1, args.n_cpu)):
             if remark:
                 warnings.warn(remark, AudioWarning, stacklevel=2)
             yield file, found if isinstance(found, InputError) else found[None], ()
@@ -82,8 +79,8 @@ def embedded(encoder, args, files):
                 yield file, found, times.T
             else:
                 with AudioFile(file) as audio:
-                    start, end = args.start or 0.0, args.end or audio.length / SAMPLE_RATE
-                yield file, encoder.embed_excerpt(file, start, end)[None], ([start], [end])
+                    end = audio.length / SAMPLE_RATE if args.end is None else args.end
+                yield file, encoder.embed_excerpt(file, args.start or 0.0, end)[None], ([args.start or 0.0], [end])
         except InputError as error:
             yield file, error, ()
 
@@ -121,7 +118,7 @@ def classify(encoder, args, files):
         try:
             speaker, score = encoder.classify(file)
             print(f"{score:8.5f}  {speaker}  {file}")
-        except InputError as error:
+        except UnreadableAudio as error:
             complain(error)
             status = FAILURE
     return status
@@ -130,7 +127,7 @@ def classify(encoder, args, files):
 def scoring_vectors(encoder, files, args):
     """{file: (V,) vector} of those that can be read; the others are named on stderr."""
     unreadable = []
-    found = encoder.embed_for_scoring(files, threads=args.n_cpu, unreadable=unreadable)
+    found = encoder.embed_for_scoring(files, threads=max(1, args.n_cpu), unreadable=unreadable)
     for error in unreadable:
         complain(error)
     return {file: each.vector for file, each in found.items()}
@@ -141,7 +138,6 @@ def complain(message):
 
 
 def print_threshold(encoder, args):
-    """InputError if there is none."""
     if encoder.threshold is None:
         raise InputError(f"{args.model} came without a threshold: no decision; give one with --threshold")
     print(f"threshold {encoder.threshold:.5f}: {encoder.origin}")
@@ -158,20 +154,18 @@ def set_threshold(encoder, given):
     encoder.origin = f"{given} false alarms on {encoder.listing}" if given in rates else "--threshold"
 
 
-# ---- the command line ------------------------------------------------------------------------------------------------
-
-
 def build_parser():
+    # fmt: off
     parser = argparse.ArgumentParser(description=__doc__, usage="%(prog)s [files] [flags]", allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    # fmt: off
     add = parser.add_argument
     add("files", nargs="*", metavar="PATH", help="audio, anything libsndfile reads, at any sampling rate")
     add("--model",      required=True, metavar="PATH", help="a *.model of ours, or a published system's file or folder")
     add("--system",     choices=SYSTEMS, help="whose model it is, if that cannot be seen from the file")
-    add("--channel",    type=int, metavar="N", help="of several channels take this (0, 1, ...); default: what the model's system does")
+    add("--channel",    type=int, metavar="N", help="of several channels take this (0, 1, ...); default: their mean, "
+                                                    "for modelscope and wespeaker, as in the originals, the first")
     add("--device",     default="auto", help="auto (a CUDA GPU, else Apple's, else the CPU), cpu, cuda, mps, ...")
-    add("--n_cpu",      type=lambda text: max(1, int(text)), default=4, metavar="N", help="threads that read audio (4)")
+    add("--n_cpu",      type=int, default=4, metavar="N", help="threads that read audio (4)")
     add("--root",       metavar="DIR", help="the folder that paths in lists start from (the list's own)")
     add("--paths_anywhere", action="store_true", help="paths in lists may be absolute, or leave that folder by ..")
     group = parser.add_argument_group("what to do with the files (default: compare the first with each of the others)")
@@ -182,7 +176,8 @@ def build_parser():
     add("--classify",   nargs="+", metavar="PATH", help="find the most similar training speaker of each file")
     add("--export",     metavar="FILE", help="write the model as ONNX to this .onnx file")
     add = parser.add_argument_group("comparing and galleries").add_argument
-    add("--threshold",  metavar="T", help="a score, or our model's at 1%% or 0.1%% false alarms (default: the model's own)")
+    add("--threshold",  metavar="T", help="a score; or 1%% or 0.1%%: where our model had this rate of false "
+                                          "alarms on its trial list (default: the model's own)")
     add("--gallery",    metavar="FILE", help="the .npz with the speakers, for --enrol and --identify")
     add = parser.add_argument_group("with --embed").add_argument
     add("--out",        metavar="FILE", help="the .npz to write")
@@ -206,9 +201,8 @@ def read_arguments(arguments):
     for flag, actions in ONLY_WITH.items():
         if flag in given and action not in actions:
             raise InputError(f"--{flag} is only for {' and '.join(actions)}")
-    needed = {"embed": "out", "enrol": "gallery", "identify": "gallery"}.get(action)
-    if needed and needed not in given:
-        raise InputError(f"--{action} needs --{needed}, an .npz file")
+        if flag in ("out", "gallery") and action in actions and flag not in given:
+            raise InputError(f"--{action} needs --{flag}, an .npz file")
     for flag, suffix in (("out", ".npz"), ("export", ".onnx")):  # so that no slip overwrites a recording or a model
         if flag in given and Path(given[flag]).suffix != suffix:
             raise InputError(f"--{flag} {given[flag]}: name a file that ends in {suffix}")
@@ -222,7 +216,7 @@ def read_arguments(arguments):
         raise InputError(f"--enrol {args.enrol}: a speaker's name comes first, then the files")
     paths = args.files + (given[action] if action in ("embed", "identify", "classify") else [])
     first = paths[:1] if action == "compare" else []  # taken as it is: it must be one file
-    files = first + [file for path in paths[len(first):] for file in audio_of(path, args.root, args.paths_anywhere)]
+    files = first + [file for path in paths[len(first) :] for file in audio_of(path, args.root, args.paths_anywhere)]
     if len(files) < {"export": 0, "compare": 2}.get(action, 1):
         raise InputError("give two files to compare, or --embed, --enrol, --identify, --classify or --export (see -h)")
     return args, action, files
