@@ -27,7 +27,7 @@ from tools import InputError, check_writable, keep_memory, progress_bar, run_com
 
 __all__ = ["AudioWarning", "SpeakerEncoder", "choose_device", "score_trials"]
 
-FAILURE = 2  # the exit status of an error, also if only some files were unreadable; 1 is an answer: different speakers
+FAILURE = 2  # exit status of an error, or where some files were unreadable; 1 is an answer: different speakers
 
 
 def compare(encoder, args, files):
@@ -218,7 +218,7 @@ def read_arguments(arguments):
     first = paths[:1] if action == "compare" else []  # taken as it is: it must be one file
     files = first + [file for path in paths[len(first) :] for file in audio_of(path, args.root, args.paths_anywhere)]
     if len(files) < {"export": 0, "compare": 2}.get(action, 1):
-        raise InputError("give two files to compare, or --embed, --enrol, --identify, --classify or --export (see -h)")
+        raise InputError("give files: two to compare, or some with --embed, --enrol NAME, --identify or --classify")
     return args, action, files
 
 

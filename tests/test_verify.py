@@ -73,6 +73,8 @@ def test_several_second_files(use, encoder, folder):
         verdict = "same speaker" if score >= threshold else "different speakers"
         assert line == f"{score:8.5f}  {verdict}  {name}"
     assert (status, len(lines), complained) == (1, 4, "")
+    lines = use(files[0], "wav", "--threshold", threshold)[1].splitlines()  # of a folder
+    assert len(lines) == 7 and lines[1].endswith("wav/a1.wav")
     status, again, complained = use(*files[:2], "text.wav", *files[2:], "--threshold", threshold)
     assert (status, again) == (2, printed) and complained == "verify.py: text.wav cannot be read as audio\n"
 
@@ -130,14 +132,6 @@ def test_embed_windows_and_excerpts(use, encoder, folder):
         assert relative_error(found["embeddings"][0], encoder.embed_excerpt(folder / "wav/a1.wav", start, end)) < 1e-5
     status, _, complained = use("--embed", "wav/a1.wav", "wav/b0.wav", "--start", 2, "--out", "x.npz")
     assert status == 2 and "wav/b0.wav lasts 1.60 s: no excerpt from 2.0 s to 1.6 s; left out" in complained
-
-
-def test_warnings_are_lines(use, folder):
-    soundfile.write(folder / "hush.wav", np.zeros(16000), 16000)
-    status, _, complained = use("--embed", "hush.wav", "--out", "h.npz")
-    assert status == 0
-    assert complained == "verify.py: warning: hush.wav is silent: its embedding says nothing about a speaker\n"
-    assert "warning: hush.wav is silent" in use("hush.wav", "hush.wav")[2]
 
 
 def test_gallery(use, encoder, folder):
@@ -211,11 +205,8 @@ def test_classify(use, encoder, folder):
         assert line == f"{score:8.5f}  {speaker}  {name}"
 
 
-def test_what_is_left_of_a_failure_is_2(use, folder, monkeypatch):
-    """Neither a mistake of ours nor a full disk looks like "different speakers"."""
-    soundfile.write(folder / "huge.wav", np.full(16000, 1e25), 16000, subtype="DOUBLE")
-    status, _, complained = use("wav/a0.wav", "huge.wav")
-    assert status == 2 and "the embedding of huge.wav is not finite" in complained
+def test_a_failure_is_not_an_answer(use, monkeypatch):
+    """A bug of ours does not look like "different speakers"."""
     monkeypatch.setattr(verify, "compare", lambda *_: 1 / 0)
     status, _, complained = use("wav/a0.wav", "wav/b0.wav")
     assert status == 2 and "ZeroDivisionError" in complained
@@ -224,23 +215,17 @@ def test_what_is_left_of_a_failure_is_2(use, folder, monkeypatch):
 def test_files_with_odd_names_and_formats(use, folder):
     (folder / "odd").mkdir(exist_ok=True)
     speech, _ = soundfile.read(folder / "wav/a0.wav")
-    soundfile.write(folder / "odd/a b.wav", speech, 16000)
-    soundfile.write(folder / "odd/a.aiff", speech, 16000)
-    soundfile.write(folder / "odd/telephone.wav", speech, 16000, subtype="GSM610")  # cannot seek
+    for name in ("a b.wav", "a.aiff"):
+        soundfile.write(folder / "odd" / name, speech, 16000)
     with open(bytes(folder / "odd") + b"/\xff.wav", "wb") as file:
         soundfile.write(file, speech, 16000, format="WAV")
-    for hidden in "._a b.wav", ".DS_Store":  # left by macOS
-        (folder / "odd" / hidden).write_bytes(b"\0\5\x16\7")
-    assert use("--embed", "odd", "--out", "o.npz") == (0, "o.npz: 4 embeddings from 4 of 4 files\n", "")
+    (folder / "odd/._a b.wav").write_bytes(b"\0\5\x16\7")  # left by macOS
+    assert use("--embed", "odd", "--out", "o.npz") == (0, "o.npz: 3 embeddings from 3 of 3 files\n", "")
     assert read(folder / "o.npz")["files"].tolist()[:2] == ["odd/a b.wav", "odd/a.aiff"]
-    (folder / "odd/song.m4a").write_bytes(b"\0\0\0\x18ftypM4A ")
     (folder / "odd/none.wav").write_bytes(b"")
-    status, printed, complained = use("--embed", "odd", "--out", "o.npz")
-    assert status == 2 and "4 embeddings from 4 of 6 files" in printed
-    assert "odd/none.wav is an empty file; left out\n" in complained
-    assert "odd/song.m4a cannot be read as audio: convert it to wav with prepareData.py --convert" in complained
-    assert use("--enrol", "anna", "wav", "odd/none.wav", "--gallery", "all.npz")[:2] == (
-        2, "all.npz: anna has 6 utterances; 1 speakers; 1 files could not be read: enrol only those again once fixed\n"
+    assert use("--enrol", "anna", "wav", "odd/none.wav", "--gallery", "all.npz") == (
+        2, "all.npz: anna has 6 utterances; 1 speakers; 1 files could not be read: enrol only those again once fixed\n",
+        "verify.py: odd/none.wav is an empty file\n",
     )  # fmt: skip
 
 
@@ -258,35 +243,14 @@ def test_lists(use, folder):
     assert use("--embed", "paths.txt", "--root", "named", "--paths_anywhere", "--out", "o.npz")[0] == 0
 
 
-def test_folders_and_lists_wherever_files_are(use, encoder, folder):
-    names = [f"wav/{name}.wav" for name in ("a0", "a1", "b0", "b1", "c0", "c1")]
-    (folder / "some.txt").write_text("".join(f"x {name}\n" for name in names))
-    for given in (["wav"], ["some.txt"], names):
-        lines = use("./wav/a0.wav", *given)[1].splitlines()
-        assert [line.split()[-1] for line in lines[:-1]] == names
-        lines = use("--classify", *given)[1].splitlines()
-        assert [line.split()[-1] for line in lines] == names
-    score = encoder.verify(folder / "wav/a0.wav", folder / "wav/b0.wav").score
-    assert use("./wav/a0.wav", "wav/../wav/b0.wav")[1].startswith(f"{score:8.5f}  ")  # names as shells complete them
-    # What is left of several keeps its name, and is not all.
-    status, printed, complained = use("wav/a0.wav", "no.wav", "wav/b0.wav", "--threshold", -1)
-    assert status == 2 and printed.startswith(f"{score:8.5f}  same speaker  wav/b0.wav\n") and "no.wav" in complained
-    assert use("wav", "wav/a0.wav")[::2] == (2, "verify.py: wav is not a regular file\n")
-
-
-def test_every_file_that_is_hardly_fit_is_named(use, folder):
-    still, short, loud = np.full(16000, 0.4), np.sin(np.arange(1600.0)), -1e4 * np.abs(np.sin(np.arange(16000)))
-    signals = {"still": still, "short": short, "loud": loud}
-    for name, signal in signals.items():
-        soundfile.write(folder / f"{name}.wav", signal, 16000, subtype="FLOAT")
-    complained = use("wav/a0.wav", *(f"{name}.wav" for name in signals))[2]
-    assert "still.wav is silent" in complained and "short.wav is only 0.1 s long" in complained
-    assert "loud.wav has samples up to 1e+04, full scale is 1" in complained and complained.count("\n") == 3
-    assert "only 0.2 s long" in use("--embed", "wav/a0.wav", "--window", "0.2", "--out", "w.npz")[2]
-    for i in range(11):
-        soundfile.write(folder / f"hush{i}.wav", np.zeros(16000), 16000)
-    complained = use("wav/a0.wav", *(f"hush{i}.wav" for i in range(11)))[2]
-    assert complained.count("is silent") == 10 and "11 of 12 files are hardly fit" in complained
+def test_warnings_are_lines(use, folder):
+    soundfile.write(folder / "short.wav", np.sin(np.arange(1600.0)), 16000)
+    soundfile.write(folder / "hush.wav", np.zeros(16000), 16000)
+    assert use("--embed", "hush.wav", "--out", "h.npz")[::2] == (
+        0, "verify.py: warning: hush.wav is silent: its embedding says nothing about a speaker\n"
+    )  # fmt: skip
+    complained = use("wav/a0.wav", "hush.wav", "short.wav")[2]
+    assert "hush.wav is silent" in complained and "short.wav is only 0.1 s long" in complained
 
 
 def test_a_reader_who_has_seen_enough(folder):
@@ -298,34 +262,27 @@ def test_a_reader_who_has_seen_enough(folder):
 
 
 @pytest.mark.parametrize(("arguments", "complaint"), [
-    ([], "give two files to compare, or --embed"),
-    (["wav/a0.wav"], "give two files to compare"),
+    (["wav/a0.wav"], "give files: two to compare, or some with --embed, --enrol NAME, --identify or --classify"),
     (["wav/a0.wav", "none.wav"], "none.wav does not exist"),
     (["wav/a0.wav", "wav/b0.wav", "--threshold", "high"], "--threshold high: for this model it must be a number"),
-    (["wav/a0.wav", "wav/b0.wav", "--threshold", "2"], "a threshold must be from -1 to 1, not 2"),
     (["wav/a0.wav", "wav/b0.wav", "--threshold", "0.1%"], "it must be a number from -1 to 1 or 1%"),
-    (["wav/a0.wav", "wav/b0.wav", "--channel", "1"], "has 1 channels, no channel 1"),
     (["wav/a0.wav", "wav/b0.wav", "--out", "x.npz"], "--out is only for embed"),
-    (["--embed", "wav", "--threshold", "0", "--out", "x.npz"], "--threshold is only for compare and identify"),
     (["--embed", "wav"], "--embed needs --out, an .npz file"),
-    (["--embed", "wav", "--window", "0", "--out", "x.npz"], "a window of 0.0 s every 0.0 s: both must be more than 0"),
     (["--embed", "wav", "--window", "1", "--start", "1", "--out", "x.npz"], "--window goes over whole files"),
     (["--embed", "wav", "--step", "1", "--out", "x.npz"], "--step belongs to --window"),
     (["--embed", "wav", "--start", "2", "--end", "1", "--out", "x.npz"], "no excerpt from 2.0 s to 1.0 s"),
     (["--embed", "wav", "--out", "wav/a0.wav"], "--out wav/a0.wav: name a file that ends in .npz"),
     (["--embed", "wav", "--out", "some.model/x.npz"], "--out some.model cannot be written to"),
     (["--export", "some.model"], "--export some.model: name a file that ends in .onnx"),
-    (["--enrol", "anna", "--gallery", "g"], "give two files to compare, or "),
+    (["--enrol", "anna", "--gallery", "g"], "give files: two to compare, or some with --embed, --enrol NAME"),
     (["--enrol", "wav/a0.wav", "wav/a1.wav", "--gallery", "g"], "--enrol wav/a0.wav: a speaker's name comes first"),
-    (["--enrol", "anna", "wav/a0.wav"], "--enrol needs --gallery"),
     (["--identify", "wav/a0.wav"], "--identify needs --gallery"),
-    (["wav/a0.wav", "wav/b0.wav", "--system", "wespeaker"], "some.model is not a checkpoint of wespeaker"),
 ])  # fmt: skip
 def test_misuse_gets_one_line(use, arguments, complaint):
     status, _, complained = use(*arguments)
     lines = [line for line in complained.splitlines() if not line.endswith("left out")]  # one for each file
     assert status == 2 and complaint in complained and all(line.startswith("verify.py: ") for line in lines)
-    assert len(lines) == 1 + ("--channel" in arguments)
+    assert len(lines) == 1
 
 
 def test_export(use, encoder, folder):
