@@ -10,12 +10,12 @@ import soundfile
 import torch
 from conftest import relative_error, voice
 from published import random_state, taoruijie_shapes
-from test_encoder import save_model
+from test_encoder import encoder_of, save_model
 from test_model import small_network
 
 import verify
 from inference import gallery
-from inference.filterbanks import ExportableFilterbank
+from inference.export import export_onnx
 from inference.gallery import Gallery
 from verify import SpeakerEncoder
 
@@ -28,7 +28,6 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("use")
     save_model(folder / "some.model", small_network(), thresholds=THRESHOLDS)
     (folder / "wav").mkdir()
-    (folder / "folder.npz").mkdir()
     for speaker, pitch in enumerate((90, 140, 220)):
         for take in range(2):
             path = folder / "wav" / f"{'abc'[speaker]}{take}.wav"
@@ -82,8 +81,7 @@ def test_several_second_files(use, encoder, folder):
 def test_without_a_threshold_there_is_no_decision(use, folder):
     torch.save(random_state(taoruijie_shapes(8, 4)), folder / "pretrain.model")
     status, printed, complained = use("wav/a0.wav", "wav/b0.wav", model="pretrain.model")
-    assert status == 2 and "speaker" not in printed and float(printed) <= 1
-    assert complained == "verify.py: pretrain.model came without a threshold: no decision; give one with --threshold\n"
+    assert status == 2 and float(printed) <= 1 and "pretrain.model came without a threshold" in complained
     assert use("wav/a0.wav", "wav/b0.wav", "--threshold", -1, model="pretrain.model")[0] == 0
 
 
@@ -93,7 +91,6 @@ def read(path):
 
 
 def test_embed_files_folders_and_lists(use, encoder, folder):
-    (folder / "text.wav").write_text("no audio")
     (folder / "list.txt").write_text("a wav/a1.wav\nb wav/b1.wav\n")
     (folder / "trials.lst").write_text("1 wav/a1.wav wav/a0.wav\n")
     (folder / "paths.txt").write_text("b1.wav\n")
@@ -103,17 +100,17 @@ def test_embed_files_folders_and_lists(use, encoder, folder):
         (["list.txt"], ["wav/a1.wav", "wav/b1.wav"]), (["trials.lst"], ["wav/a1.wav", "wav/a0.wav"]),
         (["paths.txt", "--root", "wav"], ["wav/b1.wav"]),
     ):  # fmt: skip
-        status, printed, complained = use("--embed", *paths, "--out", "e.npz")
+        count = len(expected)
+        printed = f"e.npz: {count} embeddings from {count} of {count} files\n"
+        assert use("--embed", *paths, "--out", "e.npz") == (0, printed, "")
         found = read(folder / "e.npz")
-        assert (status, complained) == (0, "") and found["files"].tolist() == expected
-        assert printed == f"e.npz: {len(expected)} embeddings from {len(expected)} of {len(expected)} files\n"
-        assert sorted(found) == ["embeddings", "files", "model"] and str(found["model"]) == encoder.fingerprint()
+        assert sorted(found) == ["embeddings", "files", "model"] and found["files"].tolist() == expected
+        assert str(found["model"]) == encoder.fingerprint()
         for file, embedding in zip(expected, found["embeddings"]):
             assert relative_error(embedding, encoder.embed(folder / file)) < 1e-5
-    status, printed, complained = use("--embed", "wav/a0.wav", "text.wav", "wav/b0.wav", "no.wav", "--out", "e.npz")
-    assert status == 2 and printed == "e.npz: 2 embeddings from 2 of 4 files\n"
-    assert "text.wav cannot be read as audio; left out\n" in complained and "no.wav does not exist" in complained
-    assert read(folder / "e.npz")["files"].tolist() == ["wav/a0.wav", "wav/b0.wav"]
+    status, printed, complained = use("--embed", "wav/a0.wav", "no.wav", "--out", "e.npz")
+    assert (status, printed) == (2, "e.npz: 1 embeddings from 1 of 2 files\n")
+    assert complained == "verify.py: no.wav does not exist; left out\n"
 
 
 def test_embed_windows_and_excerpts(use, encoder, folder):
@@ -123,9 +120,7 @@ def test_embed_windows_and_excerpts(use, encoder, folder):
     assert found["start"].tolist() == [0, 0.5, 1, 0, 0.5] and (found["end"] - found["start"] == 1).all()
     expected, _ = encoder.embed_windows(folder / "wav/a1.wav", 1, 0.5)
     assert relative_error(found["embeddings"][:3], expected) < 1e-5
-    for flags, start, end in (
-        (["--start", 0.6], 0.6, 2.3), (["--end", 1.1], 0, 1.1), (["--start", 0.2, "--end", 1], 0.2, 1),
-    ):  # fmt: skip
+    for flags, start, end in ((["--start", 0.6], 0.6, 2.3), (["--end", 1.1], 0, 1.1)):
         assert use("--embed", "wav/a1.wav", *flags, "--out", "x.npz")[0] == 0
         found = read(folder / "x.npz")
         assert found["start"] == [start] and found["end"] == pytest.approx([end])
@@ -136,28 +131,25 @@ def test_embed_windows_and_excerpts(use, encoder, folder):
 
 def test_gallery(use, encoder, folder):
     """Scores against a speaker are the mean of the scores against that speaker's utterances."""
-    (folder / "people.npz").unlink(missing_ok=True)
     use("--enrol", "anna", "wav/a0.wav", "--gallery", "people.npz")
     use("--enrol", "Bo Ö", "wav/b0.wav", "wav/b1.wav", "--gallery", "people.npz")
     _, printed, _ = use("--enrol", "anna", "wav/a1.wav", "--gallery", "people.npz")
     assert printed == "people.npz: anna has 2 utterances; 2 speakers\n"
     expected = {
-        name: np.mean([encoder.verify(folder / "wav/c0.wav", folder / f"wav/{x}{take}.wav").score for take in (0, 1)])
+        np.mean([encoder.verify(folder / "wav/c0.wav", folder / f"wav/{x}{take}.wav").score for take in (0, 1)]): name
         for name, x in (("anna", "a"), ("Bo Ö", "b"))
     }
-    best = max(expected, key=expected.get)
-    for threshold, answer, code in ((-1, best, 0), (1, "nobody", 1)):
+    expected = sorted(expected.items(), reverse=True)
+    for threshold, answer, code in ((-1, expected[0][1], 0), (1, "nobody", 1)):
         status, printed, _ = use("--identify", "wav/c0.wav", "--gallery", "people.npz", "--threshold", threshold)
-        lines = printed.splitlines()
-        assert status == code and lines[0] == f"wav/c0.wav: {answer}"
-        found = {line.split(maxsplit=1)[1]: float(line.split()[0]) for line in lines[1:3]}
-        assert list(found) == sorted(expected, key=expected.get, reverse=True)
-        assert all(found[name] == pytest.approx(score, abs=2e-5) for name, score in expected.items())
+        first, *others = printed.splitlines()[:3]
+        assert status == code and first == f"wav/c0.wav: {answer}"
+        for line, (score, name) in zip(others, expected, strict=True):
+            assert line[10:] == f"  {name}" and float(line[:10]) == pytest.approx(score, abs=2e-5)
 
 
 def test_enrolling_side_by_side_loses_nobody(encoder, tmp_path):
-    """Eight at a time, none of whom knew of the others, and each with one utterance of somebody whom all know."""
-    galleries = [Gallery(tmp_path / "new" / "people.npz", encoder) for _ in range(8)]
+    galleries = [Gallery(tmp_path / "new" / "people.npz", encoder) for _ in range(8)]  # all of them empty
     vectors = np.eye(8, encoder.vector_size, dtype=np.float32)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: galleries[i].enrol(f"speaker {i}", vectors[i : i + 1]), range(8)))
@@ -183,18 +175,17 @@ def test_files_that_are_not_a_gallery_of_this_model(use, folder):
     save_model(folder / "other.model", small_network(seed=3), thresholds=THRESHOLDS)
     use("--enrol", "anna", "wav/a0.wav", "--gallery", "g.npz")
     before = (folder / "g.npz").read_bytes()
-    _, _, complained = use("--enrol", "bo", "wav/b0.wav", "--gallery", "g.npz", model="other.model")
+    complained = use("--enrol", "bo", "wav/b0.wav", "--gallery", "g.npz", model="other.model")[2]
     assert "g.npz was made with another model" in complained
-    assert use("--enrol", "bo", "nobody.wav", "--gallery", "g.npz")[0] == 2
     assert "g.npz is a gallery: name another" in use("--embed", "wav", "--out", "g.npz")[2]
     assert (folder / "g.npz").read_bytes() == before
     (folder / "bad.npz").write_bytes(before[:100])
     np.savez(folder / "evil.npz", names=np.array([print, 1], dtype=object), model="x", vectors=[], counts=[])
-    use("--embed", "wav", "--out", "embeddings.npz")
+    np.savez(folder / "embeddings.npz", files=["a.wav"], embeddings=np.ones((1, 192)), model="x")
     for name in ("bad", "evil", "embeddings"):
-        status, printed, complained = use("--identify", "wav/a0.wav", "--gallery", f"{name}.npz")
-        assert (status, printed) == (2, "") and f"{name}.npz is not a gallery" in complained
-    assert "none.npz does not exist: fill it with --enrol" in use("--identify", "x.wav", "--gallery", "none.npz")[2]
+        complained = use("--identify", "wav/a0.wav", "--gallery", f"{name}.npz")[2]
+        assert f"{name}.npz is not a gallery" in complained
+    assert "none.npz does not exist: fill it with --enrol" in use("--identify", "wav", "--gallery", "none.npz")[2]
 
 
 def test_classify(use, encoder, folder):
@@ -229,28 +220,24 @@ def test_files_with_odd_names_and_formats(use, folder):
     )  # fmt: skip
 
 
-def test_lists(use, folder):
-    (folder / "named").mkdir(exist_ok=True)
-    (folder / "named/a b.wav").write_bytes((folder / "wav/a0.wav").read_bytes())
-    (folder / "paths.txt").write_text("a b.wav\n")
-    assert use("--embed", "paths.txt", "--root", "named", "--out", "o.npz")[0] == 0
-    (folder / "paths.txt").write_text("a.wav b.wav\n")
-    complained = use("--embed", "paths.txt", "--root", "named", "--out", "o.npz")[2]
-    assert "line 1: named/a.wav b.wav does not exist" in complained
-    (folder / "paths.txt").write_text("a ../wav/a0.wav\n")
-    refused = use("--embed", "paths.txt", "--root", "named", "--out", "o.npz")
-    assert refused[0] == 2 and "line 1: ../wav/a0.wav leads out of --root" in refused[2]
-    assert use("--embed", "paths.txt", "--root", "named", "--paths_anywhere", "--out", "o.npz")[0] == 0
+def test_paths_in_lists(use, folder):
+    embed_list = "--embed", "paths.txt", "--root", "wav", "--out", "o.npz"
+    (folder / "wav/a b.wav.").write_bytes((folder / "wav/a0.wav").read_bytes())  # the name keeps it out of the folder
+    for line, complaint in (
+        ("a b.wav.", ""), ("a.wav b.wav", "paths.txt line 1: wav/a.wav b.wav does not exist"),
+        ("a ../wav/a0.wav", "paths.txt line 1: ../wav/a0.wav leads out of --root"),
+    ):  # fmt: skip
+        (folder / "paths.txt").write_text(line)
+        status, _, complained = use(*embed_list)
+        assert status == (2 if complaint else 0) and complaint in complained
+    assert use(*embed_list, "--paths_anywhere")[0] == 0
 
 
 def test_warnings_are_lines(use, folder):
-    soundfile.write(folder / "short.wav", np.sin(np.arange(1600.0)), 16000)
     soundfile.write(folder / "hush.wav", np.zeros(16000), 16000)
-    assert use("--embed", "hush.wav", "--out", "h.npz")[::2] == (
-        0, "verify.py: warning: hush.wav is silent: its embedding says nothing about a speaker\n"
-    )  # fmt: skip
-    complained = use("wav/a0.wav", "hush.wav", "short.wav")[2]
-    assert "hush.wav is silent" in complained and "short.wav is only 0.1 s long" in complained
+    warned = "verify.py: warning: hush.wav is silent: its embedding says nothing about a speaker\n"
+    assert use("--embed", "hush.wav", "--out", "h.npz")[::2] == (0, warned)
+    assert use("wav/a0.wav", "hush.wav")[2] == warned
 
 
 def test_a_reader_who_has_seen_enough(folder):
@@ -263,13 +250,11 @@ def test_a_reader_who_has_seen_enough(folder):
 
 @pytest.mark.parametrize(("arguments", "complaint"), [
     (["wav/a0.wav"], "give files: two to compare, or some with --embed, --enrol NAME, --identify or --classify"),
-    (["wav/a0.wav", "none.wav"], "none.wav does not exist"),
     (["wav/a0.wav", "wav/b0.wav", "--threshold", "high"], "--threshold high: for this model it must be a number"),
     (["wav/a0.wav", "wav/b0.wav", "--threshold", "0.1%"], "it must be a number from -1 to 1 or 1%"),
     (["wav/a0.wav", "wav/b0.wav", "--out", "x.npz"], "--out is only for embed"),
     (["--embed", "wav"], "--embed needs --out, an .npz file"),
     (["--embed", "wav", "--window", "1", "--start", "1", "--out", "x.npz"], "--window goes over whole files"),
-    (["--embed", "wav", "--step", "1", "--out", "x.npz"], "--step belongs to --window"),
     (["--embed", "wav", "--start", "2", "--end", "1", "--out", "x.npz"], "no excerpt from 2.0 s to 1.0 s"),
     (["--embed", "wav", "--out", "wav/a0.wav"], "--out wav/a0.wav: name a file that ends in .npz"),
     (["--embed", "wav", "--out", "some.model/x.npz"], "--out some.model cannot be written to"),
@@ -300,21 +285,7 @@ def test_export(use, encoder, folder):
 def test_export_of_every_system(system, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    from test_encoder import encoder_of
-
-    from inference.export import export_onnx
-
     assert "at three other lengths" in export_onnx(encoder_of(system), tmp_path / "x.onnx")
-
-
-def test_an_export_that_differs_is_not_written(use, folder, monkeypatch):
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnx")
-    right = ExportableFilterbank.energies
-    monkeypatch.setattr(ExportableFilterbank, "energies", lambda self, waveform: right(self, waveform)[:, :, :-1])
-    status, printed, complained = use("--export", "wrong.onnx")
-    assert (status, printed) == (2, "") and "onnxruntime does not agree with the model" in complained
-    assert not (folder / "wrong.onnx").exists()
 
 
 def test_export_without_its_packages(use, monkeypatch):
