@@ -1,6 +1,5 @@
 """The command: what it prints, writes, returns and complains of."""
 
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -63,19 +62,16 @@ def test_two_files(use, encoder, folder):
 
 def test_several_second_files(use, encoder, folder):
     (folder / "text.wav").write_text("no audio")
-    scores = [encoder.verify(folder / "wav/a0.wav", folder / f"wav/{name}.wav").score for name in ("a1", "b0", "c1")]
+    names = "wav/a1.wav", "wav/b0.wav", "wav/c1.wav"
+    scores = [encoder.verify(folder / "wav/a0.wav", folder / name).score for name in names]
     threshold = (max(scores) + min(scores)) / 2
-    files = "wav/a0.wav", "wav/a1.wav", "wav/b0.wav", "wav/c1.wav"
-    status, printed, complained = use(*files, "--threshold", threshold)
-    lines = printed.splitlines()
-    for line, score, name in zip(lines, scores, files[1:]):
-        verdict = "same speaker" if score >= threshold else "different speakers"
-        assert line == f"{score:8.5f}  {verdict}  {name}"
-    assert (status, len(lines), complained) == (1, 4, "")
-    lines = use(files[0], "wav", "--threshold", threshold)[1].splitlines()  # of a folder
-    assert len(lines) == 7 and lines[1].endswith("wav/a1.wav")
-    status, again, complained = use(*files[:2], "text.wav", *files[2:], "--threshold", threshold)
-    assert (status, again) == (2, printed) and complained == "verify.py: text.wav cannot be read as audio\n"
+    status, printed, complained = use("wav/a0.wav", *names, "--threshold", threshold)
+    for line, score, name in zip(printed.splitlines(), scores, names):
+        assert line == f"{score:8.5f}  {'same speaker' if score >= threshold else 'different speakers'}  {name}"
+    assert (status, printed.count("\n"), complained) == (1, 4, "")
+    assert use("wav/a0.wav", "wav", "--threshold", threshold)[1].count("\n") == 7  # all of a folder
+    unreadable = 2, printed, "verify.py: text.wav cannot be read as audio\n"
+    assert use("wav/a0.wav", "text.wav", *names, "--threshold", threshold) == unreadable
 
 
 def test_without_a_threshold_there_is_no_decision(use, folder):
@@ -204,27 +200,25 @@ def test_a_failure_is_not_an_answer(use, monkeypatch):
 
 
 def test_files_with_odd_names_and_formats(use, folder):
-    (folder / "odd").mkdir(exist_ok=True)
+    (folder / "odd").mkdir()
     speech, _ = soundfile.read(folder / "wav/a0.wav")
-    for name in ("a b.wav", "a.aiff"):
-        soundfile.write(folder / "odd" / name, speech, 16000)
+    soundfile.write(folder / "odd/a b.aiff", speech, 16000)
     with open(bytes(folder / "odd") + b"/\xff.wav", "wb") as file:
         soundfile.write(file, speech, 16000, format="WAV")
     (folder / "odd/._a b.wav").write_bytes(b"\0\5\x16\7")  # left by macOS
-    assert use("--embed", "odd", "--out", "o.npz") == (0, "o.npz: 3 embeddings from 3 of 3 files\n", "")
-    assert read(folder / "o.npz")["files"].tolist()[:2] == ["odd/a b.wav", "odd/a.aiff"]
+    assert use("--embed", "odd", "--out", "o.npz") == (0, "o.npz: 2 embeddings from 2 of 2 files\n", "")
     (folder / "odd/none.wav").write_bytes(b"")
-    assert use("--enrol", "anna", "wav", "odd/none.wav", "--gallery", "all.npz") == (
-        2, "all.npz: anna has 6 utterances; 1 speakers; 1 files could not be read: enrol only those again once fixed\n",
-        "verify.py: odd/none.wav is an empty file\n",
-    )  # fmt: skip
+    status, printed, complained = use("--enrol", "anna", "wav", "odd/none.wav", "--gallery", "all.npz")
+    assert status == 2 and "anna has 6 utterances; 1 speakers; 1 files could not be read" in printed
+    assert complained == "verify.py: odd/none.wav is an empty file\n"
 
 
 def test_paths_in_lists(use, folder):
-    embed_list = "--embed", "paths.txt", "--root", "wav", "--out", "o.npz"
-    (folder / "wav/a b.wav.").write_bytes((folder / "wav/a0.wav").read_bytes())  # the name keeps it out of the folder
+    embed_list = "--embed", "paths.txt", "--root", "named", "--out", "o.npz"
+    (folder / "named").mkdir()
+    (folder / "named/a b.wav").write_bytes((folder / "wav/a0.wav").read_bytes())
     for line, complaint in (
-        ("a b.wav.", ""), ("a.wav b.wav", "paths.txt line 1: wav/a.wav b.wav does not exist"),
+        ("a b.wav", ""), ("a.wav b.wav", "paths.txt line 1: named/a.wav b.wav does not exist"),
         ("a ../wav/a0.wav", "paths.txt line 1: ../wav/a0.wav leads out of --root"),
     ):  # fmt: skip
         (folder / "paths.txt").write_text(line)
@@ -238,14 +232,6 @@ def test_warnings_are_lines(use, folder):
     warned = "verify.py: warning: hush.wav is silent: its embedding says nothing about a speaker\n"
     assert use("--embed", "hush.wav", "--out", "h.npz")[::2] == (0, warned)
     assert use("wav/a0.wav", "hush.wav")[2] == warned
-
-
-def test_a_reader_who_has_seen_enough(folder):
-    """As head: no complaint."""
-    command = [sys.executable, "-u", verify.__file__, *["wav/a0.wav"] * 60, "--model", "some.model", "--device", "cpu"]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.close()
-        assert (process.stderr.read(), process.wait()) == (b"", 141)
 
 
 @pytest.mark.parametrize(("arguments", "complaint"), [
@@ -289,7 +275,6 @@ def test_export_of_every_system(system, tmp_path):
 
 
 def test_export_without_its_packages(use, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
     status, _, complained = use("--export", "x.onnx")
     assert status == 2 and "--export needs two more packages: pip install onnx onnxruntime" in complained
