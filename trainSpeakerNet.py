@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from corpora.check import glance as quick_check, stop_at_errors
+from corpora.check import quick_check, stop_at_errors
 from corpora.demo import make_demo
-from corpora.trials import hold_out, make_trials
+from corpora.make_lists import hold_out, make_trials
 from dataLoader import Augmentation, CropLoader, SpeedPerturbation, to_device
 from evaluation.backend import ScoringBackend
 from evaluation.scoring import VALID, TrialSet, evaluate, open_training_list, open_trial_sets

@@ -78,9 +78,9 @@ def convert_file(source, target):
     # -xerror: cut or damaged files are failures. "file:" keeps a name with a colon from being taken for a protocol.
     command = ["ffmpeg", "-nostdin", "-loglevel", "error", "-xerror", "-threads", "1", "-protocol_whitelist", "file",
                "-i", f"file:{source}", "-map", "0:a:0", "-ac", "1", "-ar", str(SAMPLE_RATE), "-sample_fmt", "s16",
-               "-map_metadata", "-1", "-fflags", "+bitexact", "-f", target.suffix[1:], "-y", f"file:{part}"]  # fmt: skip
+               "-map_metadata", "-1", "-fflags", "+bitexact", "-f", target.suffix[1:]]  # fmt: skip
     try:
-        ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        ended = subprocess.run([*command, "-y", f"file:{part}"], capture_output=True, check=False)
         said = " ".join(ended.stderr.decode("utf-8", "replace").split())[:300]
         if "No space left on device" in said:
             raise RunError(f"{target} cannot be written: the disk is full; make room, the same command continues")

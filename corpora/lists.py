@@ -1,4 +1,4 @@
-"""Training and trial lists: read, checked line by line, and their files looked for on the disk."""
+"""Training lists and trial lists: read and checked line by line; their files are looked up on the disk or in a pack."""
 
 import copy
 import hashlib
@@ -11,13 +11,13 @@ import numpy as np
 from corpora.pack import Pack
 from tools import InputError, read_text, sha256
 
-LONGEST_FIELD = 4096  # characters: the longest path of Linux; of arrays of names each entry is as long as the longest
+LONGEST_FIELD = 4096  # characters: the longest path of Linux; in arrays of names each entry is as long as the longest
 
 
 def read_lines(path, flag):
     """([(line number, fields)] of the lines of a list that are not blank, SHA-256 of the file).
 
-    InputError if it is absent, empty, or no text, or has a field that is longer than any path.
+    InputError if the file is absent, empty, or not text, or has a field that is longer than any path.
     """
     text = read_text(path, flag)
     lines = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
@@ -30,7 +30,7 @@ def read_lines(path, flag):
 
 
 def quoted(fields):
-    """The fields of a line for a message, cut short if need be."""
+    """The fields of a line for a message, shortened if necessary."""
     line = " ".join(fields)
     return f"'{line}'" if len(line) <= 200 else f"'{line[:200]}'..."
 
@@ -38,7 +38,7 @@ def quoted(fields):
 class TrainingList:
     """Lines ``<speaker> <path>``: ``files`` (N paths), ``label`` (N,) int64, ``speakers`` (names, sorted).
 
-    ``sha256``: of the file that they were read from.
+    A label is the position of its speaker in ``speakers``. ``sha256``: of the file that was read.
     """
 
     def __init__(self, path, flag="--train_list"):
@@ -52,22 +52,22 @@ class TrainingList:
 
     @classmethod
     def of(cls, path, speakers, files):
-        """A list that was made, not read: its columns, and the path that it goes by in messages."""
-        listing = cls.__new__(cls)
-        listing.path = pathlib.Path(path)
-        listing._set(speakers, files, range(1, len(files) + 1))
-        listing.sha256 = hashlib.sha256(listing.text().encode()).hexdigest()
-        return listing
+        """A list made from its columns; ``path`` is its name in messages."""
+        train_list = cls.__new__(cls)
+        train_list.path = pathlib.Path(path)
+        train_list._set(speakers, files, range(1, len(files) + 1))
+        train_list.sha256 = hashlib.sha256(train_list.text().encode()).hexdigest()
+        return train_list
 
     def _set(self, speakers, files, line_numbers):
         self.files, self.line_numbers = list(files), list(line_numbers)
-        # Not with np.unique, whose arrays give every name the room of the longest.
+        # Not np.unique: in its arrays every name takes the memory of the longest.
         self.speakers = sorted(set(speakers))
         number = {speaker: label for label, speaker in enumerate(self.speakers)}
         self.label = np.array([number[speaker] for speaker in speakers], dtype=np.int64)
 
     def subset(self, rows):
-        """The lines at some positions (M,), in that order, as a list of their own: its speakers are numbered anew."""
+        """The lines at the positions ``rows`` (M,), in that order, as a list; its speakers are numbered anew."""
         part = copy.copy(self)
         part.line_numbers = [self.line_numbers[row] for row in rows]
         part.files = [self.files[row] for row in rows]
@@ -79,14 +79,18 @@ class TrainingList:
         return len(self.files)
 
     def text(self):
-        """The list as a file has it."""
+        """The content of the list's file."""
         return "".join(f"{self.speakers[label]} {file}\n" for label, file in zip(self.label, self.files))
+
+    def quote(self, row):
+        """A line, by its position, for a message."""
+        return f"line {self.line_numbers[row]}: {self.speakers[self.label[row]]} {self.files[row]}"
 
 
 class TrialList:
     """Lines ``<1|0> <enrolment path> <test path>``: ``label`` (N,) int64, ``enrol`` and ``test`` (N paths each).
 
-    ``sha256``: of the file that they were read from, or of what ``tools.write_trials`` would write.
+    Label 1: the same speaker. ``sha256``: of the file that was read, or of ``text()``.
     """
 
     def __init__(self, path, flag="--eval_list"):
@@ -101,7 +105,7 @@ class TrialList:
 
     @classmethod
     def of(cls, path, label, enrol, test):
-        """A list that was made, not read: its columns, and the path that it goes by in messages."""
+        """A list made from its columns; ``path`` is its name in messages."""
         trials = cls.__new__(cls)
         trials._set(path, label, enrol, test, range(1, len(label) + 1))
         trials.sha256 = hashlib.sha256(trials.text().encode()).hexdigest()
@@ -121,16 +125,29 @@ class TrialList:
         return len(self.label)
 
     def text(self):
-        """The list as a file has it."""
+        """The content of the list's file."""
         return "".join(f"{label} {enrol} {test}\n" for label, enrol, test in zip(self.label, self.enrol, self.test))
+
+    def quote(self, row):
+        """A line, by its position, for a message."""
+        return f"line {self.line_numbers[row]}: {self.label[row]} {self.enrol[row]} {self.test[row]}"
+
+
+def first_lines(listed):
+    """{file: number of the first line that names it} of a TrainingList or TrialList."""
+    lines = {}
+    for column in (listed.files,) if isinstance(listed, TrainingList) else (listed.enrol, listed.test):
+        for number, file in zip(listed.line_numbers, column):
+            lines[file] = min(number, lines.get(file, number))
+    return lines
 
 
 def leads_out(file):
-    """Whether the path of a file, as a list has it, is absolute or goes up: it may leave the folder of the list.
+    """Whether the path in a list is absolute or has a "..", so that it may leave its folder.
 
-    Links in the folder may lead anywhere: they are its owner's affair.
+    Links inside the folder may lead anywhere: whoever owns the folder has made them.
     """
-    return os.path.isabs(file) or ".." in re.split(r"[/\\]", file)
+    return os.path.isabs(file) or (".." in file and ".." in re.split(r"[/\\]", file))
 
 
 def refuse_to_leave(path, number, file, flag):
@@ -141,25 +158,21 @@ def refuse_to_leave(path, number, file, flag):
     )
 
 
-def check_files(listing, source, flag, anywhere=False):
+def check_files(listed, source, flag, anywhere=False):
     """InputError naming the first line of a TrainingList or TrialList whose file the source (Folder, Pack) lacks.
 
-    Paths of a Folder that are absolute or have a ".." are refused in the same way, unless they may lead ``anywhere``.
-    Those of a Pack name what is in it, and lead nowhere.
+    Paths of a Folder that are absolute or have a ".." are refused too, unless ``anywhere``. Those of a Pack are only
+    names of its entries.
     """
-    lines = {}  # each file once, with the line that names it first
-    columns = (listing.files,) if isinstance(listing, TrainingList) else (listing.enrol, listing.test)
-    for column in columns:
-        for number, file in zip(listing.line_numbers, column):
-            lines.setdefault(file, number)
+    lines = first_lines(listed)
     if not anywhere and not isinstance(source, Pack):
         outside = [(number, file) for file, number in lines.items() if leads_out(file)]
         if outside:
-            raise refuse_to_leave(listing.path, *min(outside), flag)
+            raise refuse_to_leave(listed.path, *min(outside), flag)
     missing = source.missing(list(lines))
     if missing:
         number, file = min((lines[file], file) for file in missing)
         raise InputError(
-            f"{listing.path} line {number}: {source.name(file)} does not exist ({len(missing)} of {len(lines)} files "
+            f"{listed.path} line {number}: {source.name(file)} does not exist ({len(missing)} of {len(lines)} files "
             f"are missing); is {flag} right?"
         )

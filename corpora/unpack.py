@@ -5,7 +5,6 @@
 writes /data/voxceleb1/wav/..., /data/voxceleb2/dev/aac/..., /data/musan/..., /data/RIRS_NOISES/...
 """
 
-import bisect
 import functools
 import hashlib
 import io
@@ -28,15 +27,14 @@ FOLDERS = {"vox1": "voxceleb1", "vox2": "voxceleb2"}
 def unpack(source, to, threads=4, any_md5=False):
     """Unpack all known archives in the folder ``source`` under ``to`` -> (number of files, how many of them are new).
 
-    Files that exist with the right size are skipped, so the same call continues after an interruption. any_md5: also
-    take archives whose MD5 is not the published one. InputError: no archive, a missing part, a wrong MD5, a path that
-    leaves ``to``. RunError: a damaged or encrypted archive, a full disk.
+    Files that exist with the right size are skipped, so the same call continues after an interruption. InputError:
+    missing parts, a wrong MD5 (unless any_md5), a path that leaves ``to``. RunError: a damaged archive, a full disk.
     """
     source, to = pathlib.Path(source), pathlib.Path(to)
     check_folder(source, "--unpack")
     archives = find_archives(source)
     if not any_md5:
-        check_md5(source, [part for parts in archives.values() for part in parts], threads)
+        check_md5(source, [part for parts in archives.values() for part in parts])
     check_writable(to, "--to")
     is_new = []
     for name, parts in archives.items():
@@ -47,8 +45,7 @@ def unpack(source, to, threads=4, any_md5=False):
                 # A tar.gz can only be read from beginning to end; zipfile is made for several threads.
                 is_new += map(extract, members) if name.endswith(".tar.gz") else in_order(extract, members, threads)
         except (OSError, EOFError, RuntimeError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
-            fix = "download it again, or make room; the same command continues"
-            raise RunError(f"{name} cannot be unpacked ({error}): {fix}") from error
+            raise RunError(f"{name} cannot be unpacked ({error}): download it again, or make room") from error
     return len(is_new), sum(is_new)
 
 
@@ -57,25 +54,22 @@ def find_archives(source):
     known = {name: list(parts) for name, parts in itertools.groupby(MD5, lambda part: part.partition("_part")[0])}
     found = {name: parts for name, parts in known.items() if any((source / part).is_file() for part in parts)}
     missing = [part for parts in found.values() for part in parts if not (source / part).is_file()]
-    if missing:
-        raise InputError(f"--unpack {source} lacks {', '.join(missing)}: download what is missing")
-    if not found:
-        raise InputError(f"--unpack {source} holds none of the archives {', '.join(known)}")
+    if missing or not found:
+        what = ", ".join(missing) or f"all of {', '.join(known)}"
+        raise InputError(f"--unpack {source} lacks {what}: download what is missing")
     return found
 
 
-def check_md5(source, parts, threads):
+def check_md5(source, parts):
     """InputError naming the files whose MD5 is not the published one."""
-
-    def md5(part):
+    wrong = []
+    for part in progress_bar(iterable=parts, desc="MD5", unit=" files"):
         digest = hashlib.md5(usedforsecurity=False)
         with open(source / part, "rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-        return digest.hexdigest()
-
-    found = progress_bar(iterable=in_order(md5, parts, threads), total=len(parts), desc="MD5", unit=" files")
-    wrong = [f"{part} ({its}, published {MD5[part]})" for part, its in zip(parts, found) if its != MD5[part]]
+        if (found := digest.hexdigest()) != MD5[part]:
+            wrong.append(f"{part} ({found}, published {MD5[part]})")
     if wrong:
         raise InputError(f"--unpack {source}: wrong MD5, download again (--any_md5: take them): {', '.join(wrong)}")
 
@@ -85,9 +79,9 @@ def list_members(file, name):
     if name.endswith(".tar.gz"):
         tar = tarfile.open(fileobj=file, mode="r:gz")  # noqa: SIM115
         return ((each.name, each.size, functools.partial(tar.extractfile, each)) for each in tar if each.isfile())
-    archive = zipfile.ZipFile(file)
-    files = (each for each in archive.infolist() if not each.is_dir())
-    return [(each.filename, each.file_size, functools.partial(archive.open, each)) for each in files]
+    packed = zipfile.ZipFile(file)
+    files = (each for each in packed.infolist() if not each.is_dir())
+    return [(each.filename, each.file_size, functools.partial(packed.open, each)) for each in files]
 
 
 def extract_member(archive, folder, member):
@@ -95,10 +89,9 @@ def extract_member(archive, folder, member):
     path, size, open_member = member
     if path.startswith("/") or ".." in path.split("/"):
         raise InputError(f"{archive} is refused: the path {path!r} in it leaves the folder")
-    path = folder / path
-    is_new = not path.is_file() or path.stat().st_size != size
+    is_new = not (folder / path).is_file() or (folder / path).stat().st_size != size
     if is_new:
-        with open_member() as content, whole_file(path, sync=False) as out:
+        with open_member() as content, whole_file(folder / path, sync=False) as out:
             shutil.copyfileobj(content, out)
     return is_new
 
@@ -107,7 +100,7 @@ class Parts(io.RawIOBase):
     """The parts of an archive, read as one file."""
 
     def __init__(self, paths):
-        self.files = [open(path, "rb", buffering=0) for path in paths]  # noqa: SIM115
+        self.paths = paths
         self.ends = list(itertools.accumulate(path.stat().st_size for path in paths))
         self.position = 0
 
@@ -122,9 +115,10 @@ class Parts(io.RawIOBase):
         return self.position
 
     def readinto(self, buffer):
-        part = bisect.bisect_right(self.ends[:-1], self.position)
+        part = sum(end <= self.position for end in self.ends[:-1])
         left = self.ends[part] - self.position  # in this part; who wants more asks again
-        self.files[part].seek(-left, io.SEEK_END)
-        count = self.files[part].readinto(memoryview(buffer)[:left])
+        with open(self.paths[part], "rb", buffering=0) as file:
+            file.seek(-left, io.SEEK_END)
+            count = file.readinto(memoryview(buffer)[:left])
         self.position += count
         return count

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from corpora.audio import UnreadableAudio
-from corpora.trials import hold_out, make_trials
+from corpora.make_lists import hold_out, make_trials
 from evaluation.calibration import fit_llr, quality_features
 from evaluation.scoring import embed_utterances, open_training_list, split_over_processes
 from tools import (

@@ -16,7 +16,7 @@ from tools import run_command
 
 def compare_files(first_path, second_path, list_path):
     """Print the metrics of two score files of one trial list, their differences, intervals and p-values."""
-    trials = TrialList(list_path)
+    trials = TrialList(list_path, "the trial list")
     first, second = read_scores(first_path, trials), read_scores(second_path, trials)
     enrol, test, speakers = speakers_of(trials)
     print(f"A {first_path}\nB {second_path}\n{len(trials)} trials of {speakers} speakers, {trials.path}")

@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from tools import equal_error_rate, error_curve, whole_file
 
-DET_TICKS = np.array([1e-5, 1e-4, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])
+DET_TICKS = np.array([1e-5, 1e-4, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
          "axes.grid": True, "grid.color": "#e4e6e9", "legend.frameon": False, "svg.hashsalt": "report"}  # fmt: skip
 
@@ -78,12 +78,13 @@ def det_plot(axes, results, bands=None):
         label = literal(f"{name}: EER {eer:.2f} %, {len(labels):,} trials")
         (line,) = axes.step(norm.ppf(false_alarm[shown]), norm.ppf(miss[shown]), where="post", label=label)
         if 0 < eer < 100:
-            axes.plot(norm.ppf(eer / 100), norm.ppf(eer / 100), "o", color=line.get_color(), markersize=5)
+            axes.plot(norm.ppf(eer / 100), norm.ppf(eer / 100), "o", color=line.get_color())
         if bands and name in bands:
             rates, *limits = bands[name]
             lowest, highest = norm.ppf(np.clip(limits, 1e-9, 1 - 1e-9))  # no misses would be infinitely far down
             axes.fill_between(norm.ppf(rates), lowest, highest, color=line.get_color(), alpha=0.15, linewidth=0)
     limits, ticks = norm.ppf([low * 0.8, 0.8]), DET_TICKS[low * 0.8 <= DET_TICKS]
+    ticks = ticks if bands is None else ticks[ticks != 0.002]  # a report's plot is small
     axes.plot(limits, limits, ":", color="gray", linewidth=1)
     axes.set(xlim=limits, ylim=limits, xlabel="false alarms (%)", ylabel="misses (%)", aspect="equal")
     for axis in (axes.xaxis, axes.yaxis):
@@ -104,7 +105,7 @@ def course_plot(axes, curves, unit, band=()):
     if band:
         axes.fill_between(*zip(*band), color="C0", alpha=0.15, linewidth=0)
     axes.set(xlabel="epoch", ylabel=unit)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * axes.dataLim.ymax or 1)
     axes.ticklabel_format(axis="y", scilimits=(-2, 5))
     axes.xaxis.get_major_locator().set_params(integer=True)
 

@@ -1,5 +1,9 @@
-"""report.html: one self-contained page about an experiment (template: evaluation/report.html), which can be mailed."""
+"""One self-contained HTML page about an experiment, which can be mailed; its template is evaluation/report.html.
 
+    python -m evaluation.report exps/exp1        # writes exps/exp1/report.html
+"""
+
+import argparse
 import concurrent.futures
 import functools
 import itertools
@@ -19,7 +23,7 @@ from corpora.pack import open_source
 from evaluation.intervals import det_band, speakers_of
 from evaluation.plots import as_svg, bar_plot, course_plot, det_plot, histogram_plot
 from evaluation.scoring import VALID, evaluated_models, read_history, read_scores
-from tools import InputError, equal_error_rate, whole_file
+from tools import InputError, equal_error_rate, run_command, whole_file
 
 WORST = 20  # so many trials of each kind, and speakers, are listed
 DURATIONS = [0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, math.inf]  # edges of the bins, seconds
@@ -215,3 +219,13 @@ def errors_by_duration(trials, scores):
             eer = equal_error_rate(scores[own], trials.label[own])[0] if targets and others else None
             found.append((f"{low}-{high}" if high < math.inf else f"{low}+", eer, targets, others))
     return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="--save_path of a training or an --eval")
+    print(write_report(parser.parse_args().folder))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -205,7 +205,7 @@ class SpeakerEncoder:
         for remark in remarks[:MAX_WARNINGS]:
             warnings.warn(remark, AudioWarning, stacklevel=2)
         if len(remarks) > MAX_WARNINGS:
-            more = f"{len(remarks)} of {len(files)} files are hardly fit for speaker recognition, among them those named"
+            more = f"{len(remarks)} of {len(files)} files are hardly fit for recognition, among them those named"
             warnings.warn(more, AudioWarning, stacklevel=2)
         return utterances
 

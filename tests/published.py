@@ -10,21 +10,13 @@ import torch
 
 HYPERPARAMS = """\
 # a HyperPyYAML file: tags name Python classes, which a reader must not build
-pretrained_path: speechbrain/spkrec-ecapa-voxceleb
 n_mels: 80
 sample_rate: 16000
-emb_dim: 192
 compute_features: !new:speechbrain.lobes.features.Fbank
     n_mels: !ref <n_mels>
-mean_var_norm: !new:speechbrain.processing.features.InputNormalization
-    norm_type: sentence
-    std_norm: False
 embedding_model: !new:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN
     input_size: !ref <n_mels>
     channels: [1024, 1024, 1024, 1024, 3072]
-modules:
-    compute_features: !ref <compute_features>
-    embedding_model: !ref <embedding_model>
 """
 
 
@@ -81,52 +73,29 @@ WRITERS = {
 
 def write_lightning(path, state):
     """A PyTorch Lightning checkpoint with pickled objects of packages that are not installed here."""
-    task, callbacks, core = (types.ModuleType(name) for name in (
-        "pyannote.audio.core.task", "pytorch_lightning.callbacks.model_checkpoint", "pyannote.audio.core.model",
-    ))  # fmt: skip
-
-    def made(module, name, bases=(), content=None):
-        made_class = type(name, bases, content or {})
-        made_class.__module__, made_class.__qualname__ = module.__name__, name
-        setattr(module, name, made_class)
-        return made_class
-
-    specifications, checkpoint = made(task, "Specifications"), made(callbacks, "ModelCheckpoint")
-    introspection = made(core, "Introspection")
-    problem = enum.Enum("Problem", {"REPRESENTATION": 3}, module=task.__name__, qualname="Problem")
-    task.Problem = problem
-    modules = {module.__name__: module for module in (task, callbacks, core)}
-    for name in [*modules]:  # and the packages around them
-        while name := name.rpartition(".")[0]:
-            modules.setdefault(name, types.ModuleType(name))
+    names = "pyannote", "pyannote.audio", "pyannote.audio.core", "pyannote.audio.core.task"
+    modules = {name: types.ModuleType(name) for name in names}
+    task = modules[names[-1]]
+    task.Specifications = type("Specifications", (), {"__module__": names[-1]})
+    task.Problem = enum.Enum("Problem", {"REPRESENTATION": 3}, module=names[-1], qualname="Problem")
+    what = task.Specifications()
+    what.problem, what.duration, what.classes = task.Problem.REPRESENTATION, 5.0, ["id10001", "id10002"]
     sys.modules.update(modules)
     try:
-        what = specifications()
-        what.problem, what.duration, what.classes = problem.REPRESENTATION, 5.0, ["id10001", "id10002"]
-        frames = introspection()
-        frames.min_num_samples = 5041
         torch.save({
             "state_dict": {**state, "loss_func.W": torch.randn(512, 24)},
-            "hyper_parameters": {
-                "sample_rate": 16000, "num_channels": 1, "sincnet": {"stride": 10, "sample_rate": 16000},
-                "dimension": 512,
-            },
+            "hyper_parameters": {"sample_rate": 16000, "num_channels": 1, "sincnet": {"stride": 10}, "dimension": 512},
             "pytorch-lightning_version": "1.2.10", "epoch": 3, "global_step": 100,
-            "callbacks": {checkpoint: {"best_model_score": torch.tensor(0.1)}},
+            "callbacks": {task.Specifications: {"best_model_score": torch.tensor(0.1)}},
             "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-3}]}],
-            "lr_schedulers": [], "hparams_name": "kwargs",
             "pyannote.audio": {
-                "versions": {"torch": "1.8.1", "pyannote.audio": "2.0"},
                 "architecture": {"module": "pyannote.audio.models.embedding.xvector", "class": "XVectorSincNet"},
-                "specifications": what, "introspection": frames,
+                "specifications": what,
             },
         }, Path(path))  # fmt: skip
     finally:
         for name in modules:
             del sys.modules[name]
-
-
-# ---- shapes as published (full width) --------------------------------------------------------------------------------
 
 
 def _conv(out_channels, in_channels, size):
@@ -152,14 +121,12 @@ def speechbrain_shapes(C=1024):
         "asp.tdnn.conv.conv": _conv(128, 9 * C, 1), "asp.tdnn.norm.norm": _norm(128),
         "asp.conv.conv": _conv(3 * C, 128, 1), "asp_bn.norm": _norm(6 * C), "fc.conv": _conv(192, 6 * C, 1),
     }  # fmt: skip
-    for n in (1, 2, 3):
+    for block in ("blocks.1", "blocks.2", "blocks.3"):
         for name in ("tdnn1", "tdnn2"):
-            layers |= {f"blocks.{n}.{name}.conv.conv": _conv(C, C, 1), f"blocks.{n}.{name}.norm.norm": _norm(C)}
-        for i in range(7):
-            block = f"blocks.{n}.res2net_block.blocks.{i}"
-            layers |= {f"{block}.conv.conv": _conv(C // 8, C // 8, 3), f"{block}.norm.norm": _norm(C // 8)}
-        layers[f"blocks.{n}.se_block.conv1.conv"] = _conv(128, C, 1)
-        layers[f"blocks.{n}.se_block.conv2.conv"] = _conv(C, 128, 1)
+            layers |= {f"{block}.{name}.conv.conv": _conv(C, C, 1), f"{block}.{name}.norm.norm": _norm(C)}
+        for name in (f"{block}.res2net_block.blocks.{i}" for i in range(7)):
+            layers |= {f"{name}.conv.conv": _conv(C // 8, C // 8, 3), f"{name}.norm.norm": _norm(C // 8)}
+        layers |= {f"{block}.se_block.conv1.conv": _conv(128, C, 1), f"{block}.se_block.conv2.conv": _conv(C, 128, 1)}
     return _flat(layers)
 
 

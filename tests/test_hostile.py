@@ -537,7 +537,7 @@ def odd_sounds(tmp_path_factory):
     return folder
 
 
-@pytest.mark.filterwarnings("ignore::encoder.AudioWarning")
+@pytest.mark.filterwarnings("ignore::inference.encoder.AudioWarning")
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_no_audio_gives_an_embedding_that_is_not_finite(system, odd_sounds):
     """Each way to an embedding gives a finite one, or says which file is at fault."""

@@ -5,7 +5,6 @@ from conftest import relative_error
 from published import taoruijie_shapes
 
 from inference.systems import SYSTEMS
-from inference.xvector import XVectorSincNet
 from model import ECAPA_TDNN, SpecAugment
 
 
@@ -27,8 +26,8 @@ def small_network(seed=0, C=32):
 def network_of(system, C=16):
     torch.manual_seed(1)
     about = SYSTEMS[system]
-    if about.network is XVectorSincNet:
-        return with_statistics(XVectorSincNet())
+    if system == "pyannote":
+        return with_statistics(about.network())
     widths = {} if about.network is ECAPA_TDNN else {"aggregation": 3 * C, "attention": 128}
     return with_statistics(about.network(C=C, front_end=about.front_end(), **widths))
 
@@ -38,9 +37,8 @@ def test_golden_vectors_of_the_original_recipe(golden, utterance):
     data = golden("taoruijie")
     prefix = "state/speaker_encoder."
     state = {key.removeprefix(prefix): torch.tensor(data[key]) for key in data.files if key.startswith(prefix)}
-    network = ECAPA_TDNN(C=64)
+    network = ECAPA_TDNN(C=64).eval()
     network.load_state_dict(state, strict=True)
-    network.eval()
     waveform = torch.tensor(data[f"wav_{utterance}"])[None]
     with torch.no_grad():
         assert relative_error(network.features(waveform)[0], data[f"feat_{utterance}"]) < 1e-4
@@ -114,19 +112,6 @@ def test_neither_padding_nor_neighbours_change_an_embedding(system):
             assert all(relative_error(row, expected) < 1e-5 for row, expected in zip(found, alone))
         for found in (network(padded), network(padded, lengths=torch.full((4,), 40000))):
             assert relative_error(found[3], alone[3]) < 1e-5
-
-
-def test_a_batch_of_different_lengths_has_the_gradients_of_its_utterances():
-    network = small_network()
-    first, second = torch.randn(1, 80, 57), torch.randn(1, 80, 101)
-    padded = torch.cat([torch.nn.functional.pad(first, (0, 44), value=7.0), second])
-    valid = (torch.arange(101) < torch.tensor([57, 101])[:, None, None]).float()
-    gradients = []
-    for embeddings in (network.embed(padded, valid), torch.cat([network.embed(first), network.embed(second)])):
-        network.zero_grad()
-        embeddings[:, 0].sum().backward()
-        gradients.append(torch.cat([each.grad.flatten() for each in network.parameters()]))
-    assert relative_error(*gradients) < 1e-5
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-8, 1e4])

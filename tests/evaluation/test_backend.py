@@ -1,6 +1,5 @@
 """Cohorts of generated voices, and scores of simulated embeddings."""
 
-import os
 import shutil
 import types
 
@@ -15,8 +14,6 @@ from evaluation.backend import Cohort, TrialScorer, cohort_beside, make_cohort, 
 from evaluation.calibration import actual_dcf, cllr, min_cllr
 from inference.encoder import SpeakerEncoder, Utterance
 from tools import InputError, equal_error_rate, min_dcf
-
-# ---- cohorts ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -75,36 +72,27 @@ def test_what_cannot_be_read_is_left_out(encoder, training):
         make_cohort(encoder, train_list, folder, threads=2)
 
 
-def test_a_cohort_is_kept_beside_its_checkpoint(encoder, training, tmp_path, monkeypatch):
-    """And used again only for the same weights, list and number of utterances."""
+def test_a_cohort_is_kept_beside_its_checkpoint(encoder, training, tmp_path):
+    """And used again only for the same weights and list."""
     train_list, folder = training
-    checkpoint = tmp_path / "exp" / "model_0001.model"
+    checkpoint, kept = tmp_path / "model_0001.model", tmp_path / "model_0001.model.cohort.npz"
     first = cohort_beside(checkpoint, encoder, train_list, folder, 2)
-    kept = tmp_path / "exp" / "model_0001.model.cohort.npz"
-    assert os.listdir(tmp_path / "exp") == [kept.name]
-    folder.rename(tmp_path / "elsewhere")  # what is kept needs no audio
-
-    def again(encoder=encoder, train_list=train_list):
-        return cohort_beside(checkpoint, encoder, train_list, folder, 2)
-
-    def made_anew(**changed):
-        """Without audio, making it anew cannot but fail."""
-        with pytest.warns(UserWarning, match="left out"), pytest.raises(InputError):
-            again(**changed)
-
-    assert np.array_equal(again().vectors, first.vectors) and again().about == first.about
     assert np.array_equal(read_cohort(kept, encoder).vectors, first.vectors)
-    made_anew(encoder=SpeakerEncoder(small_network(seed=1, C=8)))
-    shorter = TrainingList(train_list.path)  # as if some speakers were held out: of the same file, in memory
-    shorter.files, shorter.label = shorter.files[4:], shorter.label[4:]
-    made_anew(train_list=shorter)
-    with monkeypatch.context() as patched:
-        patched.setattr(backend, "UTTERANCES", 3)
-        made_anew()
-    kept.write_bytes(kept.read_bytes()[:500])
-    made_anew()
+    folder.rename(tmp_path / "elsewhere")  # a kept one needs no audio, making it anew does
+    again = cohort_beside(checkpoint, encoder, train_list, folder, 2)
+    assert np.array_equal(again.vectors, first.vectors) and again.about == first.about
+    shorter = train_list.subset(np.arange(4, 24))  # as if some speakers were held out
+    damage = lambda: kept.write_bytes(kept.read_bytes()[:500])  # noqa: E731
+    for other, chosen, prepare in (
+        (SpeakerEncoder(small_network(seed=1, C=8)), train_list, lambda: None),
+        (encoder, shorter, lambda: None),
+        (encoder, train_list, damage),
+    ):
+        prepare()
+        with pytest.warns(UserWarning, match="left out"), pytest.raises(InputError):
+            cohort_beside(checkpoint, other, chosen, folder, 2)
     (tmp_path / "elsewhere").rename(folder)
-    assert np.array_equal(again().vectors, first.vectors)
+    assert np.array_equal(cohort_beside(checkpoint, encoder, train_list, folder, 2).vectors, first.vectors)
     assert np.array_equal(read_cohort(kept, encoder).vectors, first.vectors)
 
 

@@ -147,16 +147,6 @@ def test_det_band_against_repeated_trials():
     assert low[0] > 0 and high[-1] == 0
 
 
-def test_draws_depend_on_the_seed_alone():
-    trials = random_trials(0)
-    first = bootstrap_intervals(*trials, replicates=20)
-    np.random.seed(1)
-    order = np.random.default_rng(1).permutation(len(trials[0]))
-    assert bootstrap_intervals(*trials, replicates=20, seed=0) == first
-    assert bootstrap_intervals(*(column[order] for column in trials), replicates=20) == first
-    assert bootstrap_intervals(*trials, replicates=20, seed=1) != first
-
-
 def test_nothing_seen_and_nothing_known():
     labels, speakers = np.array([0, 0, 0, 1, 1, 1]), (np.array([0, 1, 2, 0, 1, 2]), np.array([1, 2, 0, 0, 1, 2]))
     apart = bootstrap_intervals(np.arange(6), labels, *speakers, replicates=50)
@@ -216,7 +206,7 @@ def test_truth_of_the_simulation():
 
 
 def test_compare_is_antisymmetric_and_its_interval_agrees_with_p():
-    for seed in range(20):
+    for seed in range(10):
         scores, labels, enrol, test = random_trials(seed)
         other = scores + np.random.default_rng(seed).standard_normal(labels.size) * 0.5
         forth = compare(scores, other, labels, enrol, test, replicates=60, seed=3)

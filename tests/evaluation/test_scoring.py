@@ -1,4 +1,4 @@
-"""Judging models as users do: several lists in one go, the back-end, held-out speakers, two systems side by side."""
+"""Evaluation as users do it: several lists at once, the back-end, held-out speakers, two systems compared."""
 
 import json
 import shutil
@@ -11,7 +11,10 @@ from sklearn.metrics import roc_curve
 
 import trainSpeakerNet
 from corpora.lists import TrainingList, TrialList
+from evaluation import compare
+from evaluation.scoring import read_history, read_scores, write_scores
 from inference.encoder import SpeakerEncoder
+from tools import InputError
 
 SMALL = ["--C", 8, "--num_frames", 60, "--batch_size", 8, "--max_epoch", 2, "--bank_mb", 5, "--n_cpu", 1,
          "--device", "cpu", "--amp", "off"]  # fmt: skip
@@ -19,26 +22,20 @@ SMALL = ["--C", 8, "--num_frames", 60, "--batch_size", 8, "--max_epoch", 2, "--b
 
 @pytest.fixture(scope="module")
 def held(corpus, tmp_path_factory):
-    """A run of two epochs in which two of the six speakers were held out."""
+    """A run of two epochs with two of the six speakers held out."""
     folder = tmp_path_factory.mktemp("exps") / "held"
-    run_script(*data_flags(corpus), *SMALL, "--valid_speakers", 2, "--save_path", folder, check=True)
+    run_script(*data_flags(corpus), *SMALL, "--valid_speakers", 2, "--tensorboard", "--save_path", folder, check=True)
     return folder
 
 
 def sklearn_eer(scores, labels):
     """EER in % by linear interpolation of scikit-learn's curve."""
     alarm, hit, _ = roc_curve(labels, scores, drop_intermediate=False)
-    position = np.linspace(0, len(alarm) - 1, 200_001)
-    steps = range(len(alarm))
-    gap = np.abs(np.interp(position, steps, alarm) - 1 + np.interp(position, steps, hit))
-    return 100 * np.interp(position[gap.argmin()], steps, alarm)
+    return 100 * np.interp(0, alarm - (1 - hit), alarm)
 
 
 def history(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-# ---- held-out speakers -----------------------------------------------------------------------------------------------
 
 
 def test_held_out_speakers_are_not_trained_on_and_choose_the_best(held, corpus):
@@ -58,16 +55,8 @@ def test_held_out_speakers_are_not_trained_on_and_choose_the_best(held, corpus):
     assert all(torch.equal(value, same["weights"][key]) for key, value in best["weights"].items())
 
 
-def test_no_model_is_chosen_on_the_test_list(corpus, tmp_path):
-    run_script(*data_flags(corpus), *SMALL, "--max_epoch", 1, "--save_path", tmp_path / "exp", check=True)
-    assert {path.name for path in (tmp_path / "exp" / "model").iterdir()} == {"model_0001.model"}
-
-
-# ---- the back-end ----------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
-def judged(held, corpus, tmp_path_factory):
+def evaluated(held, corpus, tmp_path_factory):
     """The held run's model with all of the back-end, on a list and a part of it."""
     folder = tmp_path_factory.mktemp("eval")
     lines = (corpus / "trials.txt").read_text().splitlines(keepends=True)
@@ -83,16 +72,18 @@ def column(path):
     return np.array([float(line.split()[0]) for line in path.read_text().splitlines()])
 
 
-def test_as_norm_from_the_audio_to_the_score_by_brute_force(judged, corpus):
-    folder, _, model = judged
+def test_as_norm_from_the_audio_to_the_score_by_brute_force(evaluated, corpus):
+    folder, _, model = evaluated
     encoder = SpeakerEncoder.from_checkpoint(model)
 
     def embed(side, path):
         return encoder.embed(corpus / side / path).astype(np.float64)
 
-    listing = TrainingList(corpus / "train_list.txt")
-    cohort = [np.mean([embed("train", file) for file, label in zip(listing.files, listing.label) if label == number], 0)
-              for number, speaker in enumerate(listing.speakers) if speaker not in encoder.held_out]  # fmt: skip
+    train_list = TrainingList(corpus / "train_list.txt")
+    embeddings = {}
+    for file, label in zip(train_list.files, train_list.label):
+        embeddings.setdefault(train_list.speakers[label], []).append(embed("train", file))
+    cohort = [np.mean(own, axis=0) for speaker, own in embeddings.items() if speaker not in encoder.held_out]
     mean = np.mean(cohort, axis=0)
     unit = lambda x: (x - mean) / np.linalg.norm(x - mean)  # noqa: E731
     cohort = [unit(each) for each in cohort]
@@ -107,8 +98,8 @@ def test_as_norm_from_the_audio_to_the_score_by_brute_force(judged, corpus):
         assert column(folder / "scores" / "trials.as_norm.txt")[position] == pytest.approx(expected, rel=2e-3, abs=2e-3)
 
 
-def test_all_results_say_on_what_they_rest(judged, held, corpus):
-    folder, printed, _ = judged
+def test_all_results_say_on_what_they_rest(evaluated, held, corpus):
+    folder, printed, _ = evaluated
     results = json.loads((folder / "results.json").read_text())["results"]
     steps = ["", ".cosine", ".mean", ".as_norm", ".calibrated"]
     assert list(results) == [name + step for name in ("trials", "part") for step in steps]
@@ -122,161 +113,103 @@ def test_all_results_say_on_what_they_rest(judged, held, corpus):
         assert ("cohort" in result) == name.endswith(("mean", "as_norm", "calibrated"))
         assert result["list_sha256"][:8] in printed
     assert "4 speakers of train_list.txt" in results["trials.as_norm"]["cohort"]
-    surprise = np.logaddexp(0, np.where(TrialList(corpus / "trials.txt").label == 1, -1, 1)
-                            * column(folder / "scores" / "trials.calibrated.txt")) / np.log(2)  # fmt: skip
-    label = TrialList(corpus / "trials.txt").label
-    cost = (surprise[label == 1].mean() + surprise[label == 0].mean()) / 2
-    assert results["trials.calibrated"]["cllr"] == pytest.approx(cost, rel=1e-6)
     # The part's scores are those of the whole list.
     whole, part = (column(folder / "scores" / f"{name}.as_norm.txt") for name in ("trials", "part"))
     np.testing.assert_array_equal(part, whole[::2])
 
 
-def test_calibration_is_learnt_from_those_who_were_held_out(judged, command, corpus, tmp_path, monkeypatch):
-    folder, printed, model = judged
-    everybody = set(TrainingList(corpus / "train_list.txt").speakers)
-    held = set(SpeakerEncoder.from_checkpoint(model).held_out)
-    learnt = json.loads((folder / "results.json").read_text())["calibration"]
-    assert len(held) == 2 and set(learnt["speakers"]) == held
-    assert f"calibrated on {learnt['trials']} trials of 2 speakers who were held out of training" in printed
-    # The trials themselves, and the cohort's utterances: what is asked of the encoder.
-    asked = []
-    embed_files, embed_for_scoring = SpeakerEncoder.embed_files, SpeakerEncoder.embed_for_scoring
-
-    def note(kind, embed):
-        def noting(self, files, *args):
-            asked.append((kind, {file.split("/")[0] for file in files}))
-            return embed(self, files, *args)
-
-        return noting
-
-    monkeypatch.setattr(SpeakerEncoder, "embed_files", note("cohort", embed_files))
-    monkeypatch.setattr(SpeakerEncoder, "embed_for_scoring", note("trials", embed_for_scoring))
-    content = torch.load(model, weights_only=True)
-    flags = [*data_flags(corpus), "--eval", "--calibrate", "--top_n", 3, "--device", "cpu", "--save_path", tmp_path]
-    for name, change, complaint in (("held", {}, None), ("none", {"valid_speakers": []}, "held no speakers of")):
-        torch.save({**content, **change}, tmp_path / f"{name}.model")
-        status, printed, complained = command(trainSpeakerNet, *flags, "--initial_model", tmp_path / f"{name}.model")
-        assert status == 0 and (complaint is None) == ("held no speakers" not in complained)
-        (first, calibrated_on), (second, cohort), (third, tested) = asked
-        assert (first, second, third) == ("trials", "cohort", "trials")
-        assert not calibrated_on & cohort and calibrated_on | cohort == everybody and not tested & everybody
-        assert (calibrated_on == held) == (name == "held") or complaint
-        assert ("whom the model may know" in printed) == bool(complaint)
-        asked.clear()
-
-
-def test_a_list_without_a_cohort_is_refused(judged, command, corpus, tmp_path):
-    _, _, model = judged
-    held = SpeakerEncoder.from_checkpoint(model).held_out
-    lines = (corpus / "train_list.txt").read_text().splitlines(keepends=True)
-    (tmp_path / "held.txt").write_text("".join(line for line in lines if line.split()[0] in held))
-    status, _, error = command(
-        trainSpeakerNet, *data_flags(corpus), "--eval", "--as_norm", "--initial_model", model, "--train_list",
-        tmp_path / "held.txt", "--save_path", tmp_path / "e"
+def test_calibration_is_learned_from_held_out_speakers(evaluated, command, corpus, tmp_path):
+    folder, printed, model = evaluated
+    learned = json.loads((folder / "results.json").read_text())["calibration"]
+    assert set(learned["speakers"]) == set(SpeakerEncoder.from_checkpoint(model).held_out)
+    assert f"calibrated on {learned['trials']} trials of 2 speakers who were held out of training" in printed
+    torch.save({**torch.load(model, weights_only=True), "valid_speakers": []}, tmp_path / "none.model")
+    status, printed, complained = command(
+        trainSpeakerNet, *data_flags(corpus), "--eval", "--calibrate", "--top_n", 3, "--device", "cpu",
+        "--initial_model", tmp_path / "none.model", "--save_path", tmp_path
     )  # fmt: skip
-    assert status == 2 and "a cohort needs at least two speakers besides those that" in error
+    assert status == 0 and "held no speakers of" in complained and "whom the model may know" in printed
 
 
-def test_an_unreadable_file_of_a_trial_made_here_is_named(judged, command, corpus, tmp_path):
-    _, _, model = judged
-    shutil.copytree(corpus / "train", tmp_path / "train")
-    spoilt = next((tmp_path / "train").rglob(f"{SpeakerEncoder.from_checkpoint(model).held_out[0]}/*/*.wav"))
-    spoilt.write_bytes(b"no audio")
+def test_an_unreadable_file_of_a_trial_is_named(evaluated, command, corpus, tmp_path):
+    shutil.copytree(corpus / "eval", tmp_path / "eval")
+    damaged = next((tmp_path / "eval").rglob("*.wav"))
+    damaged.write_bytes(b"no audio")
     status, _, error = command(
-        trainSpeakerNet, *data_flags(corpus), "--eval", "--calibrate", "--initial_model", model, "--train_path",
-        tmp_path / "train", "--save_path", tmp_path / "e"
+        trainSpeakerNet, *data_flags(corpus), "--eval", "--no_check", "--initial_model", evaluated[2],
+        "--eval_path", tmp_path / "eval", "--save_path", tmp_path / "e"
     )  # fmt: skip
-    assert status == 2 and f"{spoilt} " in error and "or take its lines out of the list" in error
+    assert status == 2 and f"{damaged} " in error and "or take its lines out of the list" in error
 
 
-def test_the_cohort_is_kept_beside_the_model(judged):
-    _, _, model = judged
-    kept = np.load(f"{model}.cohort.npz")
-    assert kept["embeddings"].shape == (4, 192)
-
-
-def test_a_cohort_may_come_from_a_file(judged, corpus, tmp_path):
-    folder, _, model = judged
+def test_a_cohort_may_come_from_a_file(evaluated, corpus, tmp_path):
+    folder, _, model = evaluated
     flags = ["--eval", "--initial_model", model, "--as_norm", "--top_n", 3, "--device", "cpu", "--save_path", tmp_path,
              "--eval_list", corpus / "trials.txt", "--eval_path", corpus / "eval"]  # fmt: skip
     status, _, complained = run_script(*flags, "--cohort", f"{model}.cohort.npz")  # and no training list
     assert status == 0, complained
     same = [column(where / "scores" / "trials.as_norm.txt") for where in (folder, tmp_path)]
     np.testing.assert_allclose(*same, rtol=1e-4, atol=1e-4)
-    np.savez(tmp_path / "other.npz", embeddings=np.ones((5, 7), np.float32))
-    status, _, complained = run_script(*flags, "--cohort", tmp_path / "other.npz")
-    assert status == 2 and "other.npz has embeddings of 7 numbers, those of the model have 192" in complained
-
-
-# ---- two systems -----------------------------------------------------------------------------------------------------
-
-
-def compared(command, trials, *files):
-    return command(trainSpeakerNet, "--compare", *files, "--eval_list", trials)
 
 
 def test_two_systems_side_by_side(command, corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    trials, random = TrialList(corpus / "trials.txt"), np.random.default_rng(0)
-    rows = list(zip(trials.enrol, trials.test))
-    eers = []
+    trials, random, eers = TrialList(corpus / "trials.txt"), np.random.default_rng(0), []
     for name, noise in (("a", 1.0), ("b", 3.0)):
         scores = trials.label + noise * random.standard_normal(len(trials))
         eers.append(sklearn_eer(np.round(scores, 8), trials.label))
-        (tmp_path / f"{name}.txt").write_text("".join(f"{s:.8f} {e} {t}\n" for s, (e, t) in zip(scores, rows)))
-    status, printed, _ = compared(command, corpus / "trials.txt", "a.txt", "b.txt")
+        write_scores(f"{name}.txt", scores, trials)
+    status, printed, _ = command(compare, "a.txt", "b.txt", trials.path)
+    assert (status, printed) == command(trainSpeakerNet, "--compare", "a.txt", "b.txt", "--eval_list", trials.path)[:2]
     line = next(line for line in printed.splitlines() if line.startswith("EER"))
     found = [float(field.strip("[],")) for field in line.split()[2:]]
     assert status == 0 and len(found) == 6
     assert found[:3] == pytest.approx([*eers, eers[1] - eers[0]], abs=0.02)
     assert found[3] <= found[2] <= found[4] and 0 < found[5] <= 1
-    status, printed, _ = compared(command, corpus / "trials.txt", "a.txt", "a.txt")
+    status, printed, _ = command(compare, "a.txt", "a.txt", trials.path)
     assert status == 0 and printed.count(" 1.000") == 3  # p of no difference
 
 
-def test_scores_of_another_list_are_refused(command, corpus, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    lines = [f"0.5 {' '.join(line.split()[1:])}\n" for line in (corpus / "trials.txt").read_text().splitlines()]
-    (tmp_path / "good.txt").write_text("".join(lines))
+def test_scores_of_another_list_are_refused(corpus, tmp_path):
+    trials = TrialList(corpus / "trials.txt")
+    write_scores(tmp_path / "a.txt", np.arange(120), trials)
+    assert read_scores(tmp_path / "a.txt", trials).tolist() == list(range(120))
+    lines = (tmp_path / "a.txt").read_text().splitlines(keepends=True)
     for wrong, message in (
         (lines[:-1], "has 119 scores, but"),
-        ([*lines, lines[0]], "has 121 scores, but"),
         ([lines[1], lines[0], *lines[2:]], "line 1 is not '<score> "),
-        (["", *lines[1:]], "line 1 is not"),
-        (["nan" + lines[0][3:], *lines[1:]], "line 1 is not"),
+        (["\n", *lines[1:]], "line 1 is not"),
+        (["nan" + lines[0][8:], *lines[1:]], "line 1 is not"),
     ):
-        (tmp_path / "wrong.txt").write_text("".join(wrong) if wrong[0] else "\n" + "".join(wrong[1:]))
-        status, _, complained = compared(command, corpus / "trials.txt", "good.txt", "wrong.txt")
-        assert status == 2 and message in complained and len(complained.splitlines()) == 1
+        (tmp_path / "wrong.txt").write_text("".join(wrong))
+        with pytest.raises(InputError, match=message):
+            read_scores(tmp_path / "wrong.txt", trials)
 
 
-# ---- looking at it ---------------------------------------------------------------------------------------------------
+def test_a_history_whose_last_line_is_cut_short(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_history(path) == []
+    path.write_text('{"epoch": 1, "lists": {}}\n{"epoch": 2, "li')
+    assert read_history(path) == [{"epoch": 1, "lists": {}}]
+    path.write_text('{"epoch": 1, "lists": {}}\n{}\n')
+    with pytest.raises(InputError, match="line 2 is not the record of an epoch"):
+        read_history(path)
 
 
-def test_tensorboard_is_told_what_metrics_jsonl_is_told(corpus, tmp_path):
+def test_tensorboard_is_told_what_metrics_jsonl_is_told(held):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    folder = tmp_path / "e"
-    run_script(*data_flags(corpus), *SMALL, "--tensorboard", "--ema", 0.5, "--save_path", folder, check=True)
-    events = accumulator.EventAccumulator(str(folder / "tensorboard")).Reload()
-    records = history(folder)
+    events = accumulator.EventAccumulator(str(held / "tensorboard")).Reload()
+    records = history(held)
     for tag, values in (
         ("training/loss", {record["epoch"]: record["loss"] for record in records[1:]}),
         ("trials/eer/model", {record["epoch"]: record["lists"]["trials"]["eer"] for record in records}),
-        ("trials/eer/ema", {record["epoch"]: record["averages"]["ema"]["trials"]["eer"] for record in records[1:]}),
     ):
         assert {event.step: event.value for event in events.Scalars(tag)} == pytest.approx(values, rel=1e-6)
 
 
-def test_tensorboard_is_missed_before_the_work(command, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    status, _, error = command(trainSpeakerNet, *data_flags(corpus), "--tensorboard", "--save_path", tmp_path / "e")
-    assert status == 2 and "--tensorboard needs a package that is not here: pip install tensorboard" in error
-
-
-def test_a_report_of_a_run_and_of_an_evaluation(command, held, judged):
+def test_a_report_of_a_run_and_of_an_evaluation(command, held, evaluated):
     """What it shows is tested in test_report.py; here, that it finds what the trainer leaves."""
-    for folder, shown in ((held, "chosen on valid"), (judged[0], "trials.calibrated")):
+    for folder, shown in ((held, "chosen on valid"), (evaluated[0], "trials.calibrated")):
         status, printed, error = command(trainSpeakerNet, "--report", "--save_path", folder)
         assert status == 0 and printed.strip() == str(folder / "report.html"), error
         page = (folder / "report.html").read_text()

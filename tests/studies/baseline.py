@@ -1,9 +1,6 @@
-"""What a trained network must be clearly better than: the mean log-mel spectrum of a file, compared by cosine.
+"""A baseline without a network: cosines of mean log-mel spectra, less the mean over the training list.
 
     python tests/studies/baseline.py TRAIN_LIST TRAIN_PATH EVAL_PATH TRIAL_LIST [TRIAL_LIST ...]
-
-The mean spectrum holds the speaker's long-term average, and just as much of the room and the microphone. From each the
-mean over the training list is subtracted, without which every cosine would be near 1.
 """
 
 import sys
