@@ -15,6 +15,7 @@ encoder = torch.hub.load({root!r}, "speaker_encoder", {model!r}, device="cpu", s
 import tools as again
 assert again is tools and tools.MINE == 1
 assert not any(name in sys.modules for name in ("model", "inference", "corpora.audio"))
+assert encoder.embed({audio!r}).shape == (192,) and len(encoder.embed_windows({audio!r}, 1, 0.5)[0]) == 3
 print(encoder.verify({audio!r}, {audio!r}).score)
 """
 

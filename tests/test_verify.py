@@ -1,7 +1,5 @@
 """The command: what it prints, writes, returns and complains of."""
 
-import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,12 +9,14 @@ import soundfile
 import torch
 from conftest import relative_error, voice
 from published import random_state, taoruijie_shapes
-from test_encoder import save_model
+from test_encoder import encoder_of, save_model
 from test_model import small_network
 
 import verify
-from inference.filterbanks import ExportableFilterbank
-from verify import Gallery, SpeakerEncoder
+from inference import gallery
+from inference.export import export_onnx
+from inference.gallery import Gallery
+from verify import SpeakerEncoder
 
 THRESHOLDS = {"EER": 0.999, "1%": 0.9995, "0.1%": None}
 
@@ -27,7 +27,6 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("use")
     save_model(folder / "some.model", small_network(), thresholds=THRESHOLDS)
     (folder / "wav").mkdir()
-    (folder / "folder.npz").mkdir()
     for speaker, pitch in enumerate((90, 140, 220)):
         for take in range(2):
             path = folder / "wav" / f"{'abc'[speaker]}{take}.wav"
@@ -63,24 +62,22 @@ def test_two_files(use, encoder, folder):
 
 def test_several_second_files(use, encoder, folder):
     (folder / "text.wav").write_text("no audio")
-    scores = [encoder.verify(folder / "wav/a0.wav", folder / f"wav/{name}.wav").score for name in ("a1", "b0", "c1")]
+    names = "wav/a1.wav", "wav/b0.wav", "wav/c1.wav"
+    scores = [encoder.verify(folder / "wav/a0.wav", folder / name).score for name in names]
     threshold = (max(scores) + min(scores)) / 2
-    files = "wav/a0.wav", "wav/a1.wav", "wav/b0.wav", "wav/c1.wav"
-    status, printed, complained = use(*files, "--threshold", threshold)
-    lines = printed.splitlines()
-    for line, score, name in zip(lines, scores, files[1:]):
-        verdict = "same speaker" if score >= threshold else "different speakers"
-        assert line == f"{score:8.5f}  {verdict}  {name}"
-    assert (status, len(lines), complained) == (1, 4, "")
-    status, again, complained = use(*files[:2], "text.wav", *files[2:], "--threshold", threshold)
-    assert (status, again) == (2, printed) and complained == "verify.py: text.wav cannot be read as audio\n"
+    status, printed, complained = use("wav/a0.wav", *names, "--threshold", threshold)
+    for line, score, name in zip(printed.splitlines(), scores, names):
+        assert line == f"{score:8.5f}  {'same speaker' if score >= threshold else 'different speakers'}  {name}"
+    assert (status, printed.count("\n"), complained) == (1, 4, "")
+    assert use("wav/a0.wav", "wav", "--threshold", threshold)[1].count("\n") == 7  # all of a folder
+    unreadable = 2, printed, "verify.py: text.wav cannot be read as audio\n"
+    assert use("wav/a0.wav", "text.wav", *names, "--threshold", threshold) == unreadable
 
 
 def test_without_a_threshold_there_is_no_decision(use, folder):
     torch.save(random_state(taoruijie_shapes(8, 4)), folder / "pretrain.model")
     status, printed, complained = use("wav/a0.wav", "wav/b0.wav", model="pretrain.model")
-    assert status == 2 and "speaker" not in printed and float(printed) <= 1
-    assert complained == "verify.py: pretrain.model came without a threshold: no decision; give one with --threshold\n"
+    assert status == 2 and float(printed) <= 1 and "pretrain.model came without a threshold" in complained
     assert use("wav/a0.wav", "wav/b0.wav", "--threshold", -1, model="pretrain.model")[0] == 0
 
 
@@ -90,7 +87,6 @@ def read(path):
 
 
 def test_embed_files_folders_and_lists(use, encoder, folder):
-    (folder / "text.wav").write_text("no audio")
     (folder / "list.txt").write_text("a wav/a1.wav\nb wav/b1.wav\n")
     (folder / "trials.lst").write_text("1 wav/a1.wav wav/a0.wav\n")
     (folder / "paths.txt").write_text("b1.wav\n")
@@ -100,17 +96,17 @@ def test_embed_files_folders_and_lists(use, encoder, folder):
         (["list.txt"], ["wav/a1.wav", "wav/b1.wav"]), (["trials.lst"], ["wav/a1.wav", "wav/a0.wav"]),
         (["paths.txt", "--root", "wav"], ["wav/b1.wav"]),
     ):  # fmt: skip
-        status, printed, complained = use("--embed", *paths, "--out", "e.npz")
+        count = len(expected)
+        printed = f"e.npz: {count} embeddings from {count} of {count} files\n"
+        assert use("--embed", *paths, "--out", "e.npz") == (0, printed, "")
         found = read(folder / "e.npz")
-        assert (status, complained) == (0, "") and found["files"].tolist() == expected
-        assert printed == f"e.npz: {len(expected)} embeddings of 192 numbers from {len(expected)} files\n"
-        assert sorted(found) == ["embeddings", "files", "model"] and str(found["model"]) == encoder.fingerprint()
+        assert sorted(found) == ["embeddings", "files", "model"] and found["files"].tolist() == expected
+        assert str(found["model"]) == encoder.fingerprint()
         for file, embedding in zip(expected, found["embeddings"]):
             assert relative_error(embedding, encoder.embed(folder / file)) < 1e-5
-    status, printed, complained = use("--embed", "wav/a0.wav", "text.wav", "wav/b0.wav", "no.wav", "--out", "e.npz")
-    assert status == 2 and "2 of 4 files could not be embedded" in printed
-    assert "text.wav cannot be read as audio; left out\n" in complained and "no.wav does not exist" in complained
-    assert read(folder / "e.npz")["files"].tolist() == ["wav/a0.wav", "wav/b0.wav"]
+    status, printed, complained = use("--embed", "wav/a0.wav", "no.wav", "--out", "e.npz")
+    assert (status, printed) == (2, "e.npz: 1 embeddings from 1 of 2 files\n")
+    assert complained == "verify.py: no.wav does not exist; left out\n"
 
 
 def test_embed_windows_and_excerpts(use, encoder, folder):
@@ -120,9 +116,7 @@ def test_embed_windows_and_excerpts(use, encoder, folder):
     assert found["start"].tolist() == [0, 0.5, 1, 0, 0.5] and (found["end"] - found["start"] == 1).all()
     expected, _ = encoder.embed_windows(folder / "wav/a1.wav", 1, 0.5)
     assert relative_error(found["embeddings"][:3], expected) < 1e-5
-    for flags, start, end in (
-        (["--start", 0.6], 0.6, 2.3), (["--end", 1.1], 0, 1.1), (["--start", 0.2, "--end", 1], 0.2, 1),
-    ):  # fmt: skip
+    for flags, start, end in ((["--start", 0.6], 0.6, 2.3), (["--end", 1.1], 0, 1.1)):
         assert use("--embed", "wav/a1.wav", *flags, "--out", "x.npz")[0] == 0
         found = read(folder / "x.npz")
         assert found["start"] == [start] and found["end"] == pytest.approx([end])
@@ -131,82 +125,63 @@ def test_embed_windows_and_excerpts(use, encoder, folder):
     assert status == 2 and "wav/b0.wav lasts 1.60 s: no excerpt from 2.0 s to 1.6 s; left out" in complained
 
 
-def test_warnings_are_lines(use, folder):
-    soundfile.write(folder / "hush.wav", np.zeros(16000), 16000)
-    status, _, complained = use("--embed", "hush.wav", "--out", "h.npz")
-    assert status == 0
-    assert complained == "verify.py: warning: hush.wav is silent: its embedding says nothing about a speaker\n"
-    assert "warning: hush.wav is silent" in use("hush.wav", "hush.wav")[2]
-
-
 def test_gallery(use, encoder, folder):
     """Scores against a speaker are the mean of the scores against that speaker's utterances."""
-    (folder / "people.npz").unlink(missing_ok=True)
     use("--enrol", "anna", "wav/a0.wav", "--gallery", "people.npz")
-    use("--enrol", "Bo Ö ", "wav/b0.wav", "wav/b1.wav", "--gallery", "people.npz")
+    use("--enrol", "Bo Ö", "wav/b0.wav", "wav/b1.wav", "--gallery", "people.npz")
     _, printed, _ = use("--enrol", "anna", "wav/a1.wav", "--gallery", "people.npz")
     assert printed == "people.npz: anna has 2 utterances; 2 speakers\n"
     expected = {
-        name: np.mean([encoder.verify(folder / "wav/c0.wav", folder / f"wav/{x}{take}.wav").score for take in (0, 1)])
+        np.mean([encoder.verify(folder / "wav/c0.wav", folder / f"wav/{x}{take}.wav").score for take in (0, 1)]): name
         for name, x in (("anna", "a"), ("Bo Ö", "b"))
     }
-    best = max(expected, key=expected.get)
-    for threshold, answer, code in ((-1, best, 0), (1, "nobody", 1)):
+    expected = sorted(expected.items(), reverse=True)
+    for threshold, answer, code in ((-1, expected[0][1], 0), (1, "nobody", 1)):
         status, printed, _ = use("--identify", "wav/c0.wav", "--gallery", "people.npz", "--threshold", threshold)
-        lines = printed.splitlines()
-        assert status == code and lines[0] == f"wav/c0.wav: {answer}"
-        found = {line.split(maxsplit=1)[1]: float(line.split()[0]) for line in lines[1:3]}
-        assert list(found) == sorted(expected, key=expected.get, reverse=True)
-        assert all(found[name] == pytest.approx(score, abs=2e-5) for name, score in expected.items())
+        first, *others = printed.splitlines()[:3]
+        assert status == code and first == f"wav/c0.wav: {answer}"
+        for line, (score, name) in zip(others, expected, strict=True):
+            assert line[10:] == f"  {name}" and float(line[:10]) == pytest.approx(score, abs=2e-5)
 
 
 def test_enrolling_side_by_side_loses_nobody(encoder, tmp_path):
-    """Eight at a time, none of whom knew of the others, and each with one utterance of somebody whom all know."""
-    galleries = [Gallery(tmp_path / "new" / "people.npz", encoder) for _ in range(8)]
+    galleries = [Gallery(tmp_path / "new" / "people.npz", encoder) for _ in range(8)]  # all of them empty
     vectors = np.eye(8, encoder.vector_size, dtype=np.float32)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: galleries[i].enrol(f"speaker {i}", vectors[i : i + 1]), range(8)))
         list(pool.map(lambda i: galleries[i].enrol("all", vectors[i : i + 1]), range(8)))
-    found = Gallery(tmp_path / "new" / "people.npz", encoder)
-    found = {name: (vector, count) for name, vector, count in zip(found.names, found.vectors, found.counts)}
+    found = Gallery(tmp_path / "new" / "people.npz", encoder).speakers
     assert len(found) == 9 and all(np.array_equal(found[f"speaker {i}"][0], vectors[i]) for i in range(8))
     assert np.allclose(found["all"][0], vectors.mean(axis=0)) and found["all"][1] == 8
 
 
-def test_what_cannot_be_enrolled_changes_nothing(encoder, tmp_path, monkeypatch):
-    gallery = Gallery(tmp_path / "people.npz", encoder)
+def test_a_full_disk_leaves_the_gallery_as_it_is(encoder, tmp_path, monkeypatch):
+    people = Gallery(tmp_path / "people.npz", encoder)
     one = np.ones((1, encoder.vector_size), np.float32)
-    gallery.enrol("anna", one)
+    people.enrol("anna", one)
     before = (tmp_path / "people.npz").read_bytes()
-    for odd in (one[:, 1:], one * np.nan, one[0]):
-        with pytest.raises(ValueError, match=r"scoring vectors are finite numbers \(M, 384\), not"):
-            gallery.enrol("bo", odd)
     with monkeypatch.context() as full, pytest.raises(OSError, match="No space left"):
-        full.setattr(verify.np, "savez", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
-        gallery.enrol("anna", one)
-    assert (gallery.names, gallery.counts) == (["anna"], [1]) and (tmp_path / "people.npz").read_bytes() == before
-    assert gallery.enrol("anna", 3 * one) == 2 and np.allclose(gallery.vectors, 2 * one)
+        full.setattr(gallery.np, "savez", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
+        people.enrol("anna", one)
+    assert people.speakers["anna"][1] == 1 and (tmp_path / "people.npz").read_bytes() == before
+    assert people.enrol("anna", 3 * one) == 2 and np.allclose(people.speakers["anna"][0], 2 * one)
 
 
-def test_galleries_that_do_not_serve(use, folder, tmp_path):
+def test_files_that_are_not_a_gallery_of_this_model(use, folder):
     save_model(folder / "other.model", small_network(seed=3), thresholds=THRESHOLDS)
     use("--enrol", "anna", "wav/a0.wav", "--gallery", "g.npz")
     before = (folder / "g.npz").read_bytes()
-    _, _, complained = use("--enrol", "bo", "wav/b0.wav", "--gallery", "g.npz", model="other.model")
+    complained = use("--enrol", "bo", "wav/b0.wav", "--gallery", "g.npz", model="other.model")[2]
     assert "g.npz was made with another model" in complained
-    assert use("--enrol", "bo", "nobody.wav", "--gallery", "g.npz")[0] == 2
-    torch.save(random_state(taoruijie_shapes(8, 4)), folder / "pretrain.model")  # has vectors of another size
-    assert "was made with another model" in use("--identify", "wav", "--gallery", "g.npz", "--threshold", 0,
-                                                model="pretrain.model")[2]  # fmt: skip
     assert "g.npz is a gallery: name another" in use("--embed", "wav", "--out", "g.npz")[2]
-    os.mkfifo(folder / "pipe.npz")
-    assert "pipe.npz is a device or a pipe: name a file" in use("--embed", "wav", "--out", "pipe.npz")[2]
     assert (folder / "g.npz").read_bytes() == before
     (folder / "bad.npz").write_bytes(before[:100])
-    assert "bad.npz is not a gallery, or a damaged one" in use("--identify", "wav/a0.wav", "--gallery", "bad.npz")[2]
     np.savez(folder / "evil.npz", names=np.array([print, 1], dtype=object), model="x", vectors=[], counts=[])
-    assert "evil.npz is not a gallery" in use("--identify", "wav/a0.wav", "--gallery", "evil.npz")[2]
-    assert "none.npz does not exist: fill it with --enrol" in use("--identify", "x.wav", "--gallery", "none.npz")[2]
+    np.savez(folder / "embeddings.npz", files=["a.wav"], embeddings=np.ones((1, 192)), model="x")
+    for name in ("bad", "evil", "embeddings"):
+        complained = use("--identify", "wav/a0.wav", "--gallery", f"{name}.npz")[2]
+        assert f"{name}.npz is not a gallery" in complained
+    assert "none.npz does not exist: fill it with --enrol" in use("--identify", "wav", "--gallery", "none.npz")[2]
 
 
 def test_classify(use, encoder, folder):
@@ -217,141 +192,68 @@ def test_classify(use, encoder, folder):
         assert line == f"{score:8.5f}  {speaker}  {name}"
 
 
-def test_what_is_left_of_a_failure_is_2(use, folder, monkeypatch):
-    """Neither a mistake of ours nor a full disk looks like "different speakers"."""
-    soundfile.write(folder / "huge.wav", np.full(16000, 1e25), 16000, subtype="DOUBLE")
-    status, _, complained = use("wav/a0.wav", "huge.wav")
-    assert status == 2 and "the embedding of huge.wav is not finite" in complained
+def test_a_failure_is_not_an_answer(use, monkeypatch):
+    """A bug of ours does not look like "different speakers"."""
     monkeypatch.setattr(verify, "compare", lambda *_: 1 / 0)
     status, _, complained = use("wav/a0.wav", "wav/b0.wav")
     assert status == 2 and "ZeroDivisionError" in complained
 
 
-def test_files_with_odd_names_and_rates(use, encoder, folder):
-    (folder / "odd").mkdir(exist_ok=True)
+def test_files_with_odd_names_and_formats(use, folder):
+    (folder / "odd").mkdir()
     speech, _ = soundfile.read(folder / "wav/a0.wav")
-    soundfile.write(folder / "odd/a b.wav", speech, 16000)
+    soundfile.write(folder / "odd/a b.aiff", speech, 16000)
     with open(bytes(folder / "odd") + b"/\xff.wav", "wb") as file:
         soundfile.write(file, speech, 16000, format="WAV")
-    soundfile.write(folder / "odd/fast.wav", speech, 2_000_000_011)
-    (folder / "spaces.txt").write_text("a b.wav\n")
-    status, printed, complained = use("--embed", "odd", "--out", "o.npz")
-    assert status == 2 and printed.startswith("o.npz: 2 embeddings of 192 numbers from 2 files; 1 of 3 files")
-    assert complained == "verify.py: odd/fast.wav claims a sample rate of 2000000011 Hz; left out\n"
-    assert use("--embed", "spaces.txt", "--root", "odd", "--out", "o.npz")[0] == 0
-    (folder / "spaces.txt").write_text("a.wav b.wav\n")
-    complained = use("--embed", "spaces.txt", "--root", "odd", "--out", "o.npz")[2]
-    assert "line 1: odd/a.wav b.wav does not exist" in complained
-    assert use("--enrol", "anna", "wav", "odd/fast.wav", "--gallery", "all.npz")[:2] == (
-        2, "all.npz: anna has 6 utterances; 1 speakers; 1 files could not be read: enrol those alone when they are "
-        "mended\n")  # fmt: skip
-    for hidden in "._a b.wav", ".DS_Store":  # as macOS leaves them on the disks of others
-        (folder / "odd" / hidden).write_bytes(b"\0\5\x16\7")
-    (folder / "odd/fast.wav").unlink()
-    soundfile.write(folder / "odd/a.aiff", speech, 16000)
-    soundfile.write(folder / "odd/telephone.wav", speech, 16000, subtype="GSM610")  # which knows no way back
-    assert use("--embed", "odd", "--out", "o.npz")[::2] == (0, "")
-    assert read(folder / "o.npz")["files"].tolist()[:2] == ["odd/a b.wav", "odd/a.aiff"]
-    (folder / "odd/song.m4a").write_bytes(b"\0\0\0\x18ftypM4A ")
+    (folder / "odd/._a b.wav").write_bytes(b"\0\5\x16\7")  # left by macOS
+    assert use("--embed", "odd", "--out", "o.npz") == (0, "o.npz: 2 embeddings from 2 of 2 files\n", "")
     (folder / "odd/none.wav").write_bytes(b"")
-    status, printed, complained = use("--embed", "odd", "--out", "o.npz")
-    assert status == 2 and "4 embeddings of 192 numbers from 4 files; 2 of 6 files" in printed
-    assert "odd/none.wav is an empty file; left out\n" in complained
-    assert "odd/song.m4a cannot be read as audio: prepareData.py --convert makes wav of it; left out\n" in complained
+    status, printed, complained = use("--enrol", "anna", "wav", "odd/none.wav", "--gallery", "all.npz")
+    assert status == 2 and "anna has 6 utterances; 1 speakers; 1 files could not be read" in printed
+    assert complained == "verify.py: odd/none.wav is an empty file\n"
 
 
-def test_folders_and_lists_wherever_files_are(use, encoder, folder):
-    names = [f"wav/{name}.wav" for name in ("a0", "a1", "b0", "b1", "c0", "c1")]
-    (folder / "some.txt").write_text("".join(f"x {name}\n" for name in names))
-    for given in (["wav"], ["some.txt"], names):
-        lines = use("./wav/a0.wav", *given)[1].splitlines()
-        assert [line.split()[-1] for line in lines[:-1]] == names
-        lines = use("--classify", *given)[1].splitlines()
-        assert [line.split()[-1] for line in lines] == names
-    score = encoder.verify(folder / "wav/a0.wav", folder / "wav/b0.wav").score
-    assert use("./wav/a0.wav", "wav/../wav/b0.wav")[1].startswith(f"{score:8.5f}  ")  # names as shells complete them
-    # What is left of several keeps its name, and is not all.
-    status, printed, complained = use("wav/a0.wav", "no.wav", "wav/b0.wav", "--threshold", -1)
-    assert status == 2 and printed.startswith(f"{score:8.5f}  same speaker  wav/b0.wav\n") and "no.wav" in complained
-    assert use("wav", "wav/a0.wav")[::2] == (2, "verify.py: wav is a folder\n")
+def test_paths_in_lists(use, folder):
+    embed_list = "--embed", "paths.txt", "--root", "named", "--out", "o.npz"
+    (folder / "named").mkdir()
+    (folder / "named/a b.wav").write_bytes((folder / "wav/a0.wav").read_bytes())
+    for line, complaint in (
+        ("a b.wav", ""), ("a.wav b.wav", "paths.txt line 1: named/a.wav b.wav does not exist"),
+        ("a ../wav/a0.wav", "paths.txt line 1: ../wav/a0.wav leads out of --root"),
+    ):  # fmt: skip
+        (folder / "paths.txt").write_text(line)
+        status, _, complained = use(*embed_list)
+        assert status == (2 if complaint else 0) and complaint in complained
+    assert use(*embed_list, "--paths_anywhere")[0] == 0
 
 
-def test_each_flag_belongs_to_some_actions(use, folder):
-    given = {"--embed": ["wav"], "--enrol": ["anna", "wav"], "--identify": ["wav"], "--classify": ["wav"],
-             "--export": ["x.onnx"], "comparing files": ["wav/a0.wav", "wav/b0.wav"]}  # fmt: skip
-    assert given.keys() == verify.ACTIONS.keys()
-    for flag in set().union(*verify.ACTIONS.values()):
-        value = [] if flag == "paths_anywhere" else ["1"]
-        for action, takes in verify.ACTIONS.items():
-            if flag not in takes:
-                arguments = [action, *given[action]] if action.startswith("--") else given[action]
-                status, printed, complained = use(*arguments, f"--{flag}", *value)
-                assert (status, printed) == (2, "") and complained.count("\n") == 1
-                assert complained.startswith(f"verify.py: --{flag} belongs to ")
-                assert complained.endswith(f", not to {action}\n")
-
-
-def test_every_file_that_is_hardly_fit_is_named(use, folder):
-    still, short, loud = np.full(16000, 0.4), np.sin(np.arange(1600.0)), -1e4 * np.abs(np.sin(np.arange(16000)))
-    signals = {"still": still, "short": short, "loud": loud}
-    for name, signal in signals.items():
-        soundfile.write(folder / f"{name}.wav", signal, 16000, subtype="FLOAT")
-    complained = use("wav/a0.wav", *(f"{name}.wav" for name in signals))[2]
-    assert "still.wav is silent" in complained and "short.wav is only 0.1 s long" in complained
-    assert "loud.wav has samples up to 1e+04, full scale is 1" in complained and complained.count("\n") == 3
-    assert "only 0.2 s long" in use("--embed", "wav/a0.wav", "--window", "0.2", "--out", "w.npz")[2]
-    for i in range(11):
-        soundfile.write(folder / f"hush{i}.wav", np.zeros(16000), 16000)
-    complained = use("wav/a0.wav", *(f"hush{i}.wav" for i in range(11)))[2]
-    assert complained.count("is silent") == 10 and "11 of 12 files are hardly fit" in complained
-
-
-def test_a_reader_who_has_seen_enough(folder):
-    """As head: no complaint."""
-    command = [sys.executable, "-u", verify.__file__, *["wav/a0.wav"] * 60, "--model", "some.model", "--device", "cpu"]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.close()
-        assert (process.stderr.read(), process.wait()) == (b"", 141)
+def test_warnings_are_lines(use, folder):
+    soundfile.write(folder / "hush.wav", np.zeros(16000), 16000)
+    warned = "verify.py: warning: hush.wav is silent: its embedding says nothing about a speaker\n"
+    assert use("--embed", "hush.wav", "--out", "h.npz")[::2] == (0, warned)
+    assert use("wav/a0.wav", "hush.wav")[2] == warned
 
 
 @pytest.mark.parametrize(("arguments", "complaint"), [
-    ([], "give two files to compare, or --embed"),
-    (["wav/a0.wav"], "give two files to compare"),
-    (["wav/a0.wav", "none.wav"], "none.wav does not exist"),
-    (["wav/a0.wav", "wav/b0.wav", "--threshold", "high"], "--threshold must be a number or 1% or 0.1%, not high"),
-    (["wav/a0.wav", "wav/b0.wav", "--threshold", "2"], "--threshold must be from -1 to 1, as scores are, not 2"),
-    (["wav/a0.wav", "wav/b0.wav", "--threshold", "nan"], "--threshold must be from -1 to 1, as scores are, not nan"),
-    (["wav/a0.wav", "wav/b0.wav", "--threshold", "0.1%"], "--threshold 0.1%: some.model has only 1%"),
-    (["wav/a0.wav", "wav/b0.wav", "--channel", "1"], "has 1 channels, no channel 1"),
-    (["wav/a0.wav", "wav/b0.wav", "--out", "x.npz"], "--out belongs to --embed"),
-    (["wav/a0.wav", "wav/b0.wav", "--window", "3"], "--window belongs to --embed"),
-    (["--embed", "wav"], "--embed needs --out, the .npz file to write"),
-    (["--embed", ".git", "--out", "x.npz"], "none of 1 files could be embedded"),
-    (["--embed", "wav", "--window", "0", "--out", "x.npz"], "--window must be at least 0.01"),
+    (["wav/a0.wav"], "give files: two to compare, or some with --embed, --enrol NAME, --identify or --classify"),
+    (["wav/a0.wav", "wav/b0.wav", "--threshold", "high"], "--threshold high: for this model it must be a number"),
+    (["wav/a0.wav", "wav/b0.wav", "--threshold", "0.1%"], "it must be a number from -1 to 1 or 1%"),
+    (["wav/a0.wav", "wav/b0.wav", "--out", "x.npz"], "--out is only for embed"),
+    (["--embed", "wav"], "--embed needs --out, an .npz file"),
     (["--embed", "wav", "--window", "1", "--start", "1", "--out", "x.npz"], "--window goes over whole files"),
-    (["--embed", "wav", "--step", "1", "--out", "x.npz"], "--step belongs to --window"),
+    (["--embed", "wav", "--start", "2", "--end", "1", "--out", "x.npz"], "no excerpt from 2.0 s to 1.0 s"),
     (["--embed", "wav", "--out", "wav/a0.wav"], "--out wav/a0.wav: name a file that ends in .npz"),
-    (["--embed", "wav", "--out", "folder.npz"], "--out folder.npz is a folder"),
     (["--embed", "wav", "--out", "some.model/x.npz"], "--out some.model cannot be written to"),
     (["--export", "some.model"], "--export some.model: name a file that ends in .onnx"),
-    (["--embed", "wav", "--start", "1", "--end", "inf", "--out", "x.npz"], "--start 1.0 --end inf is no excerpt"),
-    (["--enrol", "anna", "--gallery", "g"], "--enrol needs a name and files"),
+    (["--enrol", "anna", "--gallery", "g"], "give files: two to compare, or some with --embed, --enrol NAME"),
     (["--enrol", "wav/a0.wav", "wav/a1.wav", "--gallery", "g"], "--enrol wav/a0.wav: a speaker's name comes first"),
-    (["--enrol", "nobody", "wav/a1.wav", "--gallery", "g"], "--enrol nobody: "),
-    (["--embed", "wav", "--start", "2", "--end", "1", "--out", "x.npz"], "--start 2.0 --end 1.0 is no excerpt"),
-    (["--embed", "wav", "--start", "nan", "--out", "x.npz"], "--start nan"),
-    (["--embed", "some.txt", "--root", "none", "--out", "x.npz"], "--root none is not a folder"),
-    (["--enrol", "anna", "wav/a0.wav"], "--enrol needs --gallery"),
     (["--identify", "wav/a0.wav"], "--identify needs --gallery"),
-    (["wav/a0.wav", "--classify", "wav/b0.wav"], "put the files behind"),
-    (["wav/a0.wav", "wav/b0.wav", "--n_cpu", "0"], "--n_cpu must be at least 1"),
-    (["wav/a0.wav", "wav/b0.wav", "--system", "wespeaker"], "some.model is not a checkpoint of wespeaker"),
 ])  # fmt: skip
 def test_misuse_gets_one_line(use, arguments, complaint):
     status, _, complained = use(*arguments)
-    lines = complained.splitlines()
+    lines = [line for line in complained.splitlines() if not line.endswith("left out")]  # one for each file
     assert status == 2 and complaint in complained and all(line.startswith("verify.py: ") for line in lines)
-    assert len(lines) == 1 + complained.count("left out") + bool( "--channel" in arguments)  # and a line for each file
+    assert len(lines) == 1
 
 
 def test_export(use, encoder, folder):
@@ -369,25 +271,10 @@ def test_export(use, encoder, folder):
 def test_export_of_every_system(system, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    from test_encoder import encoder_of
-
-    from inference.export import export_onnx
-
     assert "at three other lengths" in export_onnx(encoder_of(system), tmp_path / "x.onnx")
 
 
-def test_an_export_that_differs_is_not_written(use, folder, monkeypatch):
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnx")
-    right = ExportableFilterbank.energies
-    monkeypatch.setattr(ExportableFilterbank, "energies", lambda self, waveform: right(self, waveform)[:, :, :-1])
-    status, printed, complained = use("--export", "wrong.onnx")
-    assert (status, printed) == (2, "") and "onnxruntime does not agree with the model" in complained
-    assert not (folder / "wrong.onnx").exists()
-
-
 def test_export_without_its_packages(use, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
     status, _, complained = use("--export", "x.onnx")
     assert status == 2 and "--export needs two more packages: pip install onnx onnxruntime" in complained

@@ -1,0 +1,68 @@
+"""A gallery of known speakers, as ``verify.py --enrol`` fills it and ``--identify`` asks it."""
+
+import contextlib
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from tools import InputError, load_arrays, taking_turns, whole_file
+
+
+class Gallery:
+    """Known speakers and the mean of each one's scoring vectors, in an .npz file that may not exist yet.
+
+    The score of an utterance against a speaker is the mean of its scores against that speaker's utterances, so a
+    threshold for pairs of files applies here too. ``speakers``: {name: (mean vector (V,) float32, utterances)}.
+    File: ``names`` (N,), ``vectors`` (N, V) float32, ``counts`` (N,) utterances of each, ``model`` (the encoder's
+    fingerprint). InputError for a file that is not a gallery, or was made with another model.
+    """
+
+    def __init__(self, path, encoder, must_exist=False):
+        self.path, self.encoder, self.model = Path(path), encoder, encoder.fingerprint()
+        if must_exist and not self.path.exists():
+            raise InputError(f"--gallery {path} does not exist: fill it with --enrol")
+        self.speakers = self._read() if self.path.exists() else {}
+
+    def _read(self):
+        arrays = load_arrays(self.path, "--gallery", "a gallery")
+        if not {"names", "vectors", "counts", "model"} <= arrays.keys():
+            raise InputError(f"--gallery {self.path} is not a gallery: it lacks names, vectors, counts or model")
+        names, vectors, counts = arrays["names"], arrays["vectors"], arrays["counts"]
+        if str(arrays["model"]) != self.model:
+            raise InputError(f"--gallery {self.path} was made with another model: the scores would mean nothing")
+        if vectors.shape != (len(names), self.encoder.vector_size) or counts.shape != names.shape:
+            raise InputError(f"--gallery {self.path} is damaged: the shapes of its arrays do not fit together")
+        return dict(zip(names.tolist(), zip(vectors, counts.tolist())))
+
+    def enrol(self, name, vectors):
+        """Add scoring vectors (M, V) to a speaker, new or known. Returns how many utterances the speaker has now.
+
+        Several processes may enrol at once. OSError if the file cannot be written; then nothing has changed.
+        """
+        new = np.stack(vectors)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with taking_turns(self.path.parent):
+            speakers = self._read() if self.path.exists() else {}  # another process may have enrolled somebody
+            mean, count = speakers.get(name, (np.float32(0), 0))
+            total = count + len(new)
+            speakers[name] = (mean * count + new.sum(axis=0, dtype=np.float32)) / total, total
+            means, counts = zip(*speakers.values())
+            with whole_file(self.path) as file:
+                np.savez(file, names=np.array(list(speakers)), vectors=np.stack(means), counts=np.array(counts),
+                         model=np.array(self.model))  # fmt: skip
+            self.speakers = speakers
+        return total
+
+    def identify(self, vector):
+        """Scores of a scoring vector (V,) against all speakers: [(score, name)], the highest first."""
+        vectors = np.stack([mean for mean, _ in self.speakers.values()])
+        return sorted(zip((vectors @ vector).tolist(), self.speakers), reverse=True)
+
+
+def is_gallery(path):
+    """Whether a file looks like a gallery."""
+    with contextlib.suppress(OSError, zipfile.BadZipFile):
+        return os.path.isfile(path) and "counts.npy" in zipfile.ZipFile(path).namelist()
+    return False
