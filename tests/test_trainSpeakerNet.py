@@ -134,6 +134,7 @@ def test_bf16_follows_float32(command, corpus, tmp_path):
     assert half != full and half == pytest.approx(full, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_follows_eager(command, corpus, tmp_path, trained):
     status, _, error = command(
@@ -174,7 +175,7 @@ def undisturbed(long, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(long, tmp_path, undisturbed, number):
     """Stopped in the middle of three epochs, and started again each time; SIGKILL is in test_faults.py."""
     folder = tmp_path / "stopped"
@@ -291,6 +292,7 @@ def test_the_demo_trains_on_what_it_generates(command, tmp_path, monkeypatch):
     assert results(tmp_path / "demo")[-1]["lists"]["trials"]["utterances"] == 54
 
 
+@pytest.mark.slow
 def test_real_speech(command, real_data, tmp_path):
     """An epoch on real recordings, everything on; what an hour of training gives is in the README."""
     lists = {name: real_data / f"small_{name}.txt" for name in ("train_list", "trials_H")}
@@ -421,7 +423,10 @@ STRANGERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("system", STRANGERS)
+SLOW = [pytest.param(system, marks=pytest.mark.slow) for system in ("taoruijie", "modelscope", "wespeaker")]
+
+
+@pytest.mark.parametrize("system", ["speechbrain", *SLOW])
 def test_fine_tuning_a_stranger(command, corpus, tmp_path, system):
     """Its encoder is taken, a new classifier learns the new speakers, and what is written stands alone."""
     model = tmp_path / "theirs.pt"
