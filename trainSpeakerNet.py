@@ -289,11 +289,9 @@ def train(args):
                 batch = (run.epoch, step), waveform, label
                 measured, finite = train_step(args, network, optimizer, augmentation, *batch, lr, margin)
                 run.step = step + 1
-                if finite:
-                    meter.add(measured, lr, margin)
-                else:
+                if not finite:
                     distributed.reset_broken_statistics(run.network)
-                    meter.skip(step)
+                meter.add(step, lr, margin, measured if finite else None)
                 if distributed.any_rank(stop.requested or run.save_is_due()):
                     run.save(meter.sums())
                     if distributed.any_rank(stop.requested):

@@ -55,13 +55,16 @@ class Meter:
             f"waiting {now['waiting_percent']:.0f}%, {clock(now['seconds_left'])} left"
         )
 
-    def add(self, loss_and_accuracy, learning_rate, margin):
-        """Count a step: a tensor (2,) on the device, and two numbers."""
-        self.total += loss_and_accuracy
-        self.learning_rate, self.margin, self.skipped_in_a_row = learning_rate, margin, 0
+    def add(self, step, learning_rate, margin, measured):
+        """Count a step. measured: (2,) tensor of its loss and accuracy on the device; None: it was skipped.
 
-    def skip(self, step):
-        """Count a step whose gradient was not finite; RunError after MOST_SKIPPED in a row."""
+        RunError after MOST_SKIPPED skipped steps in a row.
+        """
+        self.learning_rate, self.margin = learning_rate, margin
+        if measured is not None:
+            self.total += measured
+            self.skipped_in_a_row = 0
+            return
         self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
         run, batch = self.run, self.run.folder / "skipped_batch.txt"
         what = f"step {step + 1} of epoch {run.epoch}: the gradient is not finite"

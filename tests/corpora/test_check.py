@@ -14,6 +14,7 @@ import trainSpeakerNet
 from corpora import check as check_module
 from corpora.check import KNOWN_LISTS, SEVERITIES, check, check_trials, quick_check, table, which_list
 from corpora.lists import TrialList
+from training.settings import read_settings
 
 TRAIN, EVAL = "train/id00001/session0/00000.wav", "eval/id00007/session0/00000.wav"
 SPEECH = voice(100, 2.5, 1)
@@ -297,7 +298,7 @@ def test_quick_check_of_a_part_of_the_files(own, monkeypatch):
     seen, read = [], check_module.file_info
     monkeypatch.setattr(check_module, "QUICK", 5)
     monkeypatch.setattr(check_module, "file_info", lambda path, full: seen.append(path) or read(path, full))
-    findings = quick_check(trainSpeakerNet.read_settings(flags))
+    findings = quick_check(read_settings(trainSpeakerNet.build_parser(), flags))
     assert [path for path in seen if "/train/" in path] == [str(own / "train" / file) for file in files[::5]]
     assert [(each.severity, each.count) for each in findings] == [("warning", 2)]
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import prepareData
+import trainSpeakerNet
 from corpora.lists import TrainingList, TrialList
 from corpora.make_lists import from_folder, from_kaldi, hold_out, make_trials, write_lists
 from tools import InputError
-from trainSpeakerNet import read_settings
+from training.settings import read_settings
 
 SHAPE = {"anna": 6, "ben": 4, "cleo": 6, "dan": 3, "eva": 6, "finn": 5}  # utterances; two sessions where even
 
@@ -139,7 +140,7 @@ def test_command_and_the_command_it_prints(corpus, tmp_path, command):
     assert status == 0 and "16 utterances of 4 speakers" in printed
     arguments = shlex.split(printed.splitlines()[-1].partition(": ")[2])
     assert arguments[:2] == ["python", "trainSpeakerNet.py"]
-    settings = read_settings(arguments[2:])
+    settings = read_settings(trainSpeakerNet.build_parser(), arguments[2:])
     assert settings.train_list == f"{tmp_path}/train_list.txt" and settings.musan_path == ""
     flags = ["--train_list", settings.train_list, "--train_path", settings.train_path,
              "--eval_list", *settings.eval_list, "--eval_path", settings.eval_path]  # fmt: skip
