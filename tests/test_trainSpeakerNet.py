@@ -486,7 +486,7 @@ def test_a_model_keeps_the_thresholds_of_its_evaluation(trained, corpus):
     assert last["thresholds"]["1%"] is None and last["thresholds"]["0.1%"] is None  # 96 impostor trials tell no 1 %
     assert last["list_sha256"] == hashlib.sha256((corpus / "trials.txt").read_bytes()).hexdigest()
     encoder = SpeakerEncoder.from_checkpoint(trained / "model" / "model_0002.model")
-    assert (encoder.threshold, encoder.listing) == (threshold, "trials")
+    assert (encoder.threshold, encoder.trial_list) == (threshold, "trials")
     first, second = (corpus / "trials.txt").read_text().split()[1:3]
     assert encoder.verify(corpus / "eval" / first, corpus / "eval" / second).score == pytest.approx(scores[0], abs=1e-5)
 

@@ -1,7 +1,6 @@
 """Other people's checkpoints: their numbers, their files, their mistakes, and files that mean harm."""
 
 import json
-import math
 import pickle
 
 import numpy as np
@@ -167,8 +166,8 @@ def test_a_system_that_the_file_contradicts(golden, tmp_path):
 
 
 @pytest.mark.parametrize(("content", "complaint"), [
-    ({"weight": torch.zeros(3)}, "holds no model of a system that is known here"),
-    ([1, 2], "holds no weights but a list"),
+    ({"weight": torch.zeros(3)}, "holds no model of a known system"),
+    ([1, 2], "holds no tensors by name"),
     ({"kind": "training state"}, r"is the state of a training run, not a model"),
     ({"kind": "model"}, "lacks what a model of this repository has"),
     ({"pyannote.audio": {"architecture": {"class": "PyanNet"}}, "state_dict": {}}, "is pyannote.audio's PyanNet"),
@@ -195,7 +194,7 @@ def test_wespeaker_under_state_dict(golden, tmp_path):
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "model_12.pt", _use_new_zipfile_serialization=False)
     assert load_pretrained(tmp_path).system == "wespeaker"
     (tmp_path / "config.yaml").write_text("model: ResNet34\n")
-    with pytest.raises(InputError, match=r"config.yaml: model ResNet34 is not known here"):
+    with pytest.raises(InputError, match=r"config.yaml: model ResNet34 is not known"):
         load_pretrained(tmp_path)
 
 
@@ -385,13 +384,7 @@ def test_lightning_classes_are_not_needed(tmp_path):
     assert F.normalize(found.classifier).isfinite().all()
 
 
-@pytest.mark.parametrize("change", [
-    {"settings": {"C": 8, "system": ["x"]}}, {"scores": {"o": {"thresholds": {"EER": "0.5"}}}}, {"scores": [1]},
-    {"scores": {"o": {"thresholds": [1]}}}, {"settings": None}, {"weights": {1: torch.zeros(1)}},
-    {"weights": {"speaker_loss.weight": torch.zeros(3)}},
-    *({"scores": {"o": {"thresholds": {"EER": 0.5, name: value}}}}
-      for name in ("EER", "1%") for value in (math.nan, math.inf, -1.5)),
-])  # fmt: skip
+@pytest.mark.parametrize("change", [{"settings": None}, {"scores": [1]}, {"settings": {"C": 8, "system": "x"}}])
 def test_a_model_of_ours_with_odd_contents(tmp_path, change):
     content = {"kind": "model", "settings": {"C": 8}, "weights": random_state(taoruijie_shapes(8, 3)), "speakers": []}
     save_checkpoint(tmp_path / "x.model", {**content, **change})
