@@ -59,36 +59,38 @@ def load_pretrained(path, system=None):
         path = _weights_in(path, system)
     content = load_tensors(path, stand_in_for=STAND_IN_FOR)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise InputError(f"{path} holds no tensors by name")
-    if any(key.startswith("module.") for key in state):  # of DataParallel
-        state = {key.replace("module.", ""): value for key, value in state.items()}
-        content = {**content, "state_dict": state} if "state_dict" in content else state
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}  # of DataParallel
     found = _recognise(path, content, state)
+    if not found:
+        raise InputError(f"{path} holds no model of a known system ({', '.join(SYSTEMS)})")
+    choices = " or ".join(found)
     if system is None and len(found) > 1:
         raise InputError(
-            f"{path} may be {' or '.join(SYSTEMS[name].title for name in found)}: their weights have the same names "
-            f"but need different front ends; say which by --system, or system=: {' or '.join(found)}"
+            f"{path} may be of {choices}: their weights have the same names but need different front ends; "
+            f"say which by --system, or system=: {choices}"
         )
-    if system is None and not found:
-        raise InputError(f"{path} holds no model of a known system ({', '.join(SYSTEMS)})")
-    if system is not None and system not in found:
-        which = f" but one of {' or '.join(found)}" if found else ""
-        raise InputError(f"{path} is not a checkpoint of {system}{which}")
-    return LOADERS[system or found[0]](path, content, state, system or found[0])
+    system = system or found[0]
+    if system not in found:
+        raise InputError(f"{path} is not a checkpoint of {system} but one of {choices}")
+    try:
+        return LOADERS[system](path, content, state)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:  # what should be a dict is none, and the like
+        raise InputError(f"{path} is not as {SYSTEMS[system].title} writes it ({error!r:.200})") from error
 
 
 def _weights_in(folder, system):
     """The weights file in the folder that a system's authors publish."""
-    systems, found = [system] if system else list(SYSTEMS), []
-    for name in systems:
-        matches = [sorted(folder.glob(pattern)) for pattern in SYSTEMS[name].files]
-        found += next((paths for paths in matches if paths), [])
+    patterns, found = [], []
+    for name in [system] if system else SYSTEMS:
+        patterns += SYSTEMS[name].files
+        matches = (sorted(folder.glob(pattern)) for pattern in SYSTEMS[name].files)
+        found += next(filter(None, matches), [])  # wespeaker's average comes before the models it is made of
     if not found:
-        files = ", ".join(file for name in systems for file in SYSTEMS[name].files)
         ours = sorted(folder.glob("*.model"))
         fix = f": name one of its models, such as {ours[-1].name}" if ours else ""
-        raise InputError(f"{folder} is a folder without {files or 'a known file'}{fix}")
+        raise InputError(f"{folder} is a folder without {', '.join(patterns) or 'a known file'}{fix}")
     if len(found) > 1:
         raise InputError(f"{folder} has several models: name one of {', '.join(path.name for path in found)}")
     return found[0]
@@ -106,95 +108,89 @@ def _recognise(path, content, state):
         return ["pyannote"]
     layers = {name.rpartition(".")[0] for name in state}
     known = [system for system, names in NAMES.items() if len(layers & names.keys()) > len(names) / 2]
-    if "speechbrain" in known:  # whose names are ModelScope's too: the files beside it tell
-        beside = {"speechbrain": _speechbrain_files(path), "modelscope": _modelscope_configuration(path)}
-        told = [system for system, files in beside.items() if files]
-        return told if len(told) == 1 else known
-    return known
+    # SpeechBrain's and ModelScope's names are the same: the files beside the weights may tell.
+    beside = {"speechbrain": _speechbrain_files(path), "modelscope": _modelscope_configuration(path)}
+    told = [system for system in known if beside.get(system)]
+    return told if len(told) == 1 else known
 
 
 # ---- one loader for each system --------------------------------------------------------------------------------------
 
 
-def _load_ours(path, content, state, system):
+def _load_ours(path, content, _):
     checkpoint = load_checkpoint(path, "model", content)
-    try:
-        settings, weights = checkpoint["settings"], checkpoint["weights"]
-        system = settings.get("system", "ours")
-        trial_list, result = next(iter((checkpoint.get("scores") or {}).items()), ("", {}))
-        # Rounding may take a score out of its range.
-        clipped = {name: value and min(1.0, max(-1.0, value)) for name, value in result.get("thresholds", {}).items()}
-        scale = float(settings.get("s", 30))
-        classifier = weights.get("speaker_loss.weight")
-        state = {key: value for key, value in weights.items() if key != "speaker_loss.weight"}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} lacks what a model of this repository has ({error})") from error
+    settings, weights = checkpoint["settings"], dict(checkpoint["weights"])
+    classifier = weights.pop("speaker_loss.weight", None)
+    system = settings.get("system", "ours")  # another one, if it was fine-tuned from that
     if system not in SYSTEMS:
         raise InputError(f"{path} is based on a system that is not known: {system!r}")
-    threshold = clipped.get("EER")
-    origin = f"equal error rate on {trial_list}" if threshold is not None else ""
+    trial_list, results = next(iter((checkpoint.get("scores") or {}).items()), ("", {}))
+    thresholds = results.get("thresholds") or {}
+    # Rounding may take a score out of its range.
+    thresholds = {name: value and min(1.0, max(-1.0, value)) for name, value in thresholds.items()}
+    threshold = thresholds.get("EER")
     return Pretrained(
-        system, _network(path, state, system, {}, PREFIX), classifier, checkpoint.get("speakers") or None, threshold,
-        origin, clipped, trial_list, scale, checkpoint.get("valid_speakers") or [],
+        system, _network(path, weights, system, prefix=PREFIX), classifier, checkpoint.get("speakers") or None,
+        threshold, f"equal error rate on {trial_list}" if threshold is not None else "", thresholds, trial_list,
+        scale=float(settings.get("s", 30)), held_out=checkpoint.get("valid_speakers") or [],
         earlier=checkpoint.get("earlier_speakers") or [],
     )  # fmt: skip
 
 
-def _load_taoruijie(path, content, state, system):
-    state = dict(state)
+def _load_taoruijie(path, _, state):
     classifier = state.pop("speaker_loss.weight", None)
-    return Pretrained(system, _network(path, state, system, {}, PREFIX), classifier)
+    return Pretrained("taoruijie", _network(path, state, "taoruijie", prefix=PREFIX), classifier)
 
 
-def _load_speechbrain(path, content, state, system):
-    network, beside = _network(path, state, system), _speechbrain_files(path)
-    classifier = speakers = mean = None
+def _load_speechbrain(path, _, state):
+    network, beside = _network(path, state, "speechbrain", NAMES["speechbrain"]), _speechbrain_files(path)
     if "hyperparams.yaml" in beside:
-        _check_speechbrain_settings(beside["hyperparams.yaml"])
+        settings = _read_yaml(beside["hyperparams.yaml"])
+        others = (settings.get("compute_features") or {}).keys() - {"n_mels", "sample_rate"}
+        if settings.get("n_mels", "80") != "80" or others:
+            other = f"compute_features sets {min(others)}" if others else f"n_mels {settings['n_mels']}"
+            raise InputError(f"{beside['hyperparams.yaml']}: {other}; only 80 mels by default settings are supported")
+    classifier = speakers = mean = None
     if "classifier.ckpt" in beside:
-        classifier = _tensor_of(beside["classifier.ckpt"], "weight", (None, network.embedding_size))
+        classifier = _tensor_of(beside["classifier.ckpt"], "weight", network.embedding_size)
     if "mean_var_norm_emb.ckpt" in beside:
-        mean = _tensor_of(beside["mean_var_norm_emb.ckpt"], "glob_mean", (network.embedding_size,))
+        mean = _tensor_of(beside["mean_var_norm_emb.ckpt"], "glob_mean", network.embedding_size).flatten()
     labels = beside.get("label_encoder.txt") or beside.get("label_encoder.ckpt")
     if labels and classifier is not None:
         speakers = _read_labels(labels, len(classifier))
-    threshold = SYSTEMS[system].threshold
-    return Pretrained(system, network, classifier, speakers, threshold, origin="SpeechBrain's own", mean=mean)
+    threshold, origin = SYSTEMS["speechbrain"].threshold, "SpeechBrain's own"
+    return Pretrained("speechbrain", network, classifier, speakers, threshold, origin, mean=mean)
 
 
-def _load_modelscope(path, content, state, system):
-    threshold = (_modelscope_configuration(path) or {}).get("yesOrno_thr")
+def _load_modelscope(path, _, state):
+    network = _network(path, state, "modelscope", NAMES["modelscope"])
+    threshold = _modelscope_configuration(path).get("yesOrno_thr")
     if threshold is not None and not (isinstance(threshold, (int, float)) and -1 <= threshold <= 1):
         raise InputError(f"{path.parent / 'configuration.json'}: yesOrno_thr must be a number from -1 to 1")
-    return Pretrained(system, _network(path, state, system), threshold=threshold, origin="its configuration.json")
+    return Pretrained("modelscope", network, threshold=threshold, origin="its configuration.json")
 
 
-def _load_wespeaker(path, content, state, system):
+def _load_wespeaker(path, _, state):
     settings = path.parent / "config.yaml"
-    model = str(_read_yaml(settings).get("model", "ECAPA_TDNN_GLOB_")) if settings.is_file() else "ECAPA_TDNN_GLOB_"
-    if not model.startswith("ECAPA_TDNN_GLOB_"):
-        raise InputError(f"{settings}: model {model[:100]} is not known, only ECAPA_TDNN_GLOB_c512 and _c1024")
-    projection = state.get("projection.weight")
-    state = {key: value for key, value in state.items() if not key.startswith("projection.")}
-    return Pretrained(system, _network(path, state, system), projection)
+    model = _read_yaml(settings).get("model") if settings.is_file() else None
+    if model and not model.startswith("ECAPA_TDNN_GLOB_"):
+        raise InputError(f"{settings}: model {model} is not known, only ECAPA_TDNN_GLOB_c512 and _c1024")
+    classifier = state.get("projection.weight")
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("projection.")}
+    return Pretrained("wespeaker", _network(path, state, "wespeaker", NAMES["wespeaker"]), classifier)
 
 
-def _load_pyannote(path, content, state, system):
-    about = content.get("pyannote.audio") or {}
-    name = (about.get("architecture") or {}).get("class", "XVectorSincNet")
+def _load_pyannote(path, content, state):
+    about, settings = content.get("pyannote.audio") or {}, content.get("hyper_parameters") or {}
+    name = about.get("architecture", {}).get("class", "XVectorSincNet")
     if name != "XVectorSincNet":
         raise InputError(f"{path} is pyannote.audio's {name}, not the XVectorSincNet of pyannote/embedding")
-    settings = content.get("hyper_parameters") or {}
-    for found, expected, what in (
-        (settings.get("sample_rate", SAMPLE_RATE), SAMPLE_RATE, "sample_rate"),
-        (settings.get("num_channels", 1), 1, "num_channels"),
-        ((settings.get("sincnet") or {}).get("stride", 10), 10, "sincnet stride"),
-    ):
-        if found != expected:
-            raise InputError(f"{path} was trained with {what} {found}; only {expected} is supported")
-    columns = state.get("loss_func.W")  # of the ArcFace loss, a column for each speaker
-    state = {key: value for key, value in state.items() if key != "loss_func.W"}
-    return Pretrained(system, _network(path, state, system), None if columns is None else columns.t())
+    settings = {**settings, "sincnet stride": settings.get("sincnet", {}).get("stride", 10)}
+    for what, expected in (("sample_rate", SAMPLE_RATE), ("num_channels", 1), ("sincnet stride", 10)):
+        if settings.get(what, expected) != expected:
+            raise InputError(f"{path} was trained with {what} {settings[what]}; only {expected} is supported")
+    columns = state.pop("loss_func.W", None)  # of the ArcFace loss, a column for each speaker
+    return Pretrained("pyannote", _network(path, state, "pyannote"), None if columns is None else columns.t())
 
 
 LOADERS = {
@@ -204,71 +200,55 @@ LOADERS = {
 
 
 def _network(path, state, system, names=None, prefix=""):
-    """Build the network and fill it, strictly. InputError names the first tensor that is missing, odd or too many.
+    """The system's network with these weights, in eval mode. InputError names the first tensor that does not fit.
 
-    names: the file's layers -> ours, {} where they are the same, None for those of the system.
+    names: {layer in the file: ours} where they differ; prefix: of all names in the file.
     """
-    names = NAMES.get(system, {}) if names is None else names
-    theirs = {ours: name for name, ours in names.items()}
+    names, ours = names or {}, {}
+    theirs = {layer: name for name, layer in names.items()}
 
-    def their_name(key):
+    def name_in_file(key):
         layer, _, parameter = key.rpartition(".")
         return f"{prefix}{theirs.get(layer, layer)}.{parameter}"
 
-    named = {}
-    for key, tensor in state.items():
+    for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
-            raise InputError(f"{path}: {key} is not a tensor but a {type(tensor).__name__}")
-        layer, _, parameter = str(key).removeprefix(prefix).rpartition(".")
-        # A layer of ours that has another name in theirs is none of theirs.
-        known = names.get(layer, f"unknown {layer}") if names else layer
-        named[f"{known}.{parameter}" if str(key).startswith(prefix) else f"unknown {key}"] = tensor
+            raise InputError(f"{path}: {name} is not a tensor but a {type(tensor).__name__}")
+        layer, _, parameter = name.removeprefix(prefix).rpartition(".")
+        ours[f"{names.get(layer, layer)}.{parameter}"] = tensor
     try:
         with torch.device("meta"):  # shapes without numbers, which are taken from the file
-            network = build_network(named, system)
+            network = build_network(ours, system)
     except KeyError as error:
-        raise InputError(f"{path}: the tensor {their_name(error.args[0])} is missing") from error
+        raise InputError(f"{path}: the tensor {name_in_file(error.args[0])} is missing") from error
     except (IndexError, ValueError, RuntimeError) as error:
-        width = "conv1.weight" if "conv1.weight" in named else "embedding.weight"
-        raise InputError(f"{path}: the tensor {their_name(width)} has an unknown shape ({error})") from error
-    expected = network.state_dict()
-    missing = [their_name(key) for key in expected if key not in named]
-    unexpected = [key for key, known in zip(state, named) if known not in expected]
-    for keys, what in ((unexpected, "unexpected"), (missing, "missing")):
-        if keys:
-            raise InputError(f"{path}: the tensor {keys[0]} is {what}" + (f" ({len(keys)} are)" if keys[1:] else ""))
-    for key, tensor in named.items():
-        # A 1x1 convolution of the one is a linear layer of the other.
-        if [n for n in tensor.shape if n != 1] != [n for n in expected[key].shape if n != 1]:
-            shapes = f"{tuple(tensor.shape)}, not {tuple(expected[key].shape)}"
-            raise InputError(f"{path}: the tensor {their_name(key)} has the shape {shapes}")
-        named[key] = tensor.detach().reshape(expected[key].shape).to(expected[key].dtype)
-    network.load_state_dict(named, assign=True)
+        width = "conv1.weight" if "conv1.weight" in ours else "embedding.weight"
+        raise InputError(f"{path}: the tensor {name_in_file(width)} has an unknown shape ({error})") from error
+    expected = {name_in_file(key): (key, tensor) for key, tensor in network.state_dict().items()}
+    wrong = [f"{name} is unexpected" for name in state if name not in expected]
+    wrong = wrong or [f"{name} is missing" for name in expected if name not in state]
+    if wrong:
+        raise InputError(f"{path}: the tensor {wrong[0]}" + (f" ({len(wrong)} are)" if wrong[1:] else ""))
+    filled = {}
+    for name, tensor in state.items():
+        key, blank = expected[name]
+        # A 1x1 convolution in one implementation is a linear layer in another.
+        if [n for n in tensor.shape if n != 1] != [n for n in blank.shape if n != 1]:
+            shapes = f"{tuple(tensor.shape)}, not {tuple(blank.shape)}"
+            raise InputError(f"{path}: the tensor {name} has the shape {shapes}")
+        filled[key] = tensor.detach().reshape(blank.shape).to(blank.dtype)
+    network.load_state_dict(filled, assign=True)
     return network.eval()
 
 
-# ---- what lies beside the weights ------------------------------------------------------------------------------------
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """YAML in which a tag like !new:some.class is ignored: what it marks is read as plain data."""
-
-
-def _without_tag(loader, tag, node):
-    if isinstance(node, yaml.MappingNode):
-        return loader.construct_mapping(node, deep=True)
-    return loader.construct_sequence(node, deep=True) if isinstance(node, yaml.SequenceNode) else node.value
-
-
-_PlainLoader.add_multi_constructor("!", _without_tag)
-_PlainLoader.add_multi_constructor("tag:", _without_tag)
+# ---- files beside the weights ----------------------------------------------------------------------------------------
 
 
 def _read_yaml(path):
-    """A YAML file's mapping as plain data; {} if it holds something else."""
+    """A YAML file's mapping. All values are text; tags like HyperPyYAML's !new:some.class and !ref are ignored."""
     try:
-        content = yaml.load(read_text(path), Loader=_PlainLoader)
-    except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:
+        content = yaml.load(read_text(path), Loader=yaml.BaseLoader)  # builds nothing but dicts, lists and str
+    except (yaml.YAMLError, RecursionError, TypeError) as error:
         raise InputError(f"{path} is not YAML ({str(error).splitlines()[0]})") from error
     return content if isinstance(content, dict) else {}
 
@@ -280,42 +260,30 @@ def _speechbrain_files(path):
     return {name: path.parent / name for name in names if published and (path.parent / name).is_file()}
 
 
-def _check_speechbrain_settings(path):
-    """InputError if hyperparams.yaml asks for another front end than the published one."""
-    settings = _read_yaml(path)
-    if settings.get("n_mels", 80) != 80:
-        raise InputError(f"{path}: n_mels {settings['n_mels']}; only 80 is supported")
-    features = settings.get("compute_features")
-    others = [name for name in features if name not in ("n_mels", "sample_rate")] if isinstance(features, dict) else []
-    if others:
-        raise InputError(f"{path}: compute_features sets {others[0]}; only SpeechBrain's defaults are supported")
-
-
 def _modelscope_configuration(path):
-    """The "model" part of ModelScope's configuration.json, if it lies beside and names these weights; else None."""
+    """The "model" part of ModelScope's configuration.json, if it lies beside and names these weights; else {}."""
     file = path.parent / "configuration.json"
     if not file.is_file():
-        return None
+        return {}
     try:
         model = json.loads(read_text(file)).get("model", {})
-        ours = model.get("pretrained_model") == path.name or model.get("type") == "ecapa-tdnn-sv"
         rate = model.get("model_config", {}).get("sample_rate", SAMPLE_RATE)
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (json.JSONDecodeError, AttributeError, RecursionError) as error:
         raise InputError(f"{file} is not a configuration of ModelScope ({error})") from error
-    if ours and rate != SAMPLE_RATE:
+    if model.get("pretrained_model") != path.name and model.get("type") != "ecapa-tdnn-sv":
+        return {}
+    if rate != SAMPLE_RATE:
         raise InputError(f"{file}: sample_rate {rate}; only {SAMPLE_RATE} is supported")
-    return model if ours else None
+    return model
 
 
-def _tensor_of(path, name, shape):
-    """A file's tensor of that name; a None in shape is any size. InputError if it is absent or has another shape."""
-    content = load_tensors(path)
-    tensor = content.get(name) if isinstance(content, dict) else None
+def _tensor_of(path, name, width):
+    """A file's tensor (..., width) of that name, float32. InputError if it is missing or has another width."""
+    tensor = load_tensors(path).get(name)
     if not isinstance(tensor, torch.Tensor):
         raise InputError(f"{path}: the tensor {name} is missing")
-    tensor = tensor.squeeze() if len(shape) == 1 else tensor  # a mean may be kept as a row
-    if tensor.dim() != len(shape) or any(want not in (None, have) for want, have in zip(shape, tensor.shape)):
-        raise InputError(f"{path}: the tensor {name} has the shape {tuple(tensor.shape)}, not {shape}")
+    if tensor.shape[-1:] != (width,):
+        raise InputError(f"{path}: the tensor {name} has the shape {tuple(tensor.shape)}, not (..., {width})")
     return tensor.float()
 
 
