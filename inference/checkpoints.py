@@ -1,18 +1,12 @@
-"""Checkpoints, ours and the published systems': recognise a file or folder, read it safely, build its network.
-
-What each system does, and the names of its layers, is in inference/systems.py. Loading is strict: the first tensor that
-is missing, unexpected or of another shape is an error.
-"""
+"""Checkpoints, ours and the published systems' (systems.py): recognise a file, read it safely, fill its network."""
 
 import ast
 import json
-import re
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import yaml
-from torch import nn
 
 from inference.systems import NAMES, PREFIX, SYSTEMS, build_network
 from model import SAMPLE_RATE
@@ -28,7 +22,7 @@ class Pretrained(NamedTuple):
     """A model as its file holds it. What the file does not hold is None."""
 
     system: str  # a key of SYSTEMS
-    network: nn.Module
+    network: torch.nn.Module
     classifier: torch.Tensor | None = None  # (speakers, D), or (speakers, K, D) with K sub-centres
     speakers: list | None = None  # names of the training speakers, in the order of the first rows
     threshold: float | None = None
@@ -46,17 +40,14 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained(path, system=None):
-    """Pretrained of a checkpoint, ours or a published system's: a file, or the folder that its authors publish.
+    """Pretrained of a file, or of the folder that a system's authors publish; the network on the CPU, in eval mode.
 
-    The system is recognised from the contents, or named (a key of SYSTEMS). The network is on the CPU, in eval mode.
-    Nothing in the files is executed. InputError when they are absent, damaged, of no known system, of another one than
-    named, or ambiguous: SpeechBrain's and ModelScope's weights have the same names and shapes.
+    system: a key of SYSTEMS; None: recognised from the contents. Nothing in the files is executed. InputError when they
+    are absent, damaged, of no known system, of another one than named, or ambiguous.
     """
     if system is not None and system not in SYSTEMS:
         raise InputError(f"system {system!r} is not known: choose from {', '.join(SYSTEMS)}")
-    path = Path(path)
-    if path.is_dir():
-        path = _weights_in(path, system)
+    path = _weights_in(Path(path), system) if Path(path).is_dir() else Path(path)
     content = load_tensors(path, stand_in_for=STAND_IN_FOR)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
@@ -67,17 +58,14 @@ def load_pretrained(path, system=None):
         raise InputError(f"{path} holds no model of a known system ({', '.join(SYSTEMS)})")
     choices = " or ".join(found)
     if system is None and len(found) > 1:
-        raise InputError(
-            f"{path} may be of {choices}: their weights have the same names but need different front ends; "
-            f"say which by --system, or system=: {choices}"
-        )
+        raise InputError(f"{path} may be of {choices}, whose front ends differ: say which by --system (system=)")
     system = system or found[0]
     if system not in found:
         raise InputError(f"{path} is not a checkpoint of {system} but one of {choices}")
     try:
         return LOADERS[system](path, content, state)
-    except (AttributeError, IndexError, KeyError, TypeError) as error:  # what should be a dict is none, and the like
-        raise InputError(f"{path} is not as {SYSTEMS[system].title} writes it ({error!r:.200})") from error
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise InputError(f"{path} or a file beside it is not as in {SYSTEMS[system].title} ({error!r:.200})") from error
 
 
 def _weights_in(folder, system):
@@ -108,10 +96,10 @@ def _recognise(path, content, state):
         return ["pyannote"]
     layers = {name.rpartition(".")[0] for name in state}
     known = [system for system, names in NAMES.items() if len(layers & names.keys()) > len(names) / 2]
-    # SpeechBrain's and ModelScope's names are the same: the files beside the weights may tell.
-    beside = {"speechbrain": _speechbrain_files(path), "modelscope": _modelscope_configuration(path)}
-    told = [system for system in known if beside.get(system)]
-    return told if len(told) == 1 else known
+    if len(known) > 1:  # SpeechBrain's and ModelScope's names are the same: the files beside the weights may tell
+        beside = {"speechbrain": _speechbrain_files(path), "modelscope": _modelscope_configuration(path)}
+        known = [system for system in known if beside[system]] or known
+    return known
 
 
 # ---- one loader for each system --------------------------------------------------------------------------------------
@@ -128,33 +116,33 @@ def _load_ours(path, content, _):
     thresholds = results.get("thresholds") or {}
     # Rounding may take a score out of its range.
     thresholds = {name: value and min(1.0, max(-1.0, value)) for name, value in thresholds.items()}
-    threshold = thresholds.get("EER")
+    origin = f"equal error rate on {trial_list}" if thresholds.get("EER") is not None else ""
     return Pretrained(
-        system, _network(path, weights, system, prefix=PREFIX), classifier, checkpoint.get("speakers") or None,
-        threshold, f"equal error rate on {trial_list}" if threshold is not None else "", thresholds, trial_list,
-        scale=float(settings.get("s", 30)), held_out=checkpoint.get("valid_speakers") or [],
-        earlier=checkpoint.get("earlier_speakers") or [],
+        system, _network(path, weights, system, PREFIX), classifier, checkpoint.get("speakers") or None,
+        thresholds.get("EER"), origin, thresholds, trial_list, scale=float(settings.get("s", 30)),
+        held_out=checkpoint.get("valid_speakers") or [], earlier=checkpoint.get("earlier_speakers") or [],
     )  # fmt: skip
 
 
 def _load_taoruijie(path, _, state):
     classifier = state.pop("speaker_loss.weight", None)
-    return Pretrained("taoruijie", _network(path, state, "taoruijie", prefix=PREFIX), classifier)
+    return Pretrained("taoruijie", _network(path, state, "taoruijie", PREFIX), classifier)
 
 
 def _load_speechbrain(path, _, state):
-    network, beside = _network(path, state, "speechbrain", NAMES["speechbrain"]), _speechbrain_files(path)
+    network, beside = _network(path, state, "speechbrain"), _speechbrain_files(path)
     if "hyperparams.yaml" in beside:
         settings = _read_yaml(beside["hyperparams.yaml"])
-        others = (settings.get("compute_features") or {}).keys() - {"n_mels", "sample_rate"}
-        if settings.get("n_mels", "80") != "80" or others:
-            other = f"compute_features sets {min(others)}" if others else f"n_mels {settings['n_mels']}"
-            raise InputError(f"{beside['hyperparams.yaml']}: {other}; only 80 mels by default settings are supported")
+        features, n_mels = settings.get("compute_features"), settings.get("n_mels", "80")
+        others = sorted(set(features) - {"n_mels", "sample_rate"}) if isinstance(features, dict) else []
+        if n_mels != "80" or others:
+            found = f"n_mels {n_mels}" + (f", compute_features with {', '.join(others)}" if others else "")
+            raise InputError(f"{beside['hyperparams.yaml']}: {found}; only the published front end is supported")
     classifier = speakers = mean = None
     if "classifier.ckpt" in beside:
-        classifier = _tensor_of(beside["classifier.ckpt"], "weight", network.embedding_size)
+        classifier = load_tensors(beside["classifier.ckpt"])["weight"].float()
     if "mean_var_norm_emb.ckpt" in beside:
-        mean = _tensor_of(beside["mean_var_norm_emb.ckpt"], "glob_mean", network.embedding_size).flatten()
+        mean = load_tensors(beside["mean_var_norm_emb.ckpt"])["glob_mean"].float().flatten()
     labels = beside.get("label_encoder.txt") or beside.get("label_encoder.ckpt")
     if labels and classifier is not None:
         speakers = _read_labels(labels, len(classifier))
@@ -163,11 +151,8 @@ def _load_speechbrain(path, _, state):
 
 
 def _load_modelscope(path, _, state):
-    network = _network(path, state, "modelscope", NAMES["modelscope"])
-    threshold = _modelscope_configuration(path).get("yesOrno_thr")
-    if threshold is not None and not (isinstance(threshold, (int, float)) and -1 <= threshold <= 1):
-        raise InputError(f"{path.parent / 'configuration.json'}: yesOrno_thr must be a number from -1 to 1")
-    return Pretrained("modelscope", network, threshold=threshold, origin="its configuration.json")
+    threshold, origin = _modelscope_configuration(path).get("yesOrno_thr"), "its configuration.json"
+    return Pretrained("modelscope", _network(path, state, "modelscope"), threshold=threshold, origin=origin)
 
 
 def _load_wespeaker(path, _, state):
@@ -177,7 +162,7 @@ def _load_wespeaker(path, _, state):
         raise InputError(f"{settings}: model {model} is not known, only ECAPA_TDNN_GLOB_c512 and _c1024")
     classifier = state.get("projection.weight")
     state = {name: tensor for name, tensor in state.items() if not name.startswith("projection.")}
-    return Pretrained("wespeaker", _network(path, state, "wespeaker", NAMES["wespeaker"]), classifier)
+    return Pretrained("wespeaker", _network(path, state, "wespeaker"), classifier)
 
 
 def _load_pyannote(path, content, state):
@@ -199,12 +184,12 @@ LOADERS = {
 }  # fmt: skip
 
 
-def _network(path, state, system, names=None, prefix=""):
+def _network(path, state, system, prefix=""):
     """The system's network with these weights, in eval mode. InputError names the first tensor that does not fit.
 
-    names: {layer in the file: ours} where they differ; prefix: of all names in the file.
+    prefix: of all names in a file whose layers are named as ours are.
     """
-    names, ours = names or {}, {}
+    names, ours = {} if prefix else NAMES.get(system, {}), {}
     theirs = {layer: name for name, layer in names.items()}
 
     def name_in_file(key):
@@ -224,18 +209,16 @@ def _network(path, state, system, names=None, prefix=""):
     except (IndexError, ValueError, RuntimeError) as error:
         width = "conv1.weight" if "conv1.weight" in ours else "embedding.weight"
         raise InputError(f"{path}: the tensor {name_in_file(width)} has an unknown shape ({error})") from error
-    expected = {name_in_file(key): (key, tensor) for key, tensor in network.state_dict().items()}
+    expected, filled = {name_in_file(key): (key, blank) for key, blank in network.state_dict().items()}, {}
     wrong = [f"{name} is unexpected" for name in state if name not in expected]
     wrong = wrong or [f"{name} is missing" for name in expected if name not in state]
     if wrong:
         raise InputError(f"{path}: the tensor {wrong[0]}" + (f" ({len(wrong)} are)" if wrong[1:] else ""))
-    filled = {}
     for name, tensor in state.items():
         key, blank = expected[name]
         # A 1x1 convolution in one implementation is a linear layer in another.
         if [n for n in tensor.shape if n != 1] != [n for n in blank.shape if n != 1]:
-            shapes = f"{tuple(tensor.shape)}, not {tuple(blank.shape)}"
-            raise InputError(f"{path}: the tensor {name} has the shape {shapes}")
+            raise InputError(f"{path}: the tensor {name} has the shape {*tensor.shape,}, not {*blank.shape,}")
         filled[key] = tensor.detach().reshape(blank.shape).to(blank.dtype)
     network.load_state_dict(filled, assign=True)
     return network.eval()
@@ -263,10 +246,8 @@ def _speechbrain_files(path):
 def _modelscope_configuration(path):
     """The "model" part of ModelScope's configuration.json, if it lies beside and names these weights; else {}."""
     file = path.parent / "configuration.json"
-    if not file.is_file():
-        return {}
     try:
-        model = json.loads(read_text(file)).get("model", {})
+        model = json.loads(read_text(file)).get("model", {}) if file.is_file() else {}
         rate = model.get("model_config", {}).get("sample_rate", SAMPLE_RATE)
     except (json.JSONDecodeError, AttributeError, RecursionError) as error:
         raise InputError(f"{file} is not a configuration of ModelScope ({error})") from error
@@ -277,27 +258,13 @@ def _modelscope_configuration(path):
     return model
 
 
-def _tensor_of(path, name, width):
-    """A file's tensor (..., width) of that name, float32. InputError if it is missing or has another width."""
-    tensor = load_tensors(path).get(name)
-    if not isinstance(tensor, torch.Tensor):
-        raise InputError(f"{path}: the tensor {name} is missing")
-    if tensor.shape[-1:] != (width,):
-        raise InputError(f"{path}: the tensor {name} has the shape {tuple(tensor.shape)}, not (..., {width})")
-    return tensor.float()
-
-
 def _read_labels(path, count):
-    """SpeechBrain's label encoder, lines ``'id10001' => 0`` up to a line of ``=`` -> names in order."""
-    labels = {}
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if re.fullmatch("=+", line.strip()):
-            break
-        label, _, index = line.partition(" => ")
-        try:
-            labels[int(index)] = str(ast.literal_eval(label))
-        except (ValueError, SyntaxError) as error:
-            raise InputError(f"{path} line {number}: expected 'label' => number, got {line[:60]!r}") from error
+    """The training speakers in order, from SpeechBrain's label encoder: lines ``'id10001' => 0``, up to ``====``."""
+    lines = read_text(path).split("\n==")[0].splitlines()
+    try:
+        labels = {int(index): str(ast.literal_eval(name)) for name, index in (line.split(" => ") for line in lines)}
+    except (ValueError, SyntaxError) as error:
+        raise InputError(f"{path} has other lines than 'label' => number ({error})") from error
     if sorted(labels) != list(range(count)):
         raise InputError(f"{path} has {len(labels)} labels, the classifier {count}: they do not belong together")
     return [labels[index] for index in range(count)]

@@ -1,13 +1,12 @@
-"""Other people's checkpoints: their numbers, their files, their mistakes, and files that mean harm."""
+"""Published systems: their numbers, their files, and what can be wrong with them."""
 
 import json
-import pickle
+import zipfile
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-import torch.nn.functional as F
 from conftest import SHARED, relative_error
 from published import (
     HYPERPARAMS,
@@ -50,8 +49,8 @@ def published(golden, tmp_path):
 
 
 @pytest.mark.parametrize("system", WRITERS)
-def test_golden_features_embeddings_and_scores(published, system, record_property):
-    """The table of the README: the largest relative errors against what the original code computed."""
+def test_golden_features_embeddings_and_scores(published, system):
+    """The table of docs/use.md: the largest relative errors against what the original code computed."""
     data, encoder, files = published(system)
     features, embeddings = [], []
     for i, file in enumerate(files):
@@ -82,13 +81,6 @@ def test_speechbrain_decides_classifies_and_reads_any_file(published, tmp_path):
         assert relative_error(encoder.embed(file) - encoder.mean.numpy(), data[f"emb_normalized_{i}"]) < 1e-4
     soundfile.write(tmp_path / "stereo.wav", data["stereo_44k"], 44100, subtype="FLOAT")
     assert relative_error(encoder.embed(tmp_path / "stereo.wav"), data["emb_stereo_44k"]) < 1e-4
-
-
-def test_speechbrain_label_encoder_under_its_cached_name(golden, tmp_path):
-    data = golden("speechbrain")
-    write_speechbrain(tmp_path, data)
-    (tmp_path / "label_encoder.txt").rename(tmp_path / "label_encoder.ckpt")
-    assert len(load_pretrained(tmp_path).speakers) == 24
 
 
 def test_modelscope_decides_by_its_configuration(published):
@@ -135,7 +127,7 @@ def test_a_lone_ambiguous_file_is_not_guessed(golden, tmp_path):
     data = golden("modelscope")
     for name in ("ecapa_tdnn.bin", "embedding_model.ckpt", "model.pt"):
         torch.save(golden_state(data), tmp_path / name)
-        with pytest.raises(InputError, match=r"say which by --system, or system=: speechbrain or modelscope"):
+        with pytest.raises(InputError, match=r"may be of speechbrain or modelscope, .* say which by --system"):
             load_pretrained(tmp_path / name)
     waveform = torch.tensor(data["wav_1"])[None]
     found = {}
@@ -150,6 +142,8 @@ def test_the_files_beside_it_tell_whose_it_is(golden, tmp_path):
     write_speechbrain(tmp_path, golden("speechbrain"))
     found = load_pretrained(tmp_path / "embedding_model.ckpt")
     assert (found.system, found.threshold) == ("speechbrain", 0.25) and len(found.speakers) == 24
+    (tmp_path / "label_encoder.txt").rename(tmp_path / "label_encoder.ckpt")  # its name in SpeechBrain's cache
+    assert load_pretrained(tmp_path).speakers == found.speakers
     (tmp_path / "m").mkdir()
     write_modelscope(tmp_path / "m", golden("modelscope"), threshold=0.41)
     assert load_pretrained(tmp_path / "m" / "ecapa_tdnn.bin").threshold == 0.41
@@ -171,6 +165,8 @@ def test_a_system_that_the_file_contradicts(golden, tmp_path):
     ({"kind": "training state"}, r"is the state of a training run, not a model"),
     ({"kind": "model"}, "lacks what a model of this repository has"),
     ({"pyannote.audio": {"architecture": {"class": "PyanNet"}}, "state_dict": {}}, "is pyannote.audio's PyanNet"),
+    ({"pyannote.audio": {}, "hyper_parameters": {"sample_rate": 8000}}, "was trained with sample_rate 8000; only 16000"),
+    ({"pyannote.audio": {}, "hyper_parameters": {"sincnet": {"stride": 5}}}, "was trained with sincnet stride 5; only 10"),
 ])  # fmt: skip
 def test_other_files(tmp_path, content, complaint):
     torch.save(content, tmp_path / "x.pt")
@@ -189,9 +185,14 @@ def test_taoruijie_of_data_parallel_and_without_classifier(golden, tmp_path):
         assert relative_error(found.network(torch.tensor(data["wav_0"])[None])[0], data["emb_0"]) < 1e-4
 
 
-def test_wespeaker_under_state_dict(golden, tmp_path):
+def test_wespeaker_under_state_dict_and_the_average_before_its_models(golden, tmp_path):
     state = {f"module.{key}": value for key, value in golden_state(golden("wespeaker")).items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "model_12.pt", _use_new_zipfile_serialization=False)
+    assert load_pretrained(tmp_path).system == "wespeaker"
+    (tmp_path / "model_13.pt").touch()
+    with pytest.raises(InputError, match=r"has several models: name one of model_12.pt, model_13.pt"):
+        load_pretrained(tmp_path)
+    torch.save(state, tmp_path / "avg_model.pt")
     assert load_pretrained(tmp_path).system == "wespeaker"
     (tmp_path / "config.yaml").write_text("model: ResNet34\n")
     with pytest.raises(InputError, match=r"config.yaml: model ResNet34 is not known"):
@@ -202,7 +203,6 @@ def test_wespeaker_under_state_dict(golden, tmp_path):
 
 FULL = {
     "speechbrain": (speechbrain_shapes, 20_767_552, 83_316_686),
-    "modelscope": (speechbrain_shapes, 20_767_552, None),
     "taoruijie": (taoruijie_shapes, 15_444_544, None),
     "pyannote": (pyannote_shapes, 4_346_366, None),
     "wespeaker": (lambda: wespeaker_shapes(1024), 14_657_088, None),
@@ -235,7 +235,7 @@ def test_every_tensor_counts(tmp_path, system):
     """A tensor that is missing, too many, or of another shape is named as the file names it."""
     state = random_state(SHAPES[system]())
     keys = [key for key in state if key != "speaker_loss.weight"]
-    for key in keys[:: max(1, len(keys) // 12)] + keys[-1:]:
+    for key in keys[:: max(1, len(keys) // 6)] + keys[-1:]:
         rest = {name: tensor for name, tensor in state.items() if name != key}
         for content, complaint in (
             (rest, f"the tensor {key} is missing"),
@@ -254,28 +254,19 @@ def test_every_tensor_counts(tmp_path, system):
 
 @pytest.mark.parametrize(("name", "content", "complaint"), [
     ("hyperparams.yaml", HYPERPARAMS.replace("n_mels: 80", "n_mels: 40", 1), "hyperparams.yaml: n_mels 40"),
-    ("hyperparams.yaml", HYPERPARAMS.replace("    n_mels: !ref <n_mels>", "    f_max: 4000"), "sets f_max"),
+    ("hyperparams.yaml", HYPERPARAMS.replace("    n_mels: !ref <n_mels>", "    f_max: 4000"), "with f_max;"),
     ("hyperparams.yaml", "a: [", "hyperparams.yaml is not YAML"),
     ("label_encoder.txt", "'id1' => 0\n", "label_encoder.txt has 1 labels, the classifier 24"),
-    ("label_encoder.txt", "'id1' = 0\n", "label_encoder.txt line 1: expected"),
-    ("label_encoder.txt", "print('x') => 0\n", "label_encoder.txt line 1: expected"),
-    ("classifier.ckpt", {"bias": torch.zeros(2)}, "classifier.ckpt: the tensor weight is missing"),
-    ("classifier.ckpt", {"weight": torch.zeros(2, 7)}, "classifier.ckpt: the tensor weight has the shape"),
-    ("mean_var_norm_emb.ckpt", {"glob_mean": torch.zeros(7)}, "mean_var_norm_emb.ckpt: the tensor glob_mean"),
+    ("label_encoder.txt", "print('x') => 0\n", "label_encoder.txt has other lines than"),
 ])  # fmt: skip
 def test_speechbrain_files_that_do_not_belong(golden, tmp_path, name, content, complaint):
     write_speechbrain(tmp_path, golden("speechbrain"))
-    if isinstance(content, str):
-        (tmp_path / name).write_text(content)
-    else:
-        torch.save(content, tmp_path / name)
+    (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=complaint):
         load_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(("change", "complaint"), [
-    ({"yesOrno_thr": "high"}, "yesOrno_thr must be a number from -1 to 1"),
-    ({"yesOrno_thr": 3}, "yesOrno_thr must be a number from -1 to 1"),
     ({"model_config": {"sample_rate": 8000}}, "sample_rate 8000; only 16000"),
     ({"model_config": []}, "is not a configuration of ModelScope"),
 ])  # fmt: skip
@@ -288,54 +279,7 @@ def test_modelscope_configuration_faults(golden, tmp_path, change, complaint):
         load_pretrained(tmp_path)
 
 
-# ---- files that mean harm --------------------------------------------------------------------------------------------
-
-
-class Harm:
-    """Unpickled in the ordinary way, it makes a folder."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        import os
-
-        return os.mkdir, (str(self.folder),)
-
-
-def hostile_content(slot, harm, data):
-    """The content of a file of that slot, with the harm somewhere in it."""
-    if slot in ("classifier.ckpt", "mean_var_norm_emb.ckpt"):
-        return {"weight": torch.zeros(24, 192), "glob_mean": torch.zeros(192), "count": harm}
-    if slot == "pytorch_model.bin":
-        return {"state_dict": {}, "callbacks": {"x": harm}, "pyannote.audio": {}}
-    return {**golden_state(data, "embedding_model/"), "x": harm}
-
-
-@pytest.mark.parametrize("slot", [
-    "embedding_model.ckpt", "classifier.ckpt", "mean_var_norm_emb.ckpt", "pretrain.model", "ecapa_tdnn.bin",
-    "avg_model.pt", "pytorch_model.bin", "best.model",
-])  # fmt: skip
-@pytest.mark.parametrize("protocol", ["zip", "legacy", "bare pickle"])
-def test_a_pickle_that_would_run_code_is_refused(golden, tmp_path, command, slot, protocol):
-    data = golden("speechbrain")
-    if slot.endswith(".ckpt"):
-        write_speechbrain(tmp_path, data)
-    content = hostile_content(slot, Harm(tmp_path / "harm"), data)
-    if protocol == "bare pickle":
-        (tmp_path / slot).write_bytes(pickle.dumps(content))
-    else:
-        torch.save(content, tmp_path / slot, _use_new_zipfile_serialization=protocol == "zip")
-    model = tmp_path if slot.endswith(".ckpt") else tmp_path / slot
-    soundfile.write(tmp_path / "a.wav", 0.1 * np.ones(16000), 16000)
-    wav = tmp_path / "a.wav"
-    status, _, complaint = command(verify, wav, wav, "--model", model, "--device", "cpu")
-    assert status == 2 and slot in complaint and complaint.count("\n") == 1
-    if protocol == "zip":
-        assert "is refused: it could run code on loading, it asks for posix.mkdir" in complaint
-    assert not (tmp_path / "harm").exists()
-    with pytest.raises(FileNotFoundError):
-        pickle.loads(pickle.dumps(Harm(tmp_path / "no" / "such")))  # the bait does bite when it is unpickled
+# ---- files that would run code (more in tests/test_hostile.py) -------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["__builtin__ eval", "builtins exec", "torch.hub load", "torch.serialization load",
@@ -343,10 +287,8 @@ def test_a_pickle_that_would_run_code_is_refused(golden, tmp_path, command, slot
 def test_only_placeholders_stand_in(tmp_path, name):
     """Even a function of a package that may be named is not called: a placeholder takes its arguments."""
     module, function = name.split()
-    harmful = f"cmodule\n{function}\n".replace("module", module).encode() + b"(X\x03\x00\x00\x001+1tR."
+    harmful = f"c{module}\n{function}\n".encode() + b"(X\x03\x00\x00\x001+1tR."
     torch.save({"state_dict": {}}, tmp_path / "x.bin")
-    import zipfile
-
     with zipfile.ZipFile(tmp_path / "x.bin") as old, zipfile.ZipFile(tmp_path / "y.bin", "w") as new:
         for item in old.infolist():
             new.writestr(item.filename, b"\x80\x02" + harmful if item.filename.endswith("data.pkl") else old.read(item))
@@ -359,11 +301,10 @@ def test_only_placeholders_stand_in(tmp_path, name):
 
 def test_yaml_tags_run_nothing(golden, tmp_path):
     write_speechbrain(tmp_path, golden("speechbrain"))
-    harm = tmp_path / "harm"
     for tag in ("!!python/object/apply:os.mkdir", "!apply:os.mkdir", "!!python/name:os.mkdir", "!new:os.mkdir"):
-        (tmp_path / "hyperparams.yaml").write_text(f"n_mels: 80\nx: {tag} ['{harm}']\n")
+        (tmp_path / "hyperparams.yaml").write_text(f"n_mels: 80\nx: {tag} ['{tmp_path}/harm']\n")
         load_pretrained(tmp_path)
-        assert not harm.exists()
+        assert not (tmp_path / "harm").exists()
 
 
 def test_the_container_of_a_lightning_checkpoint(tmp_path):
@@ -381,19 +322,18 @@ def test_lightning_classes_are_not_needed(tmp_path):
     write_lightning(tmp_path / "pytorch_model.bin", random_state(pyannote_shapes()))
     found = load_pretrained(tmp_path)
     assert found.system == "pyannote" and found.classifier.shape == (24, 512)
-    assert F.normalize(found.classifier).isfinite().all()
 
 
-@pytest.mark.parametrize("change", [{"settings": None}, {"scores": [1]}, {"settings": {"C": 8, "system": "x"}}])
-def test_a_model_of_ours_with_odd_contents(tmp_path, change):
-    content = {"kind": "model", "settings": {"C": 8}, "weights": random_state(taoruijie_shapes(8, 3)), "speakers": []}
-    save_checkpoint(tmp_path / "x.model", {**content, **change})
-    with pytest.raises(InputError, match=r"x\.model"):
-        load_pretrained(tmp_path / "x.model")
-
-
-def test_a_model_of_ours_that_lacks_a_tensor(tmp_path):
-    weights = {key: tensor for key, tensor in random_state(taoruijie_shapes(8, 3)).items() if "layer2.bn1" not in key}
-    save_checkpoint(tmp_path / "x.model", {"kind": "model", "settings": {"C": 8}, "weights": weights, "speakers": []})
-    with pytest.raises(InputError, match=r"x.model: the tensor speaker_encoder.layer2.bn1.weight is missing \(5 are\)"):
-        load_pretrained(tmp_path / "x.model")
+def test_a_model_of_ours_with_odd_contents(tmp_path):
+    weights = random_state(taoruijie_shapes(8, 3))
+    fewer = {key: tensor for key, tensor in weights.items() if "layer2.bn1" not in key}
+    content = {"kind": "model", "settings": {"C": 8}, "weights": weights, "speakers": []}
+    for change, complaint in (
+        ({"settings": None}, "is not as in this repository"),
+        ({"scores": [1]}, "is not as in this repository"),
+        ({"settings": {"C": 8, "system": "x"}}, "is based on a system that is not known: 'x'"),
+        ({"weights": fewer}, r"the tensor speaker_encoder.layer2.bn1.weight is missing \(5 are\)"),
+    ):
+        save_checkpoint(tmp_path / "x.model", {**content, **change})
+        with pytest.raises(InputError, match=rf"x\.model.* {complaint}"):
+            load_pretrained(tmp_path / "x.model")
