@@ -599,7 +599,7 @@ def test_out_of_memory_gets_one_line(command, corpus, tmp_path, monkeypatch, err
     monkeypatch.setattr(AAMsoftmax, "forward", full)
     status, _, complaint = command(trainSpeakerNet, *data_flags(corpus), *SMALL, "--save_path", tmp_path / "e")
     assert status == 1 and complaint.count("\n") == 1
-    assert "trainSpeakerNet.py: out of memory with 8 crops at a time: --accumulate 2 halves that" in complaint
+    assert "trainSpeakerNet.py: out of memory with 8 crops at a time: try --accumulate 2" in complaint
 
 
 def test_weights_that_explode_are_not_saved(command, corpus, tmp_path, monkeypatch):
