@@ -398,8 +398,10 @@ def read_text(path, flag=""):
 
 
 def load_arrays(path, flag, what="an .npz of arrays"):
-    """{name: array} of an .npz, which should be ``what``; nothing in it is executed. InputError, beginning with the
-    flag, when it is absent, damaged or something else."""
+    """{name: array} of an .npz file, which should be ``what``. Nothing in it is executed.
+
+    InputError, beginning with the flag, when it is absent, damaged or something else.
+    """
     named = f"{flag} {path}"
     check_is_file(path, named)
     try:
@@ -429,9 +431,12 @@ def load_tensors(path, stand_in_for=()):
     path = pathlib.Path(path)
     check_is_file(path, path)
     try:
-        is_zip = zipfile.is_zipfile(path)
-        if is_zip and sum(part.file_size for part in zipfile.ZipFile(path).infolist()) > path.stat().st_size:
-            raise ValueError("its parts claim to be larger than the file")  # torch.save does not compress
+        is_zip = zipfile.is_zipfile(path)  # not so in the format before torch 1.6
+        if is_zip:
+            with zipfile.ZipFile(path) as file:
+                unpacked = sum(part.file_size for part in file.infolist())
+            if unpacked > path.stat().st_size:  # torch.save does not compress
+                raise ValueError(f"it unpacks to {unpacked} bytes")
         named = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip and stand_in_for else []
         stand_ins = [(Placeholder, name) for name in named if name.split(".")[0] in stand_in_for]
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):

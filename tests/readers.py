@@ -6,9 +6,17 @@ import json
 import shutil
 
 import numpy as np
-import published
 import soundfile
 import torch
+from published import (
+    HYPERPARAMS,
+    pyannote_shapes,
+    random_state,
+    speechbrain_shapes,
+    taoruijie_shapes,
+    wespeaker_shapes,
+    write_lightning,
+)
 
 from corpora.audio import AudioFile, Folder
 from corpora.lists import TrainingList, TrialList
@@ -52,7 +60,7 @@ def read_index(path):
 
 
 def write_model(path):
-    weights = published.random_state(published.taoruijie_shapes(8, 3))
+    weights = random_state(taoruijie_shapes(8, 3))
     save_checkpoint(path, {"kind": "model", "settings": {"C": 8}, "weights": weights, "speakers": ["a", "b", "c"]})
 
 
@@ -76,7 +84,29 @@ def text(content):
     return lambda path: path.write_text(content)
 
 
+def tensors(content):
+    return lambda path: torch.save(content, path)
+
+
+def beside(name, weights="embedding_model.ckpt", shapes=speechbrain_shapes):
+    """Read a published folder in which the file has this name."""
+
+    def read(path):
+        folder = path.parent / "published"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        torch.save({"weight": torch.ones(2, 192)}, folder / "classifier.ckpt")
+        torch.save(random_state(shapes(8)), folder / weights)
+        (folder / name).unlink(missing_ok=True)
+        path.rename(folder / name)
+        load_pretrained(folder)
+
+    return read
+
+
 RECORD = json.dumps({"epoch": 1, "loss": 1.0, "lists": {"trials": {"eer": 5.0}}}) + "\n"
+
+CONFIGURATION = json.dumps({"model": {"type": "ecapa-tdnn-sv", "yesOrno_thr": 0.37}})
 
 READERS = {  # name: (write a valid file, read it)
     "training list": (text("a a/1.wav\nb b/1.wav\n"), TrainingList),
@@ -87,6 +117,15 @@ READERS = {  # name: (write a valid file, read it)
     "pack": (write_index, read_index),
     "model": (write_model, load_pretrained),
     "state": (write_state, lambda path: load_checkpoint(path, "training state")),
+    "TaoRuijie": (tensors(random_state(taoruijie_shapes(8, 3))), load_pretrained),
+    "SpeechBrain": (tensors(random_state(speechbrain_shapes(8))), beside("embedding_model.ckpt")),
+    "wespeaker": (tensors(random_state(wespeaker_shapes(8))), load_pretrained),
+    "pyannote": (lambda path: write_lightning(path, random_state(pyannote_shapes())), load_pretrained),
+    "classifier.ckpt": (tensors({"weight": torch.ones(2, 192)}), beside("classifier.ckpt")),
+    "label_encoder.txt": (text("'a' => 0\n'b' => 1\n====\n"), beside("label_encoder.txt")),
+    "hyperparams.yaml": (text(HYPERPARAMS), beside("hyperparams.yaml")),
+    "config.yaml": (text("model: ECAPA_TDNN_GLOB_c512\n"), beside("config.yaml", "avg_model.pt", wespeaker_shapes)),
+    "configuration.json": (text(CONFIGURATION), beside("configuration.json", "ecapa_tdnn.bin")),
     "gallery": (write_gallery, lambda path: Gallery(path, ENCODER)),
     "cohort": (write_cohort, lambda path: read_cohort(path, ENCODER)),
 }

@@ -165,8 +165,8 @@ def test_a_system_that_the_file_contradicts(golden, tmp_path):
     ({"kind": "training state"}, r"is the state of a training run, not a model"),
     ({"kind": "model"}, "lacks what a model of this repository has"),
     ({"pyannote.audio": {"architecture": {"class": "PyanNet"}}, "state_dict": {}}, "is pyannote.audio's PyanNet"),
-    ({"pyannote.audio": {}, "hyper_parameters": {"sample_rate": 8000}}, "was trained with sample_rate 8000; only 16000"),
-    ({"pyannote.audio": {}, "hyper_parameters": {"sincnet": {"stride": 5}}}, "was trained with sincnet stride 5; only 10"),
+    ({"pyannote.audio": {}, "hyper_parameters": {"sample_rate": 8000}}, "was trained with sample_rate 8000"),
+    ({"pyannote.audio": {}, "hyper_parameters": {"sincnet": {"stride": 5}}}, "was trained with sincnet stride 5"),
 ])  # fmt: skip
 def test_other_files(tmp_path, content, complaint):
     torch.save(content, tmp_path / "x.pt")
