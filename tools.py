@@ -80,17 +80,6 @@ def run_command(main, failure=1):
         sys.exit(failure)
 
 
-def check_flags(arguments, action, actions):
-    """InputError when a flag on the command line belongs to other actions than this one.
-
-    actions: {name: names of the flags that belong to it}; flags that are in none of these belong to all.
-    """
-    for flag in [argument[2:].split("=")[0] for argument in arguments if argument.startswith("--")]:
-        its = [name for name, flags in actions.items() if flag in flags]
-        if its and action not in its:
-            raise InputError(f"--{flag} belongs to {', '.join(its)}, not to {action}")
-
-
 def progress_bar(**settings):
     """A tqdm bar; in a log file it is redrawn every half minute, and of several processes the first one shows it."""
     terminal = sys.stderr.isatty()

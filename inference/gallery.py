@@ -32,7 +32,8 @@ class Gallery:
         names, vectors, counts = arrays["names"], arrays["vectors"], arrays["counts"]
         if str(arrays["model"]) != self.model:
             raise InputError(f"--gallery {self.path} was made with another model: the scores would mean nothing")
-        if vectors.shape != (len(names), self.encoder.vector_size) or counts.shape != names.shape:
+        fits = names.shape == counts.shape == vectors.shape[:1] and vectors.shape[1:] == (self.encoder.vector_size,)
+        if not fits or not names.size:
             raise InputError(f"--gallery {self.path} is damaged: the shapes of its arrays do not fit together")
         return dict(zip(names.tolist(), zip(vectors, counts.tolist())))
 

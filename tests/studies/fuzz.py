@@ -44,8 +44,9 @@ from evaluation.backend import read_cohort
 from evaluation.scoring import read_history, read_scores
 from inference.checkpoints import load_pretrained
 from inference.encoder import SpeakerEncoder
+from inference.gallery import Gallery
+from inference.paths import audio_of
 from tools import InputError, RunError, load_checkpoint
-from verify import Gallery, audio_of
 
 HANG = 60  # seconds that no case may take
 MEMORY = 100  # MB that no case may take, beyond ten times its size
@@ -157,7 +158,7 @@ def sound_file(folder):
 
 
 def read_gallery(folder):
-    Gallery(folder / "g.npz", ENCODER).rank(np.ones(ENCODER.vector_size, np.float32))
+    Gallery(folder / "g.npz", ENCODER).identify(np.ones(ENCODER.vector_size, np.float32))
 
 
 def model_content():
