@@ -52,9 +52,7 @@ def load_pretrained(path, system=None):
     """
     if system is not None and system not in SYSTEMS:
         raise InputError(f"system {system!r} is not known: choose from {', '.join(SYSTEMS)}")
-    path = Path(path)
-    if path.is_dir():
-        path = _weights_in(path, system)
+    path = _weights_in(Path(path), system) if Path(path).is_dir() else Path(path)
     content = load_tensors(path, stand_in_for=STAND_IN_FOR)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
@@ -64,10 +62,8 @@ def load_pretrained(path, system=None):
     if not found:
         raise InputError(f"{path} holds no model of a system that is known here ({', '.join(SYSTEMS)})")
     if system is None and len(found) > 1:
-        raise InputError(
-            f"{path} may be {' or '.join(SYSTEMS[name].title for name in found)}: their weights have the same names "
-            f"but need different front ends; say which by --system, or system=: {' or '.join(found)}"
-        )
+        choices = " or ".join(found)
+        raise InputError(f"{path} may be {choices}, which need different front ends: say which by --system (system=)")
     system = system or found[0]
     if system not in found:
         raise InputError(f"{path} is not a checkpoint of {system} but one of {' or '.join(found)}")
@@ -95,9 +91,7 @@ def _weights_in(folder, system):
 
 def _recognise(path, content, state):
     """The systems whose weights these may be."""
-    if content.get("kind") == "training state":
-        raise InputError(f"{path} is the state of a training run, not a model: take one of its model/*.model")
-    if content.get("kind") == "model":
+    if isinstance(content.get("kind"), str):  # a model; or a training state, which load_checkpoint refuses
         return ["ours"]
     if any(name.startswith(PREFIX) for name in state):
         return ["taoruijie"]

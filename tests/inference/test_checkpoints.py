@@ -1,8 +1,7 @@
-"""Other people's checkpoints: their numbers, their files, their mistakes, and files that mean harm."""
+"""Published systems: their numbers, their files, and what can be wrong with them."""
 
 import json
-import math
-import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from published import (
     write_modelscope,
     write_pyannote,
     write_speechbrain,
+    write_wespeaker,
 )
 
 import verify
@@ -136,7 +136,7 @@ def test_a_lone_ambiguous_file_is_not_guessed(golden, tmp_path):
     data = golden("modelscope")
     for name in ("ecapa_tdnn.bin", "embedding_model.ckpt", "model.pt"):
         torch.save(golden_state(data), tmp_path / name)
-        with pytest.raises(InputError, match=r"say which by --system, or system=: speechbrain or modelscope"):
+        with pytest.raises(InputError, match=r"may be speechbrain or modelscope, .* say which by --system"):
             load_pretrained(tmp_path / name)
     waveform = torch.tensor(data["wav_1"])[None]
     found = {}
@@ -168,9 +168,10 @@ def test_a_system_that_the_file_contradicts(golden, tmp_path):
 
 @pytest.mark.parametrize(("content", "complaint"), [
     ({"weight": torch.zeros(3)}, "holds no model of a system that is known here"),
-    ([1, 2], "holds no weights but a list"),
-    ({"kind": "training state"}, r"is the state of a training run, not a model"),
+    ([1, 2], "holds no weights by name"),
+    ({"kind": "training state"}, "is not a model of this repository but a training state"),
     ({"kind": "model"}, "lacks what a model of this repository has"),
+    ({"kind": "model", "weights": {}}, "is not as this repository writes it .KeyError"),
     ({"pyannote.audio": {"architecture": {"class": "PyanNet"}}, "state_dict": {}}, "is pyannote.audio's PyanNet"),
 ])  # fmt: skip
 def test_other_files(tmp_path, content, complaint):
@@ -236,7 +237,7 @@ def test_every_tensor_counts(tmp_path, system):
     """A tensor that is missing, too many, or of another shape is named as the file names it."""
     state = random_state(SHAPES[system]())
     keys = [key for key in state if key != "speaker_loss.weight"]
-    for key in keys[:: max(1, len(keys) // 12)] + keys[-1:]:
+    for key in keys[:: max(1, len(keys) // 4)] + keys[-1:]:
         rest = {name: tensor for name, tensor in state.items() if name != key}
         for content, complaint in (
             (rest, f"the tensor {key} is missing"),
@@ -257,26 +258,18 @@ def test_every_tensor_counts(tmp_path, system):
     ("hyperparams.yaml", HYPERPARAMS.replace("n_mels: 80", "n_mels: 40", 1), "hyperparams.yaml: n_mels 40"),
     ("hyperparams.yaml", HYPERPARAMS.replace("    n_mels: !ref <n_mels>", "    f_max: 4000"), "sets f_max"),
     ("hyperparams.yaml", "a: [", "hyperparams.yaml is not YAML"),
+    ("hyperparams.yaml", "[" * 100_000, "hyperparams.yaml is not YAML"),
     ("label_encoder.txt", "'id1' => 0\n", "label_encoder.txt has 1 labels, the classifier 24"),
-    ("label_encoder.txt", "'id1' = 0\n", "label_encoder.txt line 1: expected"),
-    ("label_encoder.txt", "print('x') => 0\n", "label_encoder.txt line 1: expected"),
-    ("classifier.ckpt", {"bias": torch.zeros(2)}, "classifier.ckpt: the tensor weight is missing"),
-    ("classifier.ckpt", {"weight": torch.zeros(2, 7)}, "classifier.ckpt: the tensor weight has the shape"),
-    ("mean_var_norm_emb.ckpt", {"glob_mean": torch.zeros(7)}, "mean_var_norm_emb.ckpt: the tensor glob_mean"),
+    ("label_encoder.txt", "print('x') => 0\n", "label_encoder.txt has 0 labels, the classifier 24"),
 ])  # fmt: skip
 def test_speechbrain_files_that_do_not_belong(golden, tmp_path, name, content, complaint):
     write_speechbrain(tmp_path, golden("speechbrain"))
-    if isinstance(content, str):
-        (tmp_path / name).write_text(content)
-    else:
-        torch.save(content, tmp_path / name)
+    (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=complaint):
         load_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(("change", "complaint"), [
-    ({"yesOrno_thr": "high"}, "yesOrno_thr must be a number from -1 to 1"),
-    ({"yesOrno_thr": 3}, "yesOrno_thr must be a number from -1 to 1"),
     ({"model_config": {"sample_rate": 8000}}, "sample_rate 8000; only 16000"),
     ({"model_config": []}, "is not a configuration of ModelScope"),
 ])  # fmt: skip
@@ -289,54 +282,24 @@ def test_modelscope_configuration_faults(golden, tmp_path, change, complaint):
         load_pretrained(tmp_path)
 
 
-# ---- files that mean harm --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("settings", [{"sample_rate": 8000}, {"num_channels": 2}, {"sincnet": {"stride": 5}}])
+def test_pyannote_of_other_settings(tmp_path, settings):
+    torch.save({"state_dict": {}, "pyannote.audio": {}, "hyper_parameters": settings}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"pytorch_model.bin was trained with .*; only .* is known here"):
+        load_pretrained(tmp_path)
 
 
-class Harm:
-    """Unpickled in the ordinary way, it makes a folder."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        import os
-
-        return os.mkdir, (str(self.folder),)
+def test_wespeaker_average_rather_than_its_models(golden, tmp_path):
+    write_wespeaker(tmp_path, golden("wespeaker"))
+    for epoch in (1, 2):
+        (tmp_path / f"model_{epoch}.pt").write_bytes(b"")
+    assert load_pretrained(tmp_path).system == "wespeaker"
+    (tmp_path / "avg_model.pt").unlink()
+    with pytest.raises(InputError, match=r"has several models: name one of model_1.pt, model_2.pt"):
+        load_pretrained(tmp_path)
 
 
-def hostile_content(slot, harm, data):
-    """The content of a file of that slot, with the harm somewhere in it."""
-    if slot in ("classifier.ckpt", "mean_var_norm_emb.ckpt"):
-        return {"weight": torch.zeros(24, 192), "glob_mean": torch.zeros(192), "count": harm}
-    if slot == "pytorch_model.bin":
-        return {"state_dict": {}, "callbacks": {"x": harm}, "pyannote.audio": {}}
-    return {**golden_state(data, "embedding_model/"), "x": harm}
-
-
-@pytest.mark.parametrize("slot", [
-    "embedding_model.ckpt", "classifier.ckpt", "mean_var_norm_emb.ckpt", "pretrain.model", "ecapa_tdnn.bin",
-    "avg_model.pt", "pytorch_model.bin", "best.model",
-])  # fmt: skip
-@pytest.mark.parametrize("protocol", ["zip", "legacy", "bare pickle"])
-def test_a_pickle_that_would_run_code_is_refused(golden, tmp_path, command, slot, protocol):
-    data = golden("speechbrain")
-    if slot.endswith(".ckpt"):
-        write_speechbrain(tmp_path, data)
-    content = hostile_content(slot, Harm(tmp_path / "harm"), data)
-    if protocol == "bare pickle":
-        (tmp_path / slot).write_bytes(pickle.dumps(content))
-    else:
-        torch.save(content, tmp_path / slot, _use_new_zipfile_serialization=protocol == "zip")
-    model = tmp_path if slot.endswith(".ckpt") else tmp_path / slot
-    soundfile.write(tmp_path / "a.wav", 0.1 * np.ones(16000), 16000)
-    wav = tmp_path / "a.wav"
-    status, _, complaint = command(verify, wav, wav, "--model", model, "--device", "cpu")
-    assert status == 2 and slot in complaint and complaint.count("\n") == 1
-    if protocol == "zip":
-        assert "is refused: it could run code on loading, it asks for posix.mkdir" in complaint
-    assert not (tmp_path / "harm").exists()
-    with pytest.raises(FileNotFoundError):
-        pickle.loads(pickle.dumps(Harm(tmp_path / "no" / "such")))  # the bait does bite when it is unpickled
+# ---- files that would run code (more in tests/test_hostile.py) -------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["__builtin__ eval", "builtins exec", "torch.hub load", "torch.serialization load",
@@ -346,8 +309,6 @@ def test_only_placeholders_stand_in(tmp_path, name):
     module, function = name.split()
     harmful = f"cmodule\n{function}\n".replace("module", module).encode() + b"(X\x03\x00\x00\x001+1tR."
     torch.save({"state_dict": {}}, tmp_path / "x.bin")
-    import zipfile
-
     with zipfile.ZipFile(tmp_path / "x.bin") as old, zipfile.ZipFile(tmp_path / "y.bin", "w") as new:
         for item in old.infolist():
             new.writestr(item.filename, b"\x80\x02" + harmful if item.filename.endswith("data.pkl") else old.read(item))
@@ -383,20 +344,6 @@ def test_lightning_classes_are_not_needed(tmp_path):
     found = load_pretrained(tmp_path)
     assert found.system == "pyannote" and found.classifier.shape == (24, 512)
     assert F.normalize(found.classifier).isfinite().all()
-
-
-@pytest.mark.parametrize("change", [
-    {"settings": {"C": 8, "system": ["x"]}}, {"scores": {"o": {"thresholds": {"EER": "0.5"}}}}, {"scores": [1]},
-    {"scores": {"o": {"thresholds": [1]}}}, {"settings": None}, {"weights": {1: torch.zeros(1)}},
-    {"weights": {"speaker_loss.weight": torch.zeros(3)}},
-    *({"scores": {"o": {"thresholds": {"EER": 0.5, name: value}}}}
-      for name in ("EER", "1%") for value in (math.nan, math.inf, -1.5)),
-])  # fmt: skip
-def test_a_model_of_ours_with_odd_contents(tmp_path, change):
-    content = {"kind": "model", "settings": {"C": 8}, "weights": random_state(taoruijie_shapes(8, 3)), "speakers": []}
-    save_checkpoint(tmp_path / "x.model", {**content, **change})
-    with pytest.raises(InputError, match=r"x\.model"):
-        load_pretrained(tmp_path / "x.model")
 
 
 def test_a_model_of_ours_that_lacks_a_tensor(tmp_path):
