@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from corpora.audio import SAMPLE_RATE, SUFFIXES, AudioFile, UnreadableAudio
+from corpora.lists import audio_of
 from inference.encoder import AudioWarning, SpeakerEncoder, choose_device, score_trials
 from inference.export import export_onnx
 from inference.gallery import Gallery, is_gallery
-from inference.paths import audio_of
 from inference.systems import SYSTEMS
 from tools import InputError, check_writable, keep_memory, progress_bar, run_command, whole_file
 

@@ -30,7 +30,7 @@ import prepareData
 import trainSpeakerNet
 import verify
 from corpora.audio import AudioFile, Folder, UnreadableAudio, low_pass, read_audio
-from corpora.lists import TrainingList, TrialList, check_files
+from corpora.lists import TrainingList, TrialList, audio_of, check_files
 from corpora.pack import Pack, write_pack
 from dataLoader import CropLoader
 from evaluation.backend import read_cohort
@@ -39,7 +39,6 @@ from inference import encoder as encoder_room
 from inference.checkpoints import load_pretrained
 from inference.encoder import AudioWarning, SpeakerEncoder, score_trials
 from inference.gallery import Gallery
-from inference.paths import audio_of
 from tools import InputError, load_checkpoint, load_tensors, one_line
 
 # ---- every reader ----------------------------------------------------------------------------------------------------

@@ -38,14 +38,13 @@ import torch
 from published import HYPERPARAMS, pyannote_shapes, random_state, speechbrain_shapes, taoruijie_shapes, wespeaker_shapes
 
 from corpora.audio import AudioFile, Folder
-from corpora.lists import TrainingList, TrialList, check_files
+from corpora.lists import TrainingList, TrialList, audio_of, check_files
 from corpora.pack import open_source, write_pack
 from evaluation.backend import read_cohort
 from evaluation.scoring import read_history, read_scores
 from inference.checkpoints import load_pretrained
 from inference.encoder import SpeakerEncoder
 from inference.gallery import Gallery
-from inference.paths import audio_of
 from tools import InputError, RunError, load_checkpoint
 
 HANG = 60  # seconds that no case may take
