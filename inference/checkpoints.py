@@ -233,9 +233,10 @@ def _network(path, state, system, names, prefix=""):
 def _read_yaml(path):
     """A YAML file's mapping. All values are text, and tags like HyperPyYAML's !new:some.class are ignored."""
     try:
-        return dict(yaml.load(read_text(path), Loader=yaml.BaseLoader))
-    except (yaml.YAMLError, TypeError, RecursionError) as error:
+        content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path} is not YAML ({str(error).splitlines()[0]})") from error
+    return content if isinstance(content, dict) else {}
 
 
 def _speechbrain_files(path):

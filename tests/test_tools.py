@@ -1,6 +1,5 @@
 import itertools
 import os
-import pickle
 
 import numpy as np
 import pytest
@@ -125,36 +124,36 @@ def test_checkpoint_comes_back(tmp_path):
     assert loaded == saved
 
 
-class Intruder:
-    def __reduce__(self):
-        return os.system, ("touch intruded",)
+@pytest.mark.parametrize(("content", "complaint"), [
+    (None, "does not exist"), ([1, 2], "is not a model of this repository$"), ({"kind": "model"}, "lacks .*'weights'"),
+    ({"kind": "training state"}, "is not a model of this repository but a training state"),
+])  # fmt: skip
+def test_no_checkpoint(tmp_path, content, complaint):
+    """Damaged and hostile ones are in test_hostile.py and training/test_state.py."""
+    if content is not None:
+        tools.save_checkpoint(tmp_path / "a.model", content)
+    with pytest.raises(InputError, match=rf"a\.model {complaint}"):
+        tools.load_checkpoint(tmp_path / "a.model", "model")
 
 
-@pytest.mark.parametrize(
-    "case", ["absent", "text", "empty", "truncated", "other kind", "not a dict", "pickle", "torch"]
-)
-def test_no_checkpoint(tmp_path, monkeypatch, case):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "a.model"
-    if case == "text":
-        path.write_text("hello")
-    elif case == "empty":
-        path.touch()
-    elif case == "truncated":
-        tools.save_checkpoint(path, {"kind": "model", "weights": torch.randn(1000)})
-        path.write_bytes(path.read_bytes()[:2000])
-    elif case == "other kind":
-        tools.save_checkpoint(path, {"kind": "training state"})
-    elif case == "not a dict":
-        tools.save_checkpoint(path, [1, 2])
-    elif case == "pickle":
-        path.write_bytes(pickle.dumps(Intruder()))
-    elif case == "torch":
-        torch.save({"kind": "model", "weights": Intruder()}, path)
-    with pytest.raises(InputError, match=r"a\.model") as complaint:
-        tools.load_checkpoint(path, "model")
-    assert "\n" not in str(complaint.value)
-    assert not (tmp_path / "intruded").exists()
+@pytest.mark.parametrize(("content", "complaint"), [
+    ("text".encode("utf-16"), "it is UTF-16: save it as UTF-8"), (b"caf\xe9", "invalid .* at byte 3"), (b"a\0", "a zero"),
+])  # fmt: skip
+def test_text_in_another_encoding(tmp_path, content, complaint):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(InputError, match=rf"--flag .*a.txt is not a text file \(.*{complaint}"):
+        tools.read_text(tmp_path / "a.txt", "--flag")
+
+
+def test_an_npz_that_unpacks_to_far_more_is_refused(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", a=np.zeros(10_000_000))
+    with pytest.raises(InputError, match=r"--flag .*a.npz is not an .npz of arrays, or is damaged"):
+        tools.load_arrays(tmp_path / "a.npz", "--flag")
+
+
+def test_a_message_is_one_line_whatever_it_quotes():
+    assert str(InputError("a\nb\x1b[2Jc\u2028ü\udcff")) == r"a\nb\x1b[2Jc\u2028ü\udcff"
+    assert tools.one_line("a" * 10_000) == "a" * 1000 + " ... " + "a" * 1000
 
 
 def test_threshold_at_a_rate_of_false_alarms():
