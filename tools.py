@@ -373,23 +373,23 @@ def ran_out_of_memory(error):
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (isinstance(error, RuntimeError) and bool(said))
 
 
-def check_is_file(path, flag=""):
-    """InputError, beginning with the flag, unless this is a regular file; a pipe or a device is not opened."""
+def check_is_file(path, named):
+    """InputError unless the path is a regular file: a pipe or a device may have no end."""
     if not os.path.isfile(path):
-        problem = "is a folder" if os.path.isdir(path) else "is not a regular file"
-        raise InputError(f"{flag} {path} {problem if os.path.exists(path) else 'does not exist'}".strip())
+        what = "is a folder" if os.path.isdir(path) else "is not a regular file"
+        raise InputError(f"{named} {what if os.path.exists(path) else 'does not exist'}")
 
 
 def read_text(path, flag=""):
-    """The text of a file. InputError, beginning with the flag, when it does not exist or is not text."""
-    check_is_file(path, flag)
+    """The text of a file. InputError, beginning with the flag, when it is absent or not text."""
     path, named = pathlib.Path(path), f"{flag} {path}".strip()
+    check_is_file(path, named)
     try:
         text = path.read_text(encoding="utf-8-sig")  # -sig: Windows editors put an invisible mark at the beginning
     except UnicodeDecodeError as error:
         utf16 = path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff")
-        problem = "it is UTF-16: save it as UTF-8" if utf16 else f"{error.reason} at byte {error.start}"
-        raise InputError(f"{named} is not a text file ({problem})") from error
+        reason = "it is UTF-16: save it as UTF-8" if utf16 else f"{error.reason} at byte {error.start}"
+        raise InputError(f"{named} is not a text file ({reason})") from error
     except OSError as error:
         raise InputError(f"{named} cannot be read: {error.strerror}") from error
     if "\0" in text:
@@ -398,29 +398,19 @@ def read_text(path, flag=""):
 
 
 def load_arrays(path, flag, what="an .npz of arrays"):
-    """{name: array} of an .npz file, which should be ``what``. Nothing in the file is executed.
-
-    InputError, beginning with the flag, when it does not exist, is something else, or is damaged.
-    """
-    check_is_file(path, flag)
+    """{name: array} of an .npz, which should be ``what``; nothing in it is executed. InputError, beginning with the
+    flag, when it is absent, damaged or something else."""
+    named = f"{flag} {path}"
+    check_is_file(path, named)
     try:
-        _check_unpacked_size(path, 100)  # numpy may compress: names by a lot, embeddings hardly at all
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except Exception as error:  # which one depends on the damage
-        raise InputError(f"{flag} {path} is not {what}, or is damaged ({type(error).__name__})") from error
-
-
-def _check_unpacked_size(path, factor):
-    """ValueError if a zip file unpacks to more than ``factor`` times its size: it could fill the memory."""
-    with zipfile.ZipFile(path) as file:
-        unpacked = sum(part.file_size for part in file.infolist())
-    if unpacked > factor * os.path.getsize(path):
-        raise ValueError(f"it unpacks to {unpacked} bytes")
+            return {name: np.asarray(file[name]) for name in file.files}
+    except Exception as error:  # what a damaged file raises depends on the damage
+        raise InputError(f"{named} is not {what}, or is damaged ({type(error).__name__})") from error
 
 
 class Placeholder:
-    """Takes the place of a class that a checkpoint names and nothing here needs; ignores what it is given."""
+    """Stands in for a class that a checkpoint names and nobody needs: takes whatever it is given, does nothing."""
 
     def __new__(cls, *args, **kwargs):
         return super().__new__(cls)
@@ -430,25 +420,24 @@ class Placeholder:
 
 
 def load_tensors(path, stand_in_for=()):
-    """What ``torch.save`` wrote, on the CPU: tensors, numbers, strings and containers of them.
+    """Read what ``torch.save`` wrote, onto the CPU: tensors, numbers, strings and containers of them.
 
-    Nothing in the file is executed. Classes of the packages ``stand_in_for`` are read as Placeholders; a file that
-    names any other is refused. InputError for that, and when it does not exist or is damaged; RunError when the disk
-    cannot be read.
+    Nothing in the file is executed (weights_only). Classes of the packages ``stand_in_for`` become Placeholders; a file
+    that names any other is refused. InputError when it is that, absent, or damaged; RunError when the disk or the
+    memory fails.
     """
-    check_is_file(path)
+    path = pathlib.Path(path)
+    check_is_file(path, path)
     try:
-        allowed = []
-        with open(path, "rb") as file:
-            zipped = file.read(4) == b"PK\3\4"  # as torch tells; not so: the format before torch 1.6
-        if zipped:
-            _check_unpacked_size(path, 1)  # torch.save does not compress
-            named = torch.serialization.get_unsafe_globals_in_checkpoint(path) if stand_in_for else []
-            allowed = [(Placeholder, name) for name in named if name.split(".")[0] in stand_in_for]
-        with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip and sum(part.file_size for part in zipfile.ZipFile(path).infolist()) > path.stat().st_size:
+            raise ValueError("its parts claim to be larger than the file")  # torch.save does not compress
+        named = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip and stand_in_for else []
+        stand_ins = [(Placeholder, name) for name in named if name.split(".")[0] in stand_in_for]
+        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
             warnings.simplefilter("ignore")  # about odd pickles: the error below says what a user needs
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # which one depends on the damage
+    except Exception as error:  # what a damaged file raises depends on the damage
         if isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.EIO, errno.EACCES, errno.ESTALE):
             raise RunError(f"{path} cannot be read: {getattr(error, 'strerror', 'out of memory')}") from error
         asked = re.search(r"(?:GLOBAL|function|class) <?(\S+)", str(error))
@@ -458,7 +447,7 @@ def load_tensors(path, stand_in_for=()):
         raise InputError(f"{path} is not a checkpoint, or is damaged ({type(error).__name__}: {reason})") from error
 
 
-# What a file of each kind must contain to be of use.
+# What a file of each kind must have for anything to be done with it.
 CONTENTS = {
     "model": {"weights": dict},
     "training state": {"settings": dict, "weights": dict, "optimizer": dict, "epoch": int, "step": int,
@@ -467,22 +456,22 @@ CONTENTS = {
 
 
 def load_checkpoint(path, kind, content=None):
-    """What ``save_checkpoint`` wrote with ``checkpoint["kind"] == kind``; content: if the file has been read already.
+    """What ``save_checkpoint`` wrote with ``checkpoint["kind"] == kind``: read from the file, unless it is given.
 
-    InputError when it does not exist, is damaged, is something else, or lacks what every file of its kind has.
+    InputError when it is absent, damaged, something else, or lacks what is in every file of its kind (CONTENTS).
     """
     checkpoint = load_tensors(path) if content is None else content
     found = checkpoint.get("kind") if isinstance(checkpoint, dict) else None
     if found != kind:
-        raise InputError(f"{path} is not a {kind} of this repository" + (f" but a {found}" if found else ""))
+        raise InputError(f"{path} is not a {kind} of this repository{f' but a {found}' if found else ''}")
     for name, form in CONTENTS[kind].items():
         if not isinstance(checkpoint.get(name), form):
             raise InputError(f"{path} lacks what a {kind} of this repository has ({name!r})")
     try:
         with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()  # torch.load does not check the checksums
-    except Exception as error:  # which one depends on the damage
+            damaged = file.testzip()  # torch.load does not verify the checksums
+    except Exception as error:  # what a damaged file raises depends on the damage
         raise InputError(f"{path} is damaged ({error})") from error
     if damaged:
-        raise InputError(f"{path} is damaged: the checksum of {damaged} in it differs")
+        raise InputError(f"{path} is damaged: the checksum of {damaged} in it is another")
     return checkpoint

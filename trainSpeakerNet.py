@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from corpora.check import quick_check, stop_at_errors
-from corpora.demo import make_demo
+from corpora.demo import demo_flags, make_demo
 from corpora.make_lists import hold_out, make_trials
 from dataLoader import Augmentation, CropLoader, SpeedPerturbation, to_device
 from evaluation.backend import ScoringBackend
@@ -386,17 +386,6 @@ def evaluate_only(args):
 # ---- command ---------------------------------------------------------------------------------------------------------
 
 
-def with_demo_corpus(args):
-    """Generate the demo corpus, if it is not there yet: settings whose data flags point to it."""
-    corpus = Path(args.save_path) / "corpus"
-    distributed.first(make_demo, corpus)
-    return args.replace(
-        train_list=str(corpus / "train_list.txt"), train_path=str(corpus / "train/wav"),
-        eval_list=[str(corpus / "trials.txt")], eval_path=str(corpus / "eval/wav"),
-        musan_path=str(corpus / "musan"), rir_path=str(corpus / "rirs"),
-    )  # fmt: skip
-
-
 def main():
     keep_memory()
     args = settings.read_settings(build_parser(), sys.argv[1:], DEMO)
@@ -404,10 +393,10 @@ def main():
         distributed.first(check_writable, args.save_path, "--save_path")
         distributed.first(lambda: lock.enter_context(only_run_in(args.save_path)))
         try:
-            if args.eval:
-                evaluate_only(args)
-            else:
-                train(with_demo_corpus(args) if args.demo else args)
+            if args.demo:
+                distributed.first(make_demo, Path(args.save_path) / "corpus")
+                args = args.replace(**demo_flags(Path(args.save_path) / "corpus"))
+            (evaluate_only if args.eval else train)(args)
         except KeyboardInterrupt as interrupt:
             resumes = not args.eval and has_state(args.save_path)
             kept = f"; {args.save_path}/state.pt has everything up to when it was last saved" if resumes else ""
@@ -420,8 +409,8 @@ def main():
                 raise
             crops = args.batch_size // (args.accumulate * size())
             raise RunError(
-                f"out of memory with {crops} crops at a time: --accumulate {2 * args.accumulate} halves that and keeps "
-                "the recipe; so do --amp bf16, and a smaller --C or --num_frames for another one"
+                f"out of memory with {crops} crops at a time: try --accumulate {2 * args.accumulate} (the same recipe in "
+                "smaller parts), --amp bf16, or a smaller --C or --num_frames"
             ) from error
 
 

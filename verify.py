@@ -151,7 +151,7 @@ def set_threshold(encoder, given):
     except ValueError as error:
         choices = " or ".join(["a number from -1 to 1", *rates])
         raise InputError(f"--threshold {given}: for this model it must be {choices}") from error
-    encoder.origin = f"{given} false alarms on {encoder.listing}" if given in rates else "--threshold"
+    encoder.origin = f"{given} false alarms on {encoder.trial_list}" if given in rates else "--threshold"
 
 
 def build_parser():

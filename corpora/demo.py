@@ -328,3 +328,12 @@ def make_demo(folder, train_speakers=160, eval_speakers=40, seed=0, progress=Tru
     write_text(folder / "speakers.tsv", "".join("\t".join(map(str, row)) + "\n" for row in rows))
     write_text(folder / "demo.json", finished)
     return folder
+
+
+def demo_flags(folder):
+    """{flag: path} that train and evaluate on the demo corpus in a folder."""
+    return {
+        "train_list": f"{folder}/train_list.txt", "train_path": f"{folder}/train/wav",
+        "eval_list": [f"{folder}/trials.txt"], "eval_path": f"{folder}/eval/wav",
+        "musan_path": f"{folder}/musan", "rir_path": f"{folder}/rirs",
+    }  # fmt: skip

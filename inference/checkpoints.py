@@ -32,7 +32,7 @@ class Pretrained(NamedTuple):
     threshold: float | None = None
     origin: str = ""  # where the threshold comes from, in words
     thresholds: dict = {}  # our own: {"EER": ..., "1%": at 1 % false alarms, ...}
-    listing: str = ""  # our own: the trial list that gave the thresholds
+    trial_list: str = ""  # our own: the list that gave the thresholds
     scale: float | None = None  # our own: s of its loss
     held_out: list | None = None  # our own: speakers of its training list that it was not trained on
     mean: torch.Tensor | None = None  # (D,) SpeechBrain's mean embedding, which verification does not use
@@ -60,7 +60,7 @@ def load_pretrained(path, system=None):
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}  # of DataParallel
     found = _recognise(path, content, state)
     if not found:
-        raise InputError(f"{path} holds no model of a system that is known here ({', '.join(SYSTEMS)})")
+        raise InputError(f"{path} holds no model of a known system ({', '.join(SYSTEMS)})")
     if system is None and len(found) > 1:
         choices = " or ".join(found)
         raise InputError(f"{path} may be {choices}, which need different front ends: say which by --system (system=)")
@@ -114,15 +114,15 @@ def _load_ours(path, content, _):
     classifier = weights.pop("speaker_loss.weight", None)
     system = settings.get("system", "ours")  # another one's, if it was fine-tuned from that
     if system not in SYSTEMS:
-        raise InputError(f"{path} is based on a system that is not known here: {system!r}")
-    listing, result = next(iter((checkpoint.get("scores") or {}).items()), ("", {}))
+        raise InputError(f"{path} is based on a system that is not known: {system!r}")
+    trial_list, result = next(iter((checkpoint.get("scores") or {}).items()), ("", {}))
     thresholds = result.get("thresholds") or {}
     # Rounding may have led a score out of its range.
     thresholds = {name: value and min(1.0, max(-1.0, value)) for name, value in thresholds.items()}
-    origin = f"where misses and false alarms were equal on {listing}" if "EER" in thresholds else ""
+    origin = f"equal error rate on {trial_list}" if "EER" in thresholds else ""
     return Pretrained(
         system, _network(path, weights, system, {}, PREFIX), classifier, checkpoint.get("speakers") or None,
-        thresholds.get("EER"), origin, thresholds, listing, scale=float(settings.get("s", 30)),
+        thresholds.get("EER"), origin, thresholds, trial_list, scale=float(settings.get("s", 30)),
         held_out=checkpoint.get("valid_speakers") or [], earlier=checkpoint.get("earlier_speakers") or [],
     )  # fmt: skip
 
@@ -139,7 +139,7 @@ def _load_speechbrain(path, _, state):
         others = (settings.get("compute_features") or {}).keys() - {"n_mels", "sample_rate"}
         if settings.get("n_mels", "80") != "80" or others:
             other = f"compute_features sets {min(others)}" if others else f"n_mels {settings['n_mels']}"
-            raise InputError(f"{beside['hyperparams.yaml']}: {other}; only 80 mels by default settings are known here")
+            raise InputError(f"{beside['hyperparams.yaml']}: {other}; only 80 mels by default settings are supported")
     classifier = speakers = mean = None
     if "classifier.ckpt" in beside:
         classifier = load_tensors(beside["classifier.ckpt"])["weight"]
@@ -162,7 +162,7 @@ def _load_wespeaker(path, _, state):
     settings = path.parent / "config.yaml"
     model = _read_yaml(settings).get("model") if settings.is_file() else None
     if model and not model.startswith("ECAPA_TDNN_GLOB_"):
-        raise InputError(f"{settings}: model {model} is not known here, only ECAPA_TDNN_GLOB_c512 and _c1024")
+        raise InputError(f"{settings}: model {model} is not known, only ECAPA_TDNN_GLOB_c512 and _c1024")
     classifier = state.get("projection.weight")
     state = {key: tensor for key, tensor in state.items() if not key.startswith("projection.")}
     return Pretrained("wespeaker", _network(path, state, "wespeaker", NAMES["wespeaker"]), classifier)
@@ -176,7 +176,7 @@ def _load_pyannote(path, content, state):
     settings = {**settings, "sincnet stride": settings.get("sincnet", {}).get("stride", 10)}
     for what, expected in (("sample_rate", SAMPLE_RATE), ("num_channels", 1), ("sincnet stride", 10)):
         if settings.get(what, expected) != expected:
-            raise InputError(f"{path} was trained with {what} {settings[what]}; only {expected} is known here")
+            raise InputError(f"{path} was trained with {what} {settings[what]}; only {expected} is supported")
     columns = state.pop("loss_func.W", None)  # of the ArcFace loss, a column for each speaker
     return Pretrained("pyannote", _network(path, state, "pyannote", {}), None if columns is None else columns.t())
 
@@ -257,7 +257,7 @@ def _modelscope_settings(path):
     if model.get("pretrained_model") != path.name and model.get("type") != "ecapa-tdnn-sv":
         return {}
     if rate != SAMPLE_RATE:
-        raise InputError(f"{file}: sample_rate {rate}; only {SAMPLE_RATE} is known here")
+        raise InputError(f"{file}: sample_rate {rate}; only {SAMPLE_RATE} is supported")
     return model
 
 

@@ -77,7 +77,7 @@ class SpeakerEncoder:
 
     threshold: a score from which on (``system.above``: above which) two utterances count as one speaker's, or None;
     origin: where it comes from, in words; thresholds: our own model's others, {"1%": at 1 % false alarms, ...}, on the
-    trial list ``listing``. channel: which one of files with several; None: the system's default. held_out: speakers
+    trial list ``trial_list``. channel: which one of files with several; None: the system's default. held_out: speakers
     kept out of its training, or None; heard: those that it, or a model before it, was trained on, as far as known.
     mean: SpeechBrain's mean embedding (D,), which its ``encode_batch(normalize=True)`` subtracts, or None.
     """
@@ -88,7 +88,7 @@ class SpeakerEncoder:
         self.network = network.to(self.device)
         self.system = SYSTEMS[about.system]
         self.threshold, self.thresholds, self.origin = about.threshold, about.thresholds, about.origin
-        self.listing = about.listing
+        self.trial_list = about.trial_list
         self.classifier, self.speakers, self.mean = about.classifier, about.speakers, about.mean
         self.held_out, self.heard = about.held_out, about.heard()
         self.vector_size = self.network.embedding_size * (2 if self.system.crops else 1)  # of scoring vectors

@@ -138,12 +138,6 @@ def test_text_in_another_encoding(tmp_path, content, complaint):
         tools.read_text(tmp_path / "a.txt", "--flag")
 
 
-def test_an_npz_that_unpacks_to_far_more_is_refused(tmp_path):
-    np.savez_compressed(tmp_path / "a.npz", a=np.zeros(10_000_000))
-    with pytest.raises(InputError, match=r"--flag .*a.npz is not an .npz of arrays, or is damaged"):
-        tools.load_arrays(tmp_path / "a.npz", "--flag")
-
-
 def test_a_message_is_one_line_whatever_it_quotes():
     assert str(InputError("a\nb\x1b[2Jc\u2028ü\udcff")) == r"a\nb\x1b[2Jc\u2028ü\udcff"
     assert tools.one_line("a" * 10_000) == "a" * 1000 + " ... " + "a" * 1000

@@ -486,7 +486,7 @@ def test_a_model_keeps_the_thresholds_of_its_evaluation(trained, corpus):
     assert last["thresholds"]["1%"] is None and last["thresholds"]["0.1%"] is None  # 96 impostor trials tell no 1 %
     assert last["list_sha256"] == hashlib.sha256((corpus / "trials.txt").read_bytes()).hexdigest()
     encoder = SpeakerEncoder.from_checkpoint(trained / "model" / "model_0002.model")
-    assert (encoder.threshold, encoder.listing) == (threshold, "trials")
+    assert (encoder.threshold, encoder.trial_list) == (threshold, "trials")
     first, second = (corpus / "trials.txt").read_text().split()[1:3]
     assert encoder.verify(corpus / "eval" / first, corpus / "eval" / second).score == pytest.approx(scores[0], abs=1e-5)
 
@@ -599,7 +599,7 @@ def test_out_of_memory_gets_one_line(command, corpus, tmp_path, monkeypatch, err
     monkeypatch.setattr(AAMsoftmax, "forward", full)
     status, _, complaint = command(trainSpeakerNet, *data_flags(corpus), *SMALL, "--save_path", tmp_path / "e")
     assert status == 1 and complaint.count("\n") == 1
-    assert "trainSpeakerNet.py: out of memory with 8 crops at a time: --accumulate 2 halves that" in complaint
+    assert "trainSpeakerNet.py: out of memory with 8 crops at a time: try --accumulate 2" in complaint
 
 
 def test_weights_that_explode_are_not_saved(command, corpus, tmp_path, monkeypatch):
