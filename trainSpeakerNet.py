@@ -409,8 +409,8 @@ def main():
                 raise
             crops = args.batch_size // (args.accumulate * size())
             raise RunError(
-                f"out of memory with {crops} crops at a time: try --accumulate {2 * args.accumulate} (the same recipe in "
-                "smaller parts), --amp bf16, or a smaller --C or --num_frames"
+                f"out of memory with {crops} crops at a time: try --accumulate {2 * args.accumulate} (the same batch "
+                "in smaller parts), --amp bf16, or a smaller --C or --num_frames"
             ) from error
 
 
