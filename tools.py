@@ -111,7 +111,7 @@ def size():
 
 
 def gather(thing):
-    """[what each process brings], the same list everywhere. Anything that can be pickled."""
+    """[the object of each process], the same list in all of them."""
     if size() == 1:
         return [thing]
     things = [None] * size()
@@ -202,10 +202,10 @@ SCORES_AT_ONCE = 2**22  # 16 MB of float32: about what the caches of a CPU hold,
 def cohort_statistics(vectors, cohort, top_n=300, device="cpu"):
     """Mean and standard deviation of each vector's top-n scores against a cohort.
 
-    vectors (U, D) of floats, cohort (K, D): taken as they are, dot products are the scores, computed with the vectors'
-    precision. top_n: how many of the highest count, all K if there are no more. Returns (mean, deviation), each (U,)
-    float64; the deviation is that of a population (divided by top_n). Needs the memory of SCORES_AT_ONCE scores and of
-    the cohort on the ``device``. ValueError for shapes that do not fit, less than two scores to look at, or NaN.
+    vectors (U, D), cohort (K, D): their dot products are the scores, in the precision of the vectors. top_n: number of
+    highest scores used, all K if there are fewer. Returns (mean, deviation), each (U,) float64, the deviation divided
+    by top_n, not top_n - 1. Needs memory for SCORES_AT_ONCE scores and the cohort on the ``device``. ValueError for
+    shapes that do not fit, fewer than two scores, or NaN.
     """
     vectors, cohort = torch.as_tensor(vectors), torch.as_tensor(cohort)
     if vectors.dim() != 2 or cohort.dim() != 2 or vectors.shape[1] != cohort.shape[1]:
@@ -246,11 +246,10 @@ def symmetric_norm(scores, enrol, test):
 def as_norm(scores, enrol, test, cohort, top_n=300):
     """Adaptive symmetric score normalisation: scores (N,) -> (N,) float64.
 
-    Each side's score is normalised by the mean and deviation of its own ``top_n`` highest cohort scores, and the two
-    are averaged (AS-norm1 of Matejka et al., "Analysis of Score Normalization in
-    Multilingual Speaker Recognition", Interspeech 2017). enrol, test (N, D): the vectors of the trials' two sides;
-    cohort (K, D); all as they were scored: dot products are the scores. Repeated vectors are
-    computed once. Errors as in ``cohort_statistics``.
+    The score is normalised by the mean and deviation of each side's own ``top_n`` highest cohort scores, and the two
+    are averaged (AS-norm1 of Matejka et al., "Analysis of Score Normalization in Multilingual Speaker Recognition",
+    Interspeech 2017). enrol, test (N, D): the vectors of the trials' two sides; cohort (K, D); dot products of these
+    are the scores. Repeated vectors are computed once. Errors as in ``cohort_statistics``.
     """
     scores, enrol, test = np.asarray(scores), np.asarray(enrol), np.asarray(test)
     if enrol.ndim != 2 or enrol.shape != test.shape or scores.shape != enrol.shape[:1] or enrol.dtype != test.dtype:
@@ -265,7 +264,7 @@ def as_norm(scores, enrol, test, cohort, top_n=300):
 
 
 def in_order(task, items, threads):
-    """Yield ``task(item)`` of each item in order, computed in threads, some ahead."""
+    """Yield ``task(item)`` of each item, in order, computed in threads ahead of time."""
     pool, ahead = concurrent.futures.ThreadPoolExecutor(threads), collections.deque()
     try:
         for item in items:
@@ -321,8 +320,7 @@ def write_text(path, text):
 
 @contextlib.contextmanager
 def taking_turns(folder):
-    """A lock on a folder: one process at a time changes its files. Without effect where locks are not supported.
-    """
+    """A lock on a folder: one process at a time changes its files. Without effect where locks are not supported."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, OSError):
             import fcntl  # not on Windows
@@ -398,7 +396,7 @@ def read_text(path, flag=""):
 
 
 def load_arrays(path, flag, what="an .npz of arrays"):
-    """{name: array} of an .npz file, which should be ``what``. Nothing in it is executed.
+    """{name: array} of an .npz, which should be ``what``; nothing in it is executed.
 
     InputError, beginning with the flag, when it is absent, damaged or something else.
     """

@@ -162,8 +162,10 @@ DEMO = {"save_path": "exps/demo", "C": 64, "batch_size": 64, "max_epoch": 8, "te
 
 
 def learning_rate(args, step, steps_per_epoch):
-    """--schedule step: lr * lr_decay^epoch; exponential and cosine (Loshchilov and Hutter, "SGDR", ICLR 2017): from lr
-    to lr_final over max_epoch epochs. All are multiplied by a linear ramp to 1 over the first ``warmup`` epochs."""
+    """The learning rate of a step, by args.schedule, times a linear ramp to 1 over the first ``warmup`` epochs.
+
+    step: lr * lr_decay^epoch; exponential, cosine (Loshchilov and Hutter, ICLR 2017): from lr to lr_final at max_epoch.
+    """
     done = step / (args.max_epoch * steps_per_epoch)
     if args.schedule == "step":
         rate = args.lr * args.lr_decay ** (step // steps_per_epoch)
@@ -175,8 +177,10 @@ def learning_rate(args, step, steps_per_epoch):
 
 
 def margin_at(args, step, steps_per_epoch):
-    """Margin in radians: 0 up to the first epoch of --margin_rise, m from the second on, between them as wespeaker's:
-    the gap to m shrinks exponentially, a thousandfold in all. margin_rise 0 0: always m."""
+    """The margin of a step in radians: 0 before the first epoch of args.margin_rise, m after the second; 0 0: always m.
+
+    Between them the gap to m shrinks exponentially, a thousandfold in all, as in wespeaker.
+    """
     start, end = args.margin_rise
     epochs = step / steps_per_epoch
     if epochs >= end:
@@ -409,8 +413,8 @@ def main():
                 raise
             crops = args.batch_size // (args.accumulate * size())
             raise RunError(
-                f"out of memory with {crops} crops at a time: try --accumulate {2 * args.accumulate} (the same recipe in "
-                "smaller parts), --amp bf16, or a smaller --C or --num_frames"
+                f"out of memory with {crops} crops at a time: try --accumulate {2 * args.accumulate} (the same batch "
+                "in smaller parts), --amp bf16, or a smaller --C or --num_frames"
             ) from error
 
 

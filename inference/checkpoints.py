@@ -51,21 +51,21 @@ def load_pretrained(path, system=None):
     content = load_tensors(path, stand_in_for=STAND_IN_FOR)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise InputError(f"{path} holds no tensors by name")
+        raise InputError(f"{path} holds no weights by name")
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}  # of DataParallel
     found = _recognise(path, content, state)
     if not found:
         raise InputError(f"{path} holds no model of a known system ({', '.join(SYSTEMS)})")
     choices = " or ".join(found)
     if system is None and len(found) > 1:
-        raise InputError(f"{path} may be of {choices}, whose front ends differ: say which by --system (system=)")
+        raise InputError(f"{path} may be {choices}, which need different front ends: say which by --system (system=)")
     system = system or found[0]
     if system not in found:
         raise InputError(f"{path} is not a checkpoint of {system} but one of {choices}")
     try:
         return LOADERS[system](path, content, state)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise InputError(f"{path} or a file beside it is not as in {SYSTEMS[system].title} ({error!r:.200})") from error
+        raise InputError(f"{path} is not as {SYSTEMS[system].title} writes it ({error!r:.200})") from error
 
 
 def _weights_in(folder, system):
@@ -134,10 +134,10 @@ def _load_speechbrain(path, _, state):
     if "hyperparams.yaml" in beside:
         settings = _read_yaml(beside["hyperparams.yaml"])
         features, n_mels = settings.get("compute_features"), settings.get("n_mels", "80")
-        others = sorted(set(features) - {"n_mels", "sample_rate"}) if isinstance(features, dict) else []
+        others = set(features) - {"n_mels", "sample_rate"} if isinstance(features, dict) else set()
         if n_mels != "80" or others:
-            found = f"n_mels {n_mels}" + (f", compute_features with {', '.join(others)}" if others else "")
-            raise InputError(f"{beside['hyperparams.yaml']}: {found}; only the published front end is supported")
+            other = f"compute_features sets {min(others)}" if others else f"n_mels {n_mels}"
+            raise InputError(f"{beside['hyperparams.yaml']}: {other}; only 80 mels by default settings are supported")
     classifier = speakers = mean = None
     if "classifier.ckpt" in beside:
         classifier = load_tensors(beside["classifier.ckpt"])["weight"].float()

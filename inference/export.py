@@ -12,11 +12,11 @@ from tools import InputError, RunError, whole_file
 
 
 def export_onnx(encoder, path):
-    """Write a SpeakerEncoder's network, checked against it at other lengths. Returns what was done, in words.
+    """Write a SpeakerEncoder's network as ONNX, compared with it at other lengths. Returns a line that describes it.
 
-    Input ``waveform`` (batch, samples), float32 in [-1, 1] at 16 kHz, equally long; output ``embedding`` (batch, D).
-    Batch and samples are free; no fewer than the network needs (the answer names how many). InputError when the
-    packages are absent, RunError when the file does not give the same embeddings.
+    Input ``waveform`` (batch, samples), float32 in [-1, 1] at 16 kHz, at least as long as the network needs (the line
+    says how long); output ``embedding`` (batch, D). InputError when the packages are not installed, RunError when
+    onnxruntime gives other embeddings.
     """
     try:
         import onnx  # noqa: F401 - the exporter uses it
@@ -27,14 +27,14 @@ def export_onnx(encoder, path):
     original = copy.deepcopy(network)
     if isinstance(getattr(network, "torchfbank", None), LogMel):
         network.torchfbank = ExportableFilterbank(network.torchfbank)
-    alone = torch.nn.Sequential(network)  # the exporter would take the network's other arguments for inputs, too
+    exported = torch.nn.Sequential(network)  # hides the other arguments of forward, which would become inputs
     shortest = encoder.system.shortest
     random = torch.Generator().manual_seed(0)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about what it was built with
         torch.onnx.export(
-            alone, (0.1 * torch.randn(2, 2 * shortest, generator=random),), buffer, dynamo=False, opset_version=17,
+            exported, (0.1 * torch.randn(2, 2 * shortest, generator=random),), buffer, dynamo=False, opset_version=17,
             input_names=["waveform"], output_names=["embedding"],
             dynamic_axes={"waveform": {0: "batch", 1: "samples"}, "embedding": {0: "batch"}},
         )  # fmt: skip

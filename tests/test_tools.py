@@ -1,4 +1,4 @@
-"""Error rates, AS-norm and files against brute force and scikit-learn."""
+"""Error rates and AS-norm against brute force and scikit-learn; files that appear whole; checkpoints and text."""
 
 import itertools
 import os
@@ -70,15 +70,12 @@ def test_the_order_of_the_trials_does_not_matter():
     assert min_dcf(scores, labels) == min_dcf(scores[order], labels[order])
 
 
-@pytest.mark.parametrize(
-    ("scores", "labels", "eer", "dcf"),
-    [
-        ([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], 0, 0),  # apart
-        ([0.8, 0.9, 0.1, 0.2], [0, 0, 1, 1], 100, 1),  # upside down
-        ([0.5] * 6, [0, 1, 0, 1, 0, 1], 50, 1),  # nothing known
-        ([1, 2, 3, 4], [0, 1, 0, 1], 50, 0.5),
-    ],
-)
+@pytest.mark.parametrize(("scores", "labels", "eer", "dcf"), [
+    ([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], 0, 0),  # apart
+    ([0.8, 0.9, 0.1, 0.2], [0, 0, 1, 1], 100, 1),  # upside down
+    ([0.5] * 6, [0, 1, 0, 1, 0, 1], 50, 1),  # nothing known
+    ([1, 2, 3, 4], [0, 1, 0, 1], 50, 0.5),
+])  # fmt: skip
 def test_plain_cases(scores, labels, eer, dcf):
     assert equal_error_rate(scores, labels)[0] == pytest.approx(eer)
     assert min_dcf(scores, labels)[0] == pytest.approx(dcf)
@@ -93,17 +90,11 @@ def test_eer_of_two_normal_distributions():
     assert threshold == pytest.approx(1.5, abs=0.02)
 
 
-@pytest.mark.parametrize(
-    ("scores", "labels", "complaint"),
-    [
-        ([0.1, 0.2], [1, 1], "both kinds"),
-        ([0.1, np.nan], [0, 1], "NaN"),
-        ([0.1, 0.2], [0, 2], "labels must be"),
-        ([0.1, 0.2, 0.3], [0, 1], "3 scores but 2 labels"),
-        ([], [], "both kinds"),
-    ],
-)
-def test_what_cannot_be_judged(scores, labels, complaint):
+@pytest.mark.parametrize(("scores", "labels", "complaint"), [
+    ([0.1, 0.2], [1, 1], "both kinds"), ([], [], "both kinds"), ([0.1, np.nan], [0, 1], "NaN"),
+    ([0.1, 0.2], [0, 2], "labels must be"), ([0.1, 0.2, 0.3], [0, 1], "3 scores but 2 labels"),
+])  # fmt: skip
+def test_scores_without_an_error_rate(scores, labels, complaint):
     with pytest.raises(ValueError, match=complaint):
         equal_error_rate(scores, labels)
 
@@ -126,11 +117,30 @@ def test_checkpoint_comes_back(tmp_path):
     assert loaded == saved
 
 
-@pytest.mark.parametrize("content", [{"kind": "training state"}, {"kind": "model"}, {"kind": 1}, {}, [1, 2]])
-def test_another_file_of_torch_is_no_model(tmp_path, content):
-    torch.save(content, tmp_path / "a.model")
-    with pytest.raises(InputError, match=r"a\.model (is not a model|lacks what a model) of this repository"):
+@pytest.mark.parametrize(("content", "complaint"), [
+    (None, "does not exist"), ([1, 2], "is not a model of this repository$"), ({"kind": "model"}, "lacks .*'weights'"),
+    ({"kind": "training state"}, "is not a model of this repository but a training state"),
+])  # fmt: skip
+def test_no_checkpoint(tmp_path, content, complaint):
+    """Damaged and hostile ones are in test_hostile.py and training/test_state.py."""
+    if content is not None:
+        tools.save_checkpoint(tmp_path / "a.model", content)
+    with pytest.raises(InputError, match=rf"a\.model {complaint}"):
         tools.load_checkpoint(tmp_path / "a.model", "model")
+
+
+@pytest.mark.parametrize(("content", "complaint"), [
+    ("text".encode("utf-16"), "it is UTF-16: save it as UTF-8"), (b"caf\xe9", "at byte 3"), (b"a\0", "zero byte"),
+])  # fmt: skip
+def test_text_in_another_encoding(tmp_path, content, complaint):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(InputError, match=rf"--flag .*a.txt is not a text file \(.*{complaint}"):
+        tools.read_text(tmp_path / "a.txt", "--flag")
+
+
+def test_a_message_is_one_line_whatever_it_quotes():
+    assert str(InputError("a\nb\x1b[2Jc\u2028ü\udcff")) == r"a\nb\x1b[2Jc\u2028ü\udcff"
+    assert tools.one_line("a" * 10_000) == "a" * 1000 + " ... " + "a" * 1000
 
 
 def test_threshold_at_a_rate_of_false_alarms():
@@ -198,18 +208,15 @@ def test_scores_of_no_spread_stay_finite():
     assert np.allclose(deviation[:2], 1e-6, rtol=1e-3) and 0 < deviation[2] < 1e-300
 
 
-def test_what_cannot_be_normalised():
-    vectors, scores = np.ones((3, 4)), np.ones(3)
-    for case, complaint in (
-        (lambda: tools.as_norm(scores, vectors, vectors, vectors[:1]), "at least two"),
-        (lambda: tools.as_norm(scores, vectors, vectors, vectors, top_n=1), "at least two"),
-        (lambda: tools.as_norm(scores, vectors, vectors, np.ones((3, 5))), "are not"),
-        (lambda: tools.as_norm(scores[:2], vectors, vectors, vectors), "must be"),
-        (lambda: tools.as_norm(scores, vectors, vectors[:2], vectors), "must be"),
-        (lambda: tools.as_norm(scores, vectors * np.nan, vectors, vectors), "no finite"),
-    ):
-        with pytest.raises(ValueError, match=complaint):
-            case()
+@pytest.mark.parametrize(("change", "complaint"), [
+    ({"cohort": np.ones((1, 4))}, "at least two"), ({"top_n": 1}, "at least two"),
+    ({"cohort": np.ones((3, 5))}, "are not"), ({"scores": np.ones(2)}, "must be"),
+    ({"test": np.ones((2, 4))}, "must be"), ({"enrol": np.full((3, 4), np.nan)}, "no finite"),
+])  # fmt: skip
+def test_scores_that_cannot_be_normalised(change, complaint):
+    vectors = np.ones((3, 4))
+    with pytest.raises(ValueError, match=complaint):
+        tools.as_norm(**{"scores": np.ones(3), "enrol": vectors, "test": vectors, "cohort": vectors} | change)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")

@@ -50,7 +50,7 @@ def test_two_files(use, encoder, folder):
     score = encoder.verify(folder / "wav/a0.wav", folder / "wav/b0.wav").score
     status, printed, complained = use("wav/a0.wav", "wav/b0.wav")
     verdict = "same speaker" if score >= 0.999 else "different speakers"
-    origin = "where misses and false alarms were equal on trials"
+    origin = "equal error rate on trials"
     assert printed == f"{score:8.5f}  {verdict}\nthreshold 0.99900: {origin}\n" and complained == ""
     assert status == (0 if score >= 0.999 else 1)
     for threshold, expected in ((score - 1e-4, 0), (score + 1e-4, 1), (-1, 0), (1, 1)):

@@ -1,6 +1,5 @@
 """Published systems: their numbers, their files, and what can be wrong with them."""
 
-import json
 import zipfile
 
 import numpy as np
@@ -21,11 +20,12 @@ from published import (
     write_modelscope,
     write_pyannote,
     write_speechbrain,
+    write_wespeaker,
 )
 
 import verify
 from inference.checkpoints import STAND_IN_FOR, load_pretrained
-from tools import InputError, load_tensors, save_checkpoint
+from tools import InputError, load_tensors
 from verify import SpeakerEncoder
 
 
@@ -127,7 +127,7 @@ def test_a_lone_ambiguous_file_is_not_guessed(golden, tmp_path):
     data = golden("modelscope")
     for name in ("ecapa_tdnn.bin", "embedding_model.ckpt", "model.pt"):
         torch.save(golden_state(data), tmp_path / name)
-        with pytest.raises(InputError, match=r"may be of speechbrain or modelscope, .* say which by --system"):
+        with pytest.raises(InputError, match=r"may be speechbrain or modelscope, .* say which by --system"):
             load_pretrained(tmp_path / name)
     waveform = torch.tensor(data["wav_1"])[None]
     found = {}
@@ -140,10 +140,9 @@ def test_a_lone_ambiguous_file_is_not_guessed(golden, tmp_path):
 
 def test_the_files_beside_it_tell_whose_it_is(golden, tmp_path):
     write_speechbrain(tmp_path, golden("speechbrain"))
+    (tmp_path / "label_encoder.txt").rename(tmp_path / "label_encoder.ckpt")  # as SpeechBrain's cache names it
     found = load_pretrained(tmp_path / "embedding_model.ckpt")
     assert (found.system, found.threshold) == ("speechbrain", 0.25) and len(found.speakers) == 24
-    (tmp_path / "label_encoder.txt").rename(tmp_path / "label_encoder.ckpt")  # its name in SpeechBrain's cache
-    assert load_pretrained(tmp_path).speakers == found.speakers
     (tmp_path / "m").mkdir()
     write_modelscope(tmp_path / "m", golden("modelscope"), threshold=0.41)
     assert load_pretrained(tmp_path / "m" / "ecapa_tdnn.bin").threshold == 0.41
@@ -161,12 +160,11 @@ def test_a_system_that_the_file_contradicts(golden, tmp_path):
 
 @pytest.mark.parametrize(("content", "complaint"), [
     ({"weight": torch.zeros(3)}, "holds no model of a known system"),
-    ([1, 2], "holds no tensors by name"),
-    ({"kind": "training state"}, r"is the state of a training run, not a model"),
+    ([1, 2], "holds no weights by name"),
+    ({"kind": "training state"}, r"is the state of a training run, not a model: take one of its model/\*\.model"),
     ({"kind": "model"}, "lacks what a model of this repository has"),
+    ({"kind": "model", "weights": {}}, "is not as this repository writes it .KeyError"),
     ({"pyannote.audio": {"architecture": {"class": "PyanNet"}}, "state_dict": {}}, "is pyannote.audio's PyanNet"),
-    ({"pyannote.audio": {}, "hyper_parameters": {"sample_rate": 8000}}, "was trained with sample_rate 8000"),
-    ({"pyannote.audio": {}, "hyper_parameters": {"sincnet": {"stride": 5}}}, "was trained with sincnet stride 5"),
 ])  # fmt: skip
 def test_other_files(tmp_path, content, complaint):
     torch.save(content, tmp_path / "x.pt")
@@ -185,24 +183,11 @@ def test_taoruijie_of_data_parallel_and_without_classifier(golden, tmp_path):
         assert relative_error(found.network(torch.tensor(data["wav_0"])[None])[0], data["emb_0"]) < 1e-4
 
 
-def test_wespeaker_under_state_dict_and_the_average_before_its_models(golden, tmp_path):
-    state = {f"module.{key}": value for key, value in golden_state(golden("wespeaker")).items()}
-    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "model_12.pt", _use_new_zipfile_serialization=False)
-    assert load_pretrained(tmp_path).system == "wespeaker"
-    (tmp_path / "model_13.pt").touch()
-    with pytest.raises(InputError, match=r"has several models: name one of model_12.pt, model_13.pt"):
-        load_pretrained(tmp_path)
-    torch.save(state, tmp_path / "avg_model.pt")
-    assert load_pretrained(tmp_path).system == "wespeaker"
-    (tmp_path / "config.yaml").write_text("model: ResNet34\n")
-    with pytest.raises(InputError, match=r"config.yaml: model ResNet34 is not known"):
-        load_pretrained(tmp_path)
-
-
 # ---- full width: the published shapes and sizes ----------------------------------------------------------------------
 
 FULL = {
     "speechbrain": (speechbrain_shapes, 20_767_552, 83_316_686),
+    "modelscope": (speechbrain_shapes, 20_767_552, None),
     "taoruijie": (taoruijie_shapes, 15_444_544, None),
     "pyannote": (pyannote_shapes, 4_346_366, None),
     "wespeaker": (lambda: wespeaker_shapes(1024), 14_657_088, None),
@@ -235,7 +220,7 @@ def test_every_tensor_counts(tmp_path, system):
     """A tensor that is missing, too many, or of another shape is named as the file names it."""
     state = random_state(SHAPES[system]())
     keys = [key for key in state if key != "speaker_loss.weight"]
-    for key in keys[:: max(1, len(keys) // 6)] + keys[-1:]:
+    for key in keys[:: max(1, len(keys) // 4)] + keys[-1:]:
         rest = {name: tensor for name, tensor in state.items() if name != key}
         for content, complaint in (
             (rest, f"the tensor {key} is missing"),
@@ -254,8 +239,9 @@ def test_every_tensor_counts(tmp_path, system):
 
 @pytest.mark.parametrize(("name", "content", "complaint"), [
     ("hyperparams.yaml", HYPERPARAMS.replace("n_mels: 80", "n_mels: 40", 1), "hyperparams.yaml: n_mels 40"),
-    ("hyperparams.yaml", HYPERPARAMS.replace("    n_mels: !ref <n_mels>", "    f_max: 4000"), "with f_max;"),
+    ("hyperparams.yaml", HYPERPARAMS.replace("    n_mels: !ref <n_mels>", "    f_max: 4000"), "sets f_max"),
     ("hyperparams.yaml", "a: [", "hyperparams.yaml is not YAML"),
+    ("hyperparams.yaml", "[" * 100_000, "hyperparams.yaml is not YAML"),
     ("label_encoder.txt", "'id1' => 0\n", "label_encoder.txt has 1 labels, the classifier 24"),
     ("label_encoder.txt", "print('x') => 0\n", "label_encoder.txt has other lines than"),
 ])  # fmt: skip
@@ -266,17 +252,41 @@ def test_speechbrain_files_that_do_not_belong(golden, tmp_path, name, content, c
         load_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize(("change", "complaint"), [
-    ({"model_config": {"sample_rate": 8000}}, "sample_rate 8000; only 16000"),
-    ({"model_config": []}, "is not a configuration of ModelScope"),
-])  # fmt: skip
-def test_modelscope_configuration_faults(golden, tmp_path, change, complaint):
+def test_hyperparams_that_refer_to_their_features_elsewhere(golden, tmp_path):
+    write_speechbrain(tmp_path, golden("speechbrain"))
+    (tmp_path / "hyperparams.yaml").write_text("fbank: !new:x.Fbank\n    n_mels: 80\ncompute_features: !ref <fbank>\n")
+    assert load_pretrained(tmp_path).system == "speechbrain"
+
+
+def test_modelscope_of_another_sampling_rate(golden, tmp_path):
     write_modelscope(tmp_path, golden("modelscope"))
-    content = json.loads((tmp_path / "configuration.json").read_text())
-    content["model"] |= change
-    (tmp_path / "configuration.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=complaint):
+    text = (tmp_path / "configuration.json").read_text()
+    (tmp_path / "configuration.json").write_text(text.replace('"sample_rate": 16000', '"sample_rate": 8000'))
+    with pytest.raises(InputError, match="sample_rate 8000; only 16000"):
         load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{"sample_rate": 8000}, {"num_channels": 2}, {"sincnet": {"stride": 5}}])
+def test_pyannote_of_other_settings(tmp_path, settings):
+    torch.save({"state_dict": {}, "pyannote.audio": {}, "hyper_parameters": settings}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"pytorch_model.bin was trained with .*; only .* is supported"):
+        load_pretrained(tmp_path)
+
+
+def test_wespeaker_average_epochs_and_other_models(golden, tmp_path):
+    write_wespeaker(tmp_path, golden("wespeaker"))
+    state = {f"module.{key}": value for key, value in golden_state(golden("wespeaker")).items()}
+    for epoch in (1, 2):
+        torch.save({"state_dict": state}, tmp_path / f"model_{epoch}.pt", _use_new_zipfile_serialization=False)
+    assert len(load_pretrained(tmp_path).classifier) == 7  # of avg_model.pt
+    (tmp_path / "configuration.json").write_text('{"model": "any"}')  # which is none of ModelScope's ECAPA-TDNN
+    assert load_pretrained(tmp_path / "model_2.pt").classifier is None
+    (tmp_path / "avg_model.pt").unlink()
+    with pytest.raises(InputError, match=r"has several models: name one of model_1.pt, model_2.pt"):
+        load_pretrained(tmp_path)
+    (tmp_path / "config.yaml").write_text("model: ResNet34\n")
+    with pytest.raises(InputError, match=r"config.yaml: model ResNet34 is not known"):
+        load_pretrained(tmp_path / "model_1.pt")
 
 
 # ---- files that would run code (more in tests/test_hostile.py) -------------------------------------------------------
@@ -301,10 +311,11 @@ def test_only_placeholders_stand_in(tmp_path, name):
 
 def test_yaml_tags_run_nothing(golden, tmp_path):
     write_speechbrain(tmp_path, golden("speechbrain"))
+    harm = tmp_path / "harm"
     for tag in ("!!python/object/apply:os.mkdir", "!apply:os.mkdir", "!!python/name:os.mkdir", "!new:os.mkdir"):
-        (tmp_path / "hyperparams.yaml").write_text(f"n_mels: 80\nx: {tag} ['{tmp_path}/harm']\n")
+        (tmp_path / "hyperparams.yaml").write_text(f"n_mels: 80\nx: {tag} ['{harm}']\n")
         load_pretrained(tmp_path)
-        assert not (tmp_path / "harm").exists()
+        assert not harm.exists()
 
 
 def test_the_container_of_a_lightning_checkpoint(tmp_path):
@@ -321,19 +332,4 @@ def test_the_container_of_a_lightning_checkpoint(tmp_path):
 def test_lightning_classes_are_not_needed(tmp_path):
     write_lightning(tmp_path / "pytorch_model.bin", random_state(pyannote_shapes()))
     found = load_pretrained(tmp_path)
-    assert found.system == "pyannote" and found.classifier.shape == (24, 512)
-
-
-def test_a_model_of_ours_with_odd_contents(tmp_path):
-    weights = random_state(taoruijie_shapes(8, 3))
-    fewer = {key: tensor for key, tensor in weights.items() if "layer2.bn1" not in key}
-    content = {"kind": "model", "settings": {"C": 8}, "weights": weights, "speakers": []}
-    for change, complaint in (
-        ({"settings": None}, "is not as in this repository"),
-        ({"scores": [1]}, "is not as in this repository"),
-        ({"settings": {"C": 8, "system": "x"}}, "is based on a system that is not known: 'x'"),
-        ({"weights": fewer}, r"the tensor speaker_encoder.layer2.bn1.weight is missing \(5 are\)"),
-    ):
-        save_checkpoint(tmp_path / "x.model", {**content, **change})
-        with pytest.raises(InputError, match=rf"x\.model.* {complaint}"):
-            load_pretrained(tmp_path / "x.model")
+    assert found.system == "pyannote" and found.classifier.shape == (24, 512) and found.classifier.isfinite().all()
