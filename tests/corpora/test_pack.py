@@ -196,7 +196,7 @@ def test_killed_at_any_moment_it_continues(speech, packed, tmp_path, monkeypatch
         os.kill(child.pid, signal.SIGKILL)
         child.join()
         reached.append(index.read_bytes().count(b"\n"))
-        with pytest.raises(InputError, match=r"^--train_path .* was never finished: run the same .* again$"):
+        with pytest.raises(InputError, match=r"^--train_path .* is an unfinished pack: run the same .* again$"):
             open_source(path, "--train_path")
     opened = []
     pack_list(path, speech, listing, source=Trouble(speech, opened.append))
@@ -232,11 +232,11 @@ def test_another_list_folder_or_kind_is_refused(speech, tmp_path, monkeypatch):
     interrupted(path, speech, listing, monkeypatch)
     before = content(path)
     origins = {"list_sha256": "another", "files": listing.files[:20], "source": Folder(ROOT), "kind": "noises"}
-    for (name, changed), complaint in zip(origins.items(), ("list", "files", "folder", "kind")):
+    for (name, changed), complaint in zip(origins.items(), ("list", "files", "source", "kind")):
         with pytest.raises(InputError, match=f"^--pack {path} was made from .*{complaint}.*: give a new folder, or"):
             pack_list(path, speech, listing, **{name: changed})
     assert content(path) == before
-    with pytest.raises(InputError, match="holds other things: give a new folder"):
+    with pytest.raises(InputError, match="has other content: give a new or empty folder"):
         pack_list(speech, speech, listing)
 
 
@@ -271,9 +271,9 @@ def test_a_damaged_pack_is_refused(packed, tmp_path, file, harm):
 def test_a_pack_of_the_wrong_kind_is_refused(corpus, packed, tmp_path):
     source = Folder(corpus / "rirs", channel=0)
     write_pack(tmp_path / "rirs", "responses", source, source.find())
-    with pytest.raises(InputError, match=r"^--train_path .*rirs is a pack of responses, which do not belong here$"):
+    with pytest.raises(InputError, match=r"^--train_path .*rirs is a pack of responses: give a pack of the right kind$"):
         open_source(tmp_path / "rirs", "--train_path")
-    with pytest.raises(InputError, match=r"^--rir_path .* is a pack of speech, which do not belong here$"):
+    with pytest.raises(InputError, match=r"^--rir_path .* is a pack of speech: give a pack of the right kind$"):
         open_source(packed, "--rir_path", channel=0)
 
 
