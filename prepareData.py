@@ -35,11 +35,10 @@ def unpack(args):
 
 def convert(args):
     """Write all audio in DIR as 16 kHz mono in the same layout, with ffmpeg; again: continue."""
-    done = convert_folder(args.folder, args.to, args.format, args.n_cpu)
-    failed = list(done.failed.values())
-    print(f"{args.to}: {done.files} files, {done.written} written, {done.already} already there, {len(failed)} failed")
+    written, existed, failed = convert_folder(args.folder, args.to, args.format, args.n_cpu)
+    print(f"{args.to}: {written} files written, {existed} existed, {len(failed)} failed")
     if failed:
-        raise RunError(f"{len(failed)} of {done.files} files failed, see {args.to}/failed.tsv: {failed[0]}")
+        raise RunError(f"{len(failed)} files failed, see {args.to}/failed.tsv: {next(iter(failed.values()))}")
 
 
 def lists(args):

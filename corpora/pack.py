@@ -28,7 +28,7 @@ COMMIT_BYTES = 256_000_000  # samples that an interruption loses at most
 
 
 def open_source(path, flag, channel=None):
-    """The Folder or Pack at a path. InputError naming the flag if it is neither, unfinished, damaged or of another kind."""
+    """The Folder or Pack at a path. InputError naming the flag if it is neither, unfinished, damaged or unsuitable."""
     path = pathlib.Path(path)
     if (path / "pack.json").exists():
         pack = Pack(path)
@@ -65,7 +65,7 @@ class PackedFile:
 class Pack:
     """A finished pack, with the methods of the Folder that it was made from. InputError if it is damaged.
 
-    ``content``: pack.json; ``samples``: all samples, (N,), mapped from the disk; ``offset`` and ``length``: of each file
+    ``content``: pack.json; ``samples``: all samples, (N,), mapped from the disk; ``offset``, ``length``: of each file
     in samples, (files,) int64; a length of 0 marks a file that could not be read.
     """
 
