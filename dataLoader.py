@@ -34,10 +34,7 @@ def random_stream(seed, stream, *position):
 
 
 def row_numbers(seed, stream, *position, first=0, count, columns):
-    """(count, columns) float64, uniform in [0, 1): the rows from ``first`` of a table of random numbers.
-
-    There is one table for each stream and position. Each process computes only the rows of its own crops.
-    """
+    """(count, columns) float64, uniform in [0, 1): the rows from ``first`` of the random numbers of a step."""
     random = random_stream(seed, stream, *position)
     random.bit_generator.advance(first * columns)  # a double takes one step of the generator
     return random.random((count, columns))
@@ -177,8 +174,6 @@ class SpeedPerturbation(nn.Module):
     samples: length of the output crops; ``samples_needed``: of the input crops, enough for speed 1.1.
     """
 
-    FACTORS = (1.0, 0.9, 1.1)
-
     def __init__(self, samples, n_class, seed):
         super().__init__()
         self.samples, self.n_class, self.seed = samples, n_class, seed
@@ -196,7 +191,7 @@ class SpeedPerturbation(nn.Module):
         index of the first row in the step's batch.
         """
         numbers = row_numbers(self.seed, "speed", epoch, step, first=first, count=len(waveform), columns=1)[:, 0]
-        choice = (numbers * len(self.FACTORS)).astype(np.int64)
+        choice = (numbers * 3).astype(np.int64)
         played = waveform[:, : self.samples].to(torch.float32, copy=True)
         # cuDNN's default TF32 rounds to 10 bits; its benchmark would run again for each new number of rows.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):

@@ -27,10 +27,9 @@ class UnreadableAudio(InputError):
 
 @functools.lru_cache(maxsize=16)  # a filter may take 50 MB
 def low_pass(up, down, crossings):
-    """The resampling filter of torchaudio.functional.resample, as ``scipy.signal.resample_poly`` takes it.
+    """The resampling filter of torchaudio.functional.resample, for ``scipy.signal.resample_poly`` by up : down.
 
-    For rates up : down, a Hann-windowed sinc with this many zero crossings per side, cut-off at 99 % of half the lower
-    rate.
+    A Hann-windowed sinc with this many zero crossings per side, cut-off at 99 % of half the lower rate.
     """
     lower = 0.99 * min(up, down)
     half = math.ceil(crossings * up * down / lower)
@@ -188,10 +187,8 @@ def find_noises(source, path):
     files = {category: source.find(category) for category in ("noise", "music", "speech")}
     for category, found in files.items():
         if not found:
-            raise InputError(
-                f"--musan_path {path} has no audio in its folder '{category}': it must hold noise/, music/ and "
-                "speech/, as MUSAN does; '' trains without"
-            )
+            hint = "it needs noise/, music/ and speech/; '' trains without MUSAN"
+            raise InputError(f"--musan_path {path} has no audio in its folder '{category}': {hint}")
     return files
 
 
@@ -200,5 +197,5 @@ def find_responses(source, path):
     # RIRS_NOISES has noises among its responses: files with "noise" in the name, as all in pointsource_noises have.
     files = [file for file in source.find() if "noise" not in file.rpartition("/")[2].lower()]
     if not files:
-        raise InputError(f"--rir_path {path} holds no room responses (*.wav); '' trains without")
+        raise InputError(f"--rir_path {path} has no room responses (*.wav); '' trains without them")
     return files

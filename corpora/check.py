@@ -66,9 +66,6 @@ def found(severity, what, cases, fix="", example=str):
     return [Finding(severity, what, len(cases), [example(case) for case in cases[:3]], fix)] if cases else []
 
 
-# ---- lists -----------------------------------------------------------------------------------------------------------
-
-
 def check_lists(arguments, earlier_speakers=()):
     """([TrainingList], [TrialList], [Finding]) of the given lists. earlier_speakers: as for ``quick_check``."""
     train_lists, tests, findings = [], [], []
@@ -167,11 +164,8 @@ def which_list(trials):
             fix = f"never compare results on original and cleaned lists; published EERs in %: {published}"
             return [Finding("note", f"{what}: it is {name} ({file})", count, [], fix)]
     near = [f"{name}, {file}: {size:,}" for name, file, size, *_ in KNOWN_LISTS if abs(size - count) < size / 3]
-    severity, what = "warning" if near else "note", f"{what}: no published list of VoxCeleb1"
-    return [Finding(severity, what, count, near[:3], "was it cut short?" if near else "")]
-
-
-# ---- audio -----------------------------------------------------------------------------------------------------------
+    severity, fix = ("warning", "was it cut short?") if near else ("note", "")
+    return [Finding(severity, f"{what}: no published list of VoxCeleb1", count, near[:3], fix)]
 
 
 class FileInfo(NamedTuple):
@@ -297,11 +291,10 @@ def check_augmentation(arguments):
                                       ("--rir_path", arguments.rir_path, find_responses, 0)):  # fmt: skip
         try:
             files = find(open_source(root, flag, channel), root) if root else []
-        except InputError as error:
-            findings += found("error", f"{flag} cannot be used", [error])
-        else:
             music = [file for file in files if file.startswith("music/")]
             findings += found("warning", f"{flag} looks like MUSAN", music, "give RIRS_NOISES or its simulated_rirs")
+        except InputError as error:
+            findings += found("error", f"{flag} cannot be used", [error])
     return findings
 
 
@@ -319,10 +312,7 @@ def check(arguments):
 
 
 def quick_check(args, earlier_speakers=()):
-    """[Finding] of the lists and a few files, before training or evaluation with the settings of trainSpeakerNet.py.
-
-    earlier_speakers: names of the speakers that the initial model was trained on.
-    """
+    """[Finding] of the lists and a few files; earlier_speakers: names of those that the model was trained on."""
     train_lists, tests, findings = check_lists(args, earlier_speakers)
     known = [each for each in findings if "published EERs" in each.fix]
     findings += check_audio("training", train_lists, args, few=QUICK)[1]

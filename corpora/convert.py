@@ -3,6 +3,7 @@
     convert_folder("voxceleb2/dev/aac", "voxceleb2/wav")    # id00012/21Uxsk56VDQ/00001.m4a becomes .../00001.wav
 """
 
+import collections
 import os
 import pathlib
 import shutil
@@ -30,17 +31,14 @@ def convert_folder(source, to, suffix="wav", threads=4):
     files = [path.relative_to(source).as_posix() for path in find_audio(source, SUFFIXES)]
     if not files:
         raise InputError(f"--convert {source} has no audio ({', '.join(sorted(SUFFIXES))})")
-    source_of = {}
-    for file in files:
-        target = to / pathlib.Path(file).with_suffix(f".{suffix}")
-        if target in source_of:
-            both = f"{source_of[target]} and {file}"
-            raise InputError(f"--convert {source}: {both} would both become {target}, move one of them away")
-        source_of[target] = file
+    target_of = {file: to / pathlib.Path(file).with_suffix(f".{suffix}") for file in files}
+    ((target, count),) = collections.Counter(target_of.values()).most_common(1)
+    if count > 1:
+        raise InputError(f"--convert {source}: {count} files would become {target}, move all but one away")
     if not shutil.which("ffmpeg"):
         raise InputError(f"--convert needs ffmpeg, which is not installed: {INSTALL}")
     check_writable(to, "--to")
-    jobs = {file: target for target, file in source_of.items() if not target.exists()}
+    jobs = {file: target for file, target in target_of.items() if not target.exists()}
 
     def convert(file):
         """The reason for a failure, or None."""

@@ -14,7 +14,6 @@ import itertools
 import os
 import pathlib
 import posixpath
-import re
 import sys
 
 import numpy as np
@@ -23,8 +22,6 @@ from tqdm import tqdm
 from corpora.audio import AUDIO_SUFFIXES, SUFFIXES, Folder, check_folder
 from corpora.lists import TrainingList, TrialList, leads_out
 from tools import InputError, check_writable, progress_bar, read_text, write_text
-
-# ---- files and their speakers ----------------------------------------------------------------------------------------
 
 
 def from_folder(root):
@@ -65,8 +62,8 @@ def from_folder(root):
 def from_kaldi(folder, root):
     """[(speaker, path)] of Kaldi's wav.scp and utt2spk, sorted; paths are relative to root, or absolute and inside it.
 
-    Commands in wav.scp are refused and never run. InputError naming the line: a command, an archive, no speaker, a file
-    outside root or of two speakers, a missing file.
+    Commands in wav.scp are never run. InputError naming the line: a command, no speaker, a file that is missing,
+    outside root, or of two speakers.
     """
     folder = pathlib.Path(folder)
     check_folder(root, "--lists")
@@ -80,8 +77,6 @@ def from_kaldi(folder, root):
         line = f"{folder / 'wav.scp'} line {number}"
         if "|" in file:
             raise InputError(f"{line} is a command, which is not run: write its output to a file")
-        if re.search(r"\.ark:\d+$", file):
-            raise InputError(f"{line} is a part of an archive: write it to a file (wav-copy)")
         if utterance not in speaker_of_utterance:
             raise InputError(f"{line}: {utterance} has no speaker in {folder / 'utt2spk'}")
         if os.path.isabs(file):
@@ -120,9 +115,6 @@ def refuse_blanks(found, source):
     for name in itertools.chain.from_iterable(found):
         if name.split() != [name] or name.encode(errors="replace").decode() != name:
             raise InputError(f"{source}: {name!a} has a blank in it or is not UTF-8, so no list can name it: rename it")
-
-
-# ---- the lists -------------------------------------------------------------------------------------------------------
 
 
 def write_lists(found, root, folder, count=None, seed=0):
@@ -174,7 +166,7 @@ def make_trials(train_list, name, seed=0, most=10_000):
     sessions (folders) if the speaker has several. InputError if there are no trials of one kind.
     """
     random = np.random.default_rng(seed)
-    utterances = [sorted(files, key=lambda file: (session_of(file), file)) for files in utterances_of(train_list)]
+    utterances = [sorted(files, key=lambda file: (posixpath.dirname(file), file)) for files in utterances_of(train_list)]
     size = [len(files) for files in utterances]
     partners = [partners_of(files) for files in utterances]
     pairs = [int(each.sum()) for each in partners]
@@ -188,7 +180,7 @@ def make_trials(train_list, name, seed=0, most=10_000):
 
     enrol, test = [], []
     for i, share in hand_out(count, itertools.cycle(order), lambda i: pairs[i]).items():
-        # The pairs are numbered: first those of the first utterance with its partners (the last ones in the list), ...
+        # Pairs are numbered: first those of the first utterance with its partners (the last in the list), ...
         end = np.cumsum(partners[i])
         pair = random.choice(pairs[i], share, replace=False)
         first = np.searchsorted(end, pair, side="right")
@@ -209,16 +201,9 @@ def utterances_of(train_list):
     return utterances
 
 
-def session_of(file):
-    return file.rpartition("/")[0]
-
-
 def partners_of(files):
-    """Number of partners of each of a speaker's N files, sorted by session: (N,).
-
-    Partners are the files of later sessions or, if there is only one session, the later files.
-    """
-    _, session = np.unique([session_of(file) for file in files], return_inverse=True)
+    """(N,): for each of a speaker's N files, by session, the number of later sessions' files (of one: of later files)."""
+    _, session = np.unique([posixpath.dirname(file) for file in files], return_inverse=True)
     if session[-1] == 0:
         session = np.arange(len(files))
     return len(files) - np.searchsorted(session, session, side="right")
@@ -236,7 +221,7 @@ def encounters(order):
 
 
 def hand_out(count, turns, available):
-    """{key: share}, ``count`` in total: the keys get one each in the order of ``turns``, at most ``available(key)``."""
+    """{key: share}, ``count`` in total: the keys get one in each turn, up to ``available(key)``."""
     shares = collections.Counter()
     while count:
         key = next(turns)

@@ -128,7 +128,7 @@ def _encoded(name):
 
 
 def write_pack(path, kind, source, files, speakers=None, list_sha256=None, threads=4):
-    """Pack files of a Folder -> (Pack, whether it already existed).
+    """Pack files of a Folder -> Pack, unless it exists.
 
     kind: one of KINDS; files: (N,) relative paths; speakers: (N,) names for the index. An unfinished pack is continued.
     Files that cannot be read are reported and have length 0 in the index. InputError if the folder has other content;
@@ -137,17 +137,13 @@ def write_pack(path, kind, source, files, speakers=None, list_sha256=None, threa
     path = pathlib.Path(path)
     dtype, _ = KINDS[kind]
     speakers = speakers or ["-"] * len(files)
-    names = hashlib.sha256()
-    for speaker, file in zip(speakers, files):
-        if "\t" in file or "\n" in file:
-            raise InputError(f"{source.name(file)!r} has a tab or line break in its name: rename it")
-        names.update(_encoded(f"{speaker}\t{file}\n"))
+    names = "".join(f"{speaker}\t{file}\n" for speaker, file in zip(speakers, files))
     origin = {"format": FORMAT, "kind": kind, "source": str(source.root.resolve()), "list_sha256": list_sha256,
-              "files_sha256": names.hexdigest()}  # fmt: skip
+              "files_sha256": hashlib.sha256(_encoded(names)).hexdigest()}  # fmt: skip
     if (path / "pack.json").exists():
         pack = Pack(path)
         _check_origin(path, pack.content, origin)
-        return pack, True
+        return pack
     check_writable(path, "--pack")
     begun = path / "packing.json"
     if begun.exists():
@@ -167,7 +163,7 @@ def write_pack(path, kind, source, files, speakers=None, list_sha256=None, threa
                "unreadable": unreadable, "index_sha256": sha256(path / "index.tsv")}  # fmt: skip
     write_text(path / "pack.json", json.dumps(origin | numbers, indent=2) + "\n")
     begun.unlink()
-    return Pack(path), False
+    return Pack(path)
 
 
 def _check_origin(path, found, origin):

@@ -117,7 +117,7 @@ def test_failures_are_listed_and_the_rest_is_done(tmp_path, command):
 
 
 @pytest.mark.parametrize(("files", "source", "to", "message"), [
-    (["a.m4a", "a.wav"], "in", "out", r"a\.m4a and a\.wav would both become .*a\.wav"),
+    (["a.m4a", "a.wav"], "in", "out", r"2 files would become .*a\.wav"),
     (["a.wav"], "in", "in/out", "is inside --convert"),
     (["a.txt", "b"], "in", "out", r"has no audio .*\.m4a"),
     (["a.wav"], "none", "out", "--convert .*none is not a folder"),

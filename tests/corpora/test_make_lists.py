@@ -87,7 +87,7 @@ def test_kaldi(tree, tmp_path):
 
 @pytest.mark.parametrize("scp, utt2spk, said", [
     (["v touch {} |"], ["v anna"], "line 31 is a command"), (["v | touch {}"], ["v anna"], "is a command"),
-    (["v a.ark:123"], ["v anna"], "archive"), (["v anna/s0/0.wav"], [], "has no speaker"), (["v"], [], "two fields"),
+    (["v a.ark:1"], ["v anna"], "does not exist"), (["v anna/s0/0.wav"], [], "has no speaker"), (["v"], [], "two"),
     ([], ["u0 ben"], "one speaker for u0"), (["v no.wav"], ["v anna"], "line 31: .*no.wav does not exist"),
     (["v ../x.wav"], ["v anna"], "is not in"), (["v /etc/x.wav"], ["v anna"], "is not in"),
     (["v anna/s0/0.wav"], ["v ben"], "line 31: .* is of ben, but of anna in line 1"),
