@@ -1,15 +1,14 @@
-"""How fast is training on this machine, what limits it, and how long will VoxCeleb2 take?
+"""Measure the speed of training on this machine, what limits it, and the hours for VoxCeleb2.
 
-    python benchmark.py                                          every stage of training; needs no corpus
+    python benchmark.py                                          all stages of training; needs no corpus
     python benchmark.py --C 64 --batch_size 64                   a small network, for a CPU: a minute
-    python benchmark.py --train_list LIST --train_path ROOT      the same on a corpus, a folder or a pack of it
-    python benchmark.py --embed                                  embedding files: one by one, and in batches
+    python benchmark.py --train_list LIST --train_path ROOT      the same with a corpus, from files or a pack
+    python benchmark.py --embed                                  embedding of files, one by one and in batches
 
-A rate is the median of repetitions after a warm-up, its spread their quartiles.
+Rates are medians of repetitions after a warm-up, with quartiles.
 """
 
 import argparse
-import collections
 import functools
 import itertools
 import json
@@ -33,28 +32,28 @@ from tools import InputError, check_writable, keep_memory, run_command, write_te
 from training.run import SpeakerNet, multiplies_bf16
 from trainSpeakerNet import train_step
 
-UTTERANCES, SPEAKERS, EPOCHS = 1_092_009, 5_994, 80  # of VoxCeleb2's development part, and of the recipe
+UTTERANCES, SPEAKERS, EPOCHS = 1_092_009, 5_994, 80  # of VoxCeleb2 dev, and of the recipe
 UTTERANCE_SECONDS = 8  # the mean of VoxCeleb2: 2,360 hours / 1,092,009
-EMBEDDED_SECONDS = {"cpu": 128, "cuda": 8192}  # of audio that --embed takes at a time: many batches
+EMBEDDED_SECONDS = {"cpu": 128, "cuda": 8192}  # of audio in one repetition of --embed: many batches
 
 
 def read_settings(arguments):
-    """The command line (a list of strings) as a namespace, checked. Raises InputError naming the flag."""
+    """The command line (a list of strings) as a namespace. Raises InputError naming the flag."""
     formatter = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=24, width=120)
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=formatter)
     add = parser.add_argument
     add("--embed", action="store_true", help="measure embedding instead of training")
-    add("--train_list", default="", help="training list, lines <speaker> <path>; without it, noise is generated")
-    add("--train_path", default="", help="folder that its paths start from, or a pack of it")
-    add("--paths_anywhere", action="store_true", help="its paths may be absolute, or leave that folder by ..")
+    add("--synthetic_gb", type=float, default=0.2, help="GB of generated audio (0.2); above the RAM: measures disks")
+    add("--work", default="exps/benchmark", help="folder for generated audio (exps/benchmark)")
+    add("--json", default="", metavar="FILE", help="write the results to this file, too")
+    add("--seconds", type=float, default=5, help="time for each stage, which is repeated at least three times (5)")
+    # As in trainSpeakerNet.py.
+    add("--train_list", default="", help="training list; without it, noise is generated")
+    add("--train_path", default="", help="folder that its paths start from, or its pack")
+    add("--paths_anywhere", action="store_true", help="allow absolute paths and .. in lists")
     add("--musan_path", default="", help="MUSAN, folder or pack; '' for none")
     add("--rir_path", default="", help="room responses, folder or pack; '' for none")
     add("--bank_mb", type=float, default=512, help="memory for noises and responses, MB (512)")
-    add("--synthetic_gb", type=float, default=0.2, help="GB of generated audio (0.2); above the RAM: disk is measured")
-    add("--work", default="exps/benchmark", help="folder for generated audio (exps/benchmark)")
-    add("--json", default="", metavar="FILE", help="write all numbers there")
-    add("--seconds", type=float, default=5, help="time for each stage, which is repeated three times at least (5)")
-    # Defaults and meanings as in trainSpeakerNet.py.
     add("--C", type=int, default=1024, help="channels of the network (1024)")
     add("--batch_size", type=int, default=400, help="crops per step (400)")
     add("--num_frames", type=int, default=200, help="length of a crop in frames of 10 ms (200)")
@@ -62,20 +61,17 @@ def read_settings(arguments):
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto)")
     add("--amp", choices=["auto", "bf16", "off"], default="auto", help="mixed precision (auto)")
     add("--compile", action="store_true", help="torch.compile the network")
-    parser.set_defaults(accumulate=1, clip=0)  # which train_step needs too
+    parser.set_defaults(accumulate=1, clip=0)  # for train_step
     args = parser.parse_args(arguments)
     if bool(args.train_list) != bool(args.train_path):
-        raise InputError("a corpus needs --train_list and --train_path; without both, noise is generated")
+        raise InputError("give both --train_list and --train_path, or neither to generate noise")
     if args.C < 8 or args.C % 8:
         raise InputError(f"--C must be a multiple of 8, not {args.C}")
     return args
 
 
-# ---- generated audio -------------------------------------------------------------------------------------------------
-
-
 def write_noise(root, names, seconds, decay=math.inf):
-    """Files of white noise under a folder, of so many seconds each; decay: their time constant, of room responses."""
+    """Write files of white noise; seconds: of each, or one number for all; decay: time constant in s, for responses."""
     for number, (name, length) in enumerate(zip(names, np.broadcast_to(seconds, len(names)))):
         time_in_seconds = np.arange(round(length * SAMPLE_RATE)) / SAMPLE_RATE
         noise = 0.1 * np.random.default_rng(number).standard_normal(len(time_in_seconds), dtype=np.float32)
@@ -84,13 +80,13 @@ def write_noise(root, names, seconds, decay=math.inf):
 
 
 def use_generated_corpus(args):
-    """Generate a corpus of noise under --work, unless it is there, packed; point the data flags to it."""
+    """Set the data flags to a packed corpus of noise in --work, which is generated unless it exists."""
     work = Path(args.work) / f"{args.synthetic_gb:g}GB"
     count = max(2, round(args.synthetic_gb * 1e9 / (2 * SAMPLE_RATE * UTTERANCE_SECONDS)))
     names = [f"id{number % SPEAKERS:05d}/{number}.wav" for number in range(count)]
     args.train_list, args.train_path = str(work / "train_list.txt"), str(work / "pack")
     args.musan_path, args.rir_path = str(work / "musan"), str(work / "rirs")
-    if not Path(args.train_list).exists():  # which is written last
+    if not Path(args.train_list).exists():  # it is written last
         write_noise(work / "wav", names, UTTERANCE_SECONDS)
         write_noise(work / "musan", [f"{kind}/{i}.wav" for kind in ("noise", "music", "speech") for i in range(20)], 10)
         write_noise(work / "rirs", [f"{i}.wav" for i in range(50)], 0.5, decay=0.1)
@@ -98,11 +94,8 @@ def use_generated_corpus(args):
         write_text(args.train_list, "".join(f"{name.split('/')[0]} {name}\n" for name in names))
 
 
-# ---- measuring -------------------------------------------------------------------------------------------------------
-
-
 def measure(stage, count, work, device, seconds):
-    """Print and return {stage: quartiles of utterances per second} of work() on ``count`` of them, after a warm-up."""
+    """{stage: quartiles of utterances/s} of work(), which processes ``count`` utterances; printed, too."""
     taken = []
     while len(taken) < 4 or sum(taken[1:]) < seconds:
         began = time.perf_counter()
@@ -116,7 +109,7 @@ def measure(stage, count, work, device, seconds):
 
 
 def benchmark_training(args, device):
-    """Rates of reading, augmentation, training steps, and all together; what limits training; the hours it takes."""
+    """Rates of reading, augmentation, training steps and all of it; what limits training; hours for VoxCeleb2."""
     if not args.train_list:
         use_generated_corpus(args)
     train_list, source = open_training_list(args)
@@ -141,21 +134,16 @@ def benchmark_training(args, device):
         waited.append(time.perf_counter() - began)
         train(*batch)
 
-    works = {  # stage: batches, work
-        "read": (8, lambda: collections.deque(itertools.islice(batches, 8), maxlen=0)),
-        "augment": (1, lambda: augmentation(*on_device, 1, 0)),
-        "training step": (4, lambda: [train(*batch) for _ in range(4)]),
-        "end to end": (4, lambda: [read_and_train() for _ in range(4)]),
-    }
-    rates = {}
-    for stage, (count, work) in works.items():
-        rates |= measure(stage, count * size, work, device, args.seconds)
-    read, augment, steps, end = (median for _, median, _ in rates.values())
-    waiting = 100 * np.mean(waited[4:]) * end / size
-    hours = UTTERANCES * EPOCHS / end / 3600
-    advice = advise(read, augment, steps, end, isinstance(source, Pack))
+    rates = measure("read", 8 * size, lambda: [len(next(batches)) for _ in range(8)], device, args.seconds)
+    rates |= measure("augment", size, lambda: augmentation(*on_device, 1, 0), device, args.seconds)
+    rates |= measure("training step", 4 * size, lambda: [train(*batch) for _ in range(4)], device, args.seconds)
+    rates |= measure("end to end", 4 * size, lambda: [read_and_train() for _ in range(4)], device, args.seconds)
+    medians = [median for _, median, _ in rates.values()]
+    waiting = 100 * np.mean(waited[4:]) * medians[-1] / size
+    hours = UTTERANCES * EPOCHS / medians[-1] / 3600
+    advice = advise(*medians, isinstance(source, Pack))
     print(f"\n{advice}; {waiting:.0f} % of the time is spent waiting for batches")
-    print(f"{EPOCHS} epochs of VoxCeleb2 ({UTTERANCES:,} utterances): {hours:,.1f} hours, if its disk keeps up")
+    print(f"{EPOCHS} epochs of VoxCeleb2 ({UTTERANCES:,} utterances): {hours:,.1f} hours, if reading is as fast")
     return {"stages": rates, "waiting_percent": waiting, "advice": advice, "hours": hours}
 
 
@@ -165,13 +153,13 @@ def advise(read, augment, steps, end, packed):
         return f"the network limits training (augmentation takes {100 * steps / augment:.0f} % of a step)"
     lost = f"training runs at {100 * end / steps:.0f} % of the rate of its steps"
     if read > 1.2 * steps:
-        return f"{lost}, though reading alone is fast enough: they share too few cores"
+        return f"{lost}, although reading alone is fast enough: reading and training share too few cores"
     fix = "raise --n_cpu, or use a faster disk" if packed else "pack the corpus (prepareData.py --pack)"
     return f"reading limits training: {lost}; {fix}"
 
 
 def benchmark_embedding(args, device):
-    """Rates from files to embeddings, one by one and in batches; short utterances, and such as VoxCeleb's."""
+    """Rates of embedding files one by one and in batches, of 1 s and of VoxCeleb's mean length."""
     encoder, rates = SpeakerEncoder(ECAPA_TDNN(C=args.C), device), {}
     for seconds in (1, UTTERANCE_SECONDS):
         lengths = np.linspace(0.5, 1.5, EMBEDDED_SECONDS.get(device.type, 128) // seconds) * seconds

@@ -1,12 +1,13 @@
 """Training list -> random crops -> batches; augmentation and speed perturbation of a batch on its device.
 
-Threads only read; everything else is tensor work on the device of the model. Every random choice (which utterance,
-which crop, which noise, at which SNR) is a function of (seed, epoch, step, row), never of what was drawn before: a
-resumed run continues exactly, with any number of threads, and several processes draw together what one would.
+Threads only read files; everything else is done with tensors on the device of the model. Every random choice
+(utterance, crop, noise, SNR) is a function of (seed, epoch, step, row), not of earlier draws: a resumed run continues
+exactly, with any number of threads, and several processes together draw what a single one would.
 """
 
 import collections
 import concurrent.futures
+import itertools
 import math
 import sys
 
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from corpora.audio import SAMPLE_RATE, UnreadableAudio, find_noises, find_responses
 from corpora.pack import Pack, open_source
-from tools import RunError, progress_bar
+from tools import RunError, in_order, progress_bar
 
 # ---- random numbers as a function of position ------------------------------------------------------------------------
 
@@ -27,24 +28,21 @@ STREAMS = ("order", "augment", "specaugment", "noise", "music", "speech", "respo
 
 
 def random_stream(seed, stream, *position):
-    """A numpy Generator for one purpose (of STREAMS) at one position (epoch, step): the same whenever it is asked."""
-    # spawn_key, not a longer seed: numpy treats the seeds [1] and [1, 0] as equal.
+    """A numpy Generator for one of STREAMS at one position (epoch, step): always the same one."""
+    # spawn_key instead of a longer seed, because numpy treats the seeds [1] and [1, 0] as equal.
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(STREAMS.index(stream), *position)))
 
 
 def row_numbers(seed, stream, *position, first=0, count, columns):
-    """(count, columns) float64, uniform in [0, 1): rows ``first`` to ``first + count`` of the table at a position.
-
-    A row's numbers depend on its index alone, so a process that handles some rows draws what one process would.
-    """
+    """(count, columns) float64, uniform in [0, 1): the rows from ``first`` of the random numbers of a step."""
     random = random_stream(seed, stream, *position)
     random.bit_generator.advance(first * columns)  # a double takes one step of the generator
     return random.random((count, columns))
 
 
 def to_device(tensor, device):
-    """Copy to a device, to CUDA without waiting: from pageable memory the copy would wait for all queued GPU work."""
-    if device.type != "cuda":  # only CUDA keeps a pinned source alive until the copy is done
+    """Copy a tensor to a device, to CUDA without a sync: a copy from pageable memory waits for all queued GPU work."""
+    if device.type != "cuda":  # only CUDA keeps the pinned memory until the copy is done
         return tensor.to(device)
     return (tensor if tensor.is_cuda or tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
@@ -53,9 +51,9 @@ def to_device(tensor, device):
 
 
 def read_crop(source, file, samples, fraction):
-    """(samples,) int16 of a file, starting at ``fraction`` in [0, 1) of the possible starts.
+    """A crop of a file, (samples,) int16; fraction in [0, 1): its place among the possible starts.
 
-    Shorter utterances are wrapped around. Raises UnreadableAudio.
+    Shorter utterances are repeated. Raises UnreadableAudio.
     """
     with source.open(file) as audio:
         start = int(fraction * max(1, audio.length - samples + 1))
@@ -65,27 +63,25 @@ def read_crop(source, file, samples, fraction):
 class CropLoader:
     """Batches of random crops of a training list, read ahead by threads. ``source``: the Folder or Pack of its files.
 
-    An epoch is one pass over the list in a new order; its last batch is filled up from the front of the same order.
-    ``rows``: those of each batch that this process reads, by default all. Threads suffice: libsndfile and numpy's
-    copies run outside Python's lock.
+    An epoch is one pass over the list in a new order; its last batch is filled up from the beginning of that order.
+    ``rows``: which rows of each batch this process reads; None: all. Threads are enough, because libsndfile and numpy's
+    copies release Python's lock.
 
-    ``bad`` holds the list indices of files that could not be read. Each is reported once and replaced by the next line
-    of the list; RunError when there are more than 1 % of them (and more than one).
+    ``bad``: the list indices of files that could not be read. Each is reported once and replaced by the next line of
+    the list; RunError when they are more than 1 % of the list (and more than one).
     """
 
     def __init__(self, train_list, source, samples, batch_size, seed, threads, pin_memory=False, rows=None):
-        self.train_list = train_list
-        self.source = source
-        self.samples = samples
-        self.batch_size = batch_size
+        self.train_list, self.source = train_list, source
+        self.samples, self.batch_size = samples, batch_size
         self.seed, self.threads, self.pin_memory = seed, threads, pin_memory
         self.rows = np.arange(batch_size) if rows is None else rows
         self.bad = set()
         self.steps = math.ceil(len(train_list) / batch_size)
-        self.entries = source.rows(train_list.files) if isinstance(source, Pack) else None  # of the pack, (N,)
+        self.entries = source.rows(train_list.files) if isinstance(source, Pack) else None  # (N,)
 
     def epoch(self, epoch, first_step=0):
-        """Yield (step, waveform (R, samples) int16, label (R,) int64) for steps from first_step, R = len(rows)."""
+        """Yield (step, waveform (R, samples) int16, label (R,) int64) of each step from first_step; R = len(rows)."""
         order, fraction = self._order(epoch)
         pool = concurrent.futures.ThreadPoolExecutor(self.threads, thread_name_prefix="reader")
         ahead = collections.deque()
@@ -93,21 +89,23 @@ class CropLoader:
             for step in range(first_step, self.steps):
                 rows = step * self.batch_size + self.rows
                 ahead.append((step, *self._start_reading(pool, order[rows], fraction[rows])))
-                if len(ahead) > 2:  # two whole batches in reserve, so that one slow file does not stop the device
-                    yield self._finish(*ahead.popleft())
-            while ahead:
-                yield self._finish(*ahead.popleft())
+                # Two batches are read ahead, so that one slow file does not stop the device; the last step takes them.
+                while len(ahead) > 2 or (ahead and step == self.steps - 1):
+                    number, waveform, label, jobs = ahead.popleft()
+                    for job in jobs:
+                        job.result()
+                    yield number, waveform, label
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _order(self, epoch):
-        """Of all crops of an epoch: (list index, start as a fraction of the possible starts)."""
+        """(list index, fraction as for read_crop) of every crop of an epoch."""
         random = random_stream(self.seed, "order", epoch)
         order = np.resize(random.permutation(len(self.train_list)), self.steps * self.batch_size)
         return order, random.random(len(order))
 
     def lines_of(self, epoch, step):
-        """The lines of the training list that a whole batch is made of."""
+        """The lines of the training list from which a whole batch is made."""
         batch = self._order(epoch)[0][step * self.batch_size : (step + 1) * self.batch_size]
         names, label, files = self.train_list.speakers, self.train_list.label, self.train_list.files
         return [f"{names[label[index]]} {files[index]}\n" for index in batch]
@@ -117,16 +115,10 @@ class CropLoader:
         label = torch.empty(len(index), dtype=torch.int64, pin_memory=self.pin_memory)
         if self.entries is None:
             rows, jobs, read = np.arange(len(index)), 4 * self.threads, self._read_rows
-        else:  # in the order of the disk; copies are too short for more jobs than threads
+        else:  # in the order on the disk; copies are too short for more jobs than threads
             rows, jobs, read = np.argsort(self.entries[index], kind="stable"), self.threads, self._copy_rows
         arrays, parts = (waveform.numpy(), label.numpy(), index, fraction), np.array_split(rows, min(len(rows), jobs))
         return waveform, label, [pool.submit(read, *arrays, part) for part in parts]
-
-    @staticmethod
-    def _finish(step, waveform, label, jobs):
-        for job in jobs:
-            job.result()
-        return step, waveform, label
 
     def _read_rows(self, waveform, label, index, fraction, rows):
         for row in rows:
@@ -134,7 +126,7 @@ class CropLoader:
             label[row] = self.train_list.label[found]
 
     def _copy_rows(self, waveform, label, index, fraction, rows):
-        """_read_rows out of a pack: read_crop for many rows at once."""
+        """The same as _read_rows, faster, from a pack."""
         entry = self.entries[index[rows]]
         length = self.source.length[entry]
         start = (fraction[rows] * np.maximum(1, length - self.samples + 1)).astype(np.int64) + self.source.offset[entry]
@@ -146,25 +138,25 @@ class CropLoader:
                 waveform[row] = packed[first:last]
             elif last > first:
                 waveform[row] = np.resize(packed[first:last], self.samples)
-        self._read_rows(waveform, label, index, fraction, rows[length == 0])  # files that could not be packed
+        self._read_rows(waveform, label, index, fraction, rows[length == 0])  # unreadable when packed
 
     def _read_or_replace(self, index, fraction):
-        """(crop, list index): of the utterance itself or, if it cannot be read, of the next one that can."""
+        """(crop, list index) of the utterance, or of the next readable one."""
         names = self.train_list
         while True:
             if index not in self.bad:
                 try:
                     return read_crop(self.source, names.files[index], self.samples, fraction), index
                 except UnreadableAudio as error:
-                    if index not in self.bad:  # else another thread was faster
+                    if index not in self.bad:  # no other thread has reported it
                         self.bad.add(index)
                         line = f"{names.path} line {names.line_numbers[index]}"
                         tqdm.write(f"{line}: {error}; replaced by the next line", file=sys.stderr)
-            # Checked at every replacement, not only at a new bad file: this also ends the other threads' search.
+            # Checked at every replacement and not only at a new bad file, so that all threads stop.
             if len(self.bad) > max(1, 0.01 * len(names)) or len(self.bad) == len(names):
                 raise RunError(
-                    f"{len(self.bad)} of {len(names)} training files cannot be read, that of {names.path} line "
-                    f"{names.line_numbers[index]} among them; at most 1 % are replaced: is the disk failing?"
+                    f"{len(self.bad)} of {len(names)} training files cannot be read, for example that of {names.path} "
+                    f"line {names.line_numbers[index]}; at most 1 % are replaced: is the disk failing?"
                 )
             index = (index + 1) % len(names)
 
@@ -173,37 +165,35 @@ class CropLoader:
 
 
 class SpeedPerturbation(nn.Module):
-    """Each utterance as it is, at 0.9 or at 1.1 times its speed, with equal probability (Ko et al., Interspeech 2015).
+    """Speed 1, 0.9 or 1.1 for each utterance, with equal probability (Ko et al., Interspeech 2015).
 
-    As sox's "speed" does, this changes the pitch too, and with it the voice: at another speed, speaker c of n_class
-    becomes speaker c + n_class (0.9) or c + 2 * n_class (1.1), as in Yamamoto et al. (Interspeech 2019) and wespeaker.
-    A classifier then needs 3 * n_class classes, of which the first n_class are the true speakers.
+    Like sox's "speed", this also changes the pitch and thus the voice: at another speed, speaker c of n_class becomes
+    speaker c + n_class (0.9) or c + 2 * n_class (1.1), as in Yamamoto et al. (Interspeech 2019) and wespeaker. The
+    classifier needs 3 * n_class classes, of which the first n_class are the true speakers.
 
-    samples: the length of the crops that come out. ``samples_needed``: of those that go in, enough for the fastest.
+    samples: length of the output crops; ``samples_needed``: of the input crops, enough for speed 1.1.
     """
-
-    FACTORS = (1.0, 0.9, 1.1)
 
     def __init__(self, samples, n_class, seed):
         super().__init__()
         self.samples, self.n_class, self.seed = samples, n_class, seed
         # At 0.9, nine samples become ten. The filter is as sharp as that of corpora/audio.py: torchaudio's default of 6
-        # zero crossings would dull the treble of slowed speech, and a network could tell the speeds apart by that.
+        # zero crossings attenuates the highest frequencies, from which a network could recognise the speed.
         self.resamplers = nn.ModuleList(Resample(rate, 10, lowpass_filter_width=32) for rate in (9, 11))
-        # Samples that the last output sample is filtered out of.
+        # Input samples up to the last one that the filter uses.
         self.needed = [math.ceil(samples * each.orig_freq / each.new_freq) + each.width for each in self.resamplers]
-        self.samples_needed = -(-max(self.needed) // 80) * 80  # a multiple of 5 ms, as a crop is
+        self.samples_needed = -(-max(self.needed) // 80) * 80  # a multiple of 5 ms, like every crop
 
     def forward(self, waveform, label, epoch, step, first=0):
         """(B, samples_needed) int16 or float, (B,) int64 -> (B, samples) float32 of the same scale, (B,) int64.
 
-        int16 becomes floats of up to +-32768, which Augmentation takes as it takes int16. Utterances at their own speed
-        are their first samples, unchanged. first: index of the first row in the step's batch.
+        The output is in units of int16, which Augmentation expects. Utterances at speed 1 are cut, not filtered. first:
+        index of the first row in the step's batch.
         """
         numbers = row_numbers(self.seed, "speed", epoch, step, first=first, count=len(waveform), columns=1)[:, 0]
-        choice = (numbers * len(self.FACTORS)).astype(np.int64)
+        choice = (numbers * 3).astype(np.int64)
         played = waveform[:, : self.samples].to(torch.float32, copy=True)
-        # TF32, cuDNN's default, rounds to 10 bits; its benchmark would search again for each new number of rows.
+        # cuDNN's default TF32 rounds to 10 bits; its benchmark would run again for each new number of rows.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
             for number, (resample, needed) in enumerate(zip(self.resamplers, self.needed), 1):
                 rows = np.flatnonzero(choice == number)
@@ -217,9 +207,9 @@ class SpeedPerturbation(nn.Module):
 
 
 class Bank:
-    """Loads equally long pieces of audio, ``capacity`` of them, others in each epoch until all had their turn.
+    """Loads ``capacity`` pieces of audio of equal length for each epoch, in turn from all pieces.
 
-    stream: of STREAMS, shuffles the pieces; read: function piece -> (length,) numpy array, may raise UnreadableAudio.
+    stream: which of STREAMS shuffles the pieces; read: function piece -> (length,) array, may raise UnreadableAudio.
     """
 
     def __init__(self, stream, pieces, read, capacity, seed, threads):
@@ -227,7 +217,7 @@ class Bank:
         self.pieces = [pieces[i] for i in random_stream(seed, stream).permutation(len(pieces))]
         self.read = read
         self.capacity = min(len(pieces), max(8, capacity))  # 8: the most speech files in a babble
-        self.moves_on = self.capacity < len(pieces)  # else it holds all of them in every epoch
+        self.moves_on = self.capacity < len(pieces)  # otherwise every epoch has all pieces
         self.threads = threads
 
     def chosen(self, epoch):
@@ -236,11 +226,10 @@ class Bank:
         return [self.pieces[i % len(self.pieces)] for i in range(first, first + self.capacity)]
 
     def load(self, epoch):
-        """(K, length) tensor of that epoch's pieces; unreadable ones are reported and left out."""
-        with concurrent.futures.ThreadPoolExecutor(self.threads) as pool:
-            pieces = pool.map(self._read_or_none, self.chosen(epoch))
-            pieces = progress_bar(iterable=pieces, total=self.capacity, desc=f"loading {self.stream}", delay=2)
-            loaded = [piece for piece in pieces if piece is not None]
+        """The pieces of an epoch, a (K, length) tensor; unreadable ones are reported and left out."""
+        pieces = in_order(self._read_or_none, self.chosen(epoch), self.threads)
+        pieces = progress_bar(iterable=pieces, total=self.capacity, desc=f"loading {self.stream}", delay=2)
+        loaded = [piece for piece in pieces if piece is not None]
         if not loaded:
             raise RunError(f"none of the {self.capacity} pieces of {self.stream} for epoch {epoch} can be read")
         return torch.from_numpy(np.stack(loaded))
@@ -250,42 +239,36 @@ class Bank:
             return self.read(piece)
         except UnreadableAudio as error:
             tqdm.write(f"{error}; left out of the {self.stream}", file=sys.stderr)
-            return None
 
 
 class Augmentation(nn.Module):
-    """What happens to a whole batch on its device: speed perturbation, noise or reverberation, SpecAugment's numbers.
+    """Augments a batch on its device: speed perturbation, noise or reverberation, random numbers for SpecAugment.
 
-    Each utterance becomes, with equal probability, one of: itself; reverberated; with babble (3 to 8 speech files, each
-    at 13-20 dB SNR); with music (5-15 dB); with noise (0-15 dB); or television, babble and music at once. The kinds for
-    which no path is given are left out. Following Snyder et al., "X-vectors", ICASSP 2018.
+    Each utterance becomes, with equal probability, one of: clean; reverberation; babble (3 to 8 speech files, each at
+    13-20 dB SNR); music (5-15 dB); noise (0-15 dB); television (babble and music). Kinds for which no path is given are
+    left out. Following Snyder et al., "X-vectors", ICASSP 2018.
 
     musan_path: folder with noise/, music/, speech/, as distributed or split into pieces; rir_path: RIRS_NOISES or any
-    folder of room responses; each may be a pack of it, or "" for none. samples: the length of the crops. bank_mb:
-    memory for noises and responses together, in MB. speed: a SpeedPerturbation or None. Raises InputError for folders
-    without the files needed.
+    folder of room responses; or packs of these; "" for none. samples: length of the output crops, a multiple of GRID.
+    bank_mb: memory for noises and responses together, in MB. speed: a SpeedPerturbation or None. Raises InputError for
+    folders without the files needed.
     """
 
     BABBLE_FILES = 3, 8
     SNR = {"speech": (13.0, 20.0), "music": (5.0, 15.0), "noise": (0.0, 15.0)}  # dB
-    SLOTS = ("speech",) * BABBLE_FILES[1] + ("music", "noise")  # the noises that a row may get, at most
-    GRID = 80  # noises start at multiples of 5 ms, the largest step that divides every crop and every frame
+    SLOTS = ("speech",) * BABBLE_FILES[1] + ("music", "noise")  # the most noises that one row may get
+    GRID = 80  # noises start at multiples of 5 ms, the largest step that divides every crop and every frame shift
     ONSET = 160  # samples of a response kept before its direct sound: 10 ms
-    LONGEST_RESPONSE = 2 * SAMPLE_RATE  # after 2 s all but cathedrals have decayed by 60 dB
+    LONGEST_RESPONSE = 2 * SAMPLE_RATE  # rooms with a longer RT60 are rare
 
     def __init__(self, musan_path, rir_path, samples, bank_mb=512, seed=0, threads=4, speed=None):
         super().__init__()
-        if samples % self.GRID:
-            raise ValueError(f"samples must be a multiple of {self.GRID}, as num_frames*160+240 is, not {samples}")
-        self.samples = samples
-        self.seed = seed
-        self.speed = speed
+        self.samples, self.seed, self.speed = samples, seed, speed
         self.samples_needed = speed.samples_needed if speed else samples
-        self.noise_length = 2 * samples  # a piece is twice a crop long, so that a crop of it differs every time
+        self.noise_length = 2 * samples  # a piece is twice as long as a crop, so that its crops differ
         self.response_length = min(samples, self.LONGEST_RESPONSE) + self.ONSET
-        self.banks = {}
-        self.kinds = ["clean"]
-        quarter = bank_mb * 1e6 / 4  # one for the responses, one for each category of noise
+        self.banks, self.kinds = {}, ["clean"]
+        quarter = bank_mb * 1e6 / 4  # for the responses, and for each category of noise
         if rir_path:
             self.rooms = open_source(rir_path, "--rir_path", channel=0)
             pieces = find_responses(self.rooms, rir_path)
@@ -295,20 +278,22 @@ class Augmentation(nn.Module):
         if musan_path:
             self.musan = open_source(musan_path, "--musan_path")
             for category, files in find_noises(self.musan, musan_path).items():
-                pieces = self._noise_pieces(category, files, threads)
+                pieces = in_order(self._pieces_of, files, threads)
+                pieces = progress_bar(iterable=pieces, total=len(files), desc=f"measuring {category}", delay=2)
+                pieces = list(itertools.chain.from_iterable(pieces))
                 capacity = int(quarter / (2 * self.noise_length))  # int16
                 self.banks[category] = Bank(category, pieces, self._read_noise, capacity, seed, threads)
             self.kinds += ["babble", "music", "noise", "television"]
-        # What the banks hold: spectra (K, transform_size // 2 + 1) of the responses; noises (K, noise_length) int16 of
-        # all categories, one below the other; energy (K * noise_length / GRID + 1) int64, the exact sum of the squares
-        # of all samples before each point of the grid.
+        # Loaded pieces: spectra (K, transform_size // 2 + 1) of the responses; noises (K, noise_length) int16 of all
+        # categories in turn; energy (K * noise_length / GRID + 1) int64: the sum of the squares of all samples before
+        # each point of the grid.
         for name in ("spectra", "noises", "energy"):
             self.register_buffer(name, torch.empty(0), persistent=False)
         self.transform_size = None
         self.categories = {}  # {category: (first row, number of rows) in noises}
 
     def redraw(self, epoch):
-        """Load the noises and responses of an epoch (1, 2, ...). Banks that hold all of theirs are loaded once."""
+        """Load the noises and responses of an epoch (1, 2, ...). Banks that hold all their pieces are loaded once."""
         responses = self.banks.get("responses")
         noises = {name: bank for name, bank in self.banks.items() if name != "responses"}
         if responses and (responses.moves_on or not len(self.spectra)):
@@ -325,8 +310,8 @@ class Augmentation(nn.Module):
     def forward(self, waveform, label, epoch, step, first=0):
         """int16 crops (B, samples_needed), label (B,) -> crops (B, samples) float32, label (B,), masks (B, 4).
 
-        The label is that of speed perturbation; masks are uniform in [0, 1) and place those of SpecAugment (model.py).
-        first: index of the first row in the step's batch, where the rows are a part of it.
+        The label is changed by speed perturbation; masks: random numbers in [0, 1) for SpecAugment (model.py). first:
+        index of the first row in the step's batch, if these rows are a part of it.
         """
         if self.speed:
             waveform, label = self.speed(waveform, label, epoch, step, first)
@@ -335,7 +320,7 @@ class Augmentation(nn.Module):
         return self.augment(waveform, epoch, step, first), label, masks
 
     def augment(self, waveform, epoch, step, first=0):
-        """Noise and reverberation alone: (B, samples) int16 -> (B, samples) float32, about [-1, 1], always finite."""
+        """Noise and reverberation alone: (B, samples) int16 -> (B, samples) float32, about [-1, 1], finite."""
         reverberated, response, noisy, start, level = self._draw(len(waveform), epoch, step, first)
         row, start, level = self._to_device(noisy, start, level)
         augmented = torch.empty(waveform.shape, device=waveform.device)
@@ -350,19 +335,19 @@ class Augmentation(nn.Module):
             rows, response = self._to_device(reverberated, response)
             spectrum = torch.fft.rfft(augmented[rows], self.transform_size).mul_(self.spectra[response])
             convolved = torch.fft.irfft(spectrum, self.transform_size)
-            augmented[rows] = convolved[:, self.ONSET : self.ONSET + self.samples]  # the direct sound stays in place
+            augmented[rows] = convolved[:, self.ONSET : self.ONSET + self.samples]  # not delayed
         return augmented
 
     @staticmethod
     def _fits_cache(waveform):
-        """Whether to take few rows at a time: 8 crops of 2 s fill a core's cache (twice as fast); a GPU takes all."""
+        """Whether to take 8 rows at a time: on a CPU these fit the cache, which is twice as fast; a GPU takes all."""
         return waveform.device.type == "cpu"
 
     def _draw(self, count, epoch, step, first):
         """The random choices for each row, in numpy: (reverberated, response, noisy, start, level).
 
-        reverberated: rows, with the response of each; noisy: for each noise, the row that it is added to, ascending;
-        its start in the bank, in steps of GRID; its amplitude relative to the speech.
+        reverberated: rows, with the response of each. noisy: the row to which each noise is added, ascending, with the
+        noise's start in the bank, in steps of GRID, and its amplitude relative to the speech.
         """
         columns = 3 + 3 * len(self.SLOTS)
         numbers = row_numbers(self.seed, "augment", epoch, step, first=first, count=count, columns=columns)
@@ -388,9 +373,9 @@ class Augmentation(nn.Module):
         return reverberated, response, noisy, start, (10 ** (-snr / 20)).astype(np.float32)
 
     def _add_noises(self, crops, row, start, level):
-        """Add noise to (B, samples) crops in place; row, start and level (N,) as ``_draw`` gives them."""
+        """Add noise to (B, samples) crops in place; row, start, level (N,): as returned by ``_draw``."""
         energy = (self.energy[start + self.samples // self.GRID] - self.energy[start]).float() / 32768**2
-        # The floor (-100 dB) keeps a silent noise from being divided by zero; it stays silent.
+        # The floor (-100 dB) prevents a division by zero for silent noises.
         gain = level / energy.clamp(min=1e-10 * self.samples).sqrt() / 32768
         gain = gain * torch.linalg.vector_norm(crops, dim=1)[row]
         noise = self.noises.view(-1).unfold(0, self.samples, self.GRID)  # a view of all crops of the bank
@@ -404,11 +389,11 @@ class Augmentation(nn.Module):
         return scipy.fft.next_fast_len(self.samples + response_length - 1, real=True)
 
     def _transformed(self, responses):
-        """(K, response_length) -> their spectra, at the size that the longest of these needs."""
+        """(K, response_length) -> spectra (K, transform_size // 2 + 1), of the size that the longest response needs."""
         longest = int(responses.any(dim=0).nonzero().max()) + 1
         self.transform_size = self._transform_size(longest)
         spectra = torch.empty(len(responses), self.transform_size // 2 + 1, dtype=torch.complex64)
-        for each, spectrum in zip(responses, spectra):  # one by one: all at once would take twice the memory
+        for each, spectrum in zip(responses, spectra):  # one by one, because all at once takes twice the memory
             torch.fft.rfft(each[:longest], self.transform_size, out=spectrum)
         return spectra
 
@@ -416,7 +401,7 @@ class Augmentation(nn.Module):
         return [to_device(torch.from_numpy(array), self.noises.device) for array in arrays]
 
     def _read_response(self, file):
-        """(response_length,) float32 of unit energy, its direct sound (the largest sample) at ONSET."""
+        """(response_length,) float32 of unit energy, with its direct sound (the largest sample) at ONSET."""
         with self.rooms.open(file) as audio:
             response = audio.read()
         peak = int(np.abs(response).argmax())
@@ -431,20 +416,11 @@ class Augmentation(nn.Module):
         with self.musan.open(file) as audio:
             return audio.read(start, self.noise_length, "int16")
 
-    def _noise_pieces(self, category, files, threads):
-        """[(file, start)]: all files of a category in pieces of noise_length, the last overlapping the one before."""
-        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            lengths = pool.map(self._length_or_zero, files)
-            lengths = list(progress_bar(iterable=lengths, total=len(files), desc=f"measuring {category}", delay=2))
-        pieces = []
-        for file, length in zip(files, lengths):
-            last = length - self.noise_length
-            pieces += [(file, start) for start in range(0, last, self.noise_length)] + [(file, max(0, last))]
-        return pieces
-
-    def _length_or_zero(self, file):
+    def _pieces_of(self, file):
+        """[(file, start)] of pieces of noise_length, the last overlapping the one before."""
         try:
             with self.musan.open(file) as audio:
-                return audio.length
+                last = audio.length - self.noise_length
         except UnreadableAudio:  # reported when it is loaded
-            return 0
+            last = 0
+        return [(file, start) for start in range(0, last, self.noise_length)] + [(file, max(0, last))]

@@ -1,7 +1,5 @@
 """Training losses over speaker embeddings."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,10 +12,9 @@ class AAMsoftmax(nn.Module):
     true class before the softmax of ``s`` times the cosines.
 
     n_class: number of speakers; m: margin in radians; s: scale; embedding_size: D.
-    continuous: where angle and margin exceed pi together, continue without a jump, as wespeaker and 3D-Speaker do.
-    sub_centres: K vectors for each class, of which the closest counts, so that mislabelled utterances may gather around
-    another than the speaker's own (Deng et al., "Sub-center ArcFace", ECCV 2020); ``weight`` is (n_class, K, D) then,
-    else (n_class, D).
+    continuous: no jump where angle + margin exceeds pi, as in wespeaker and 3D-Speaker.
+    sub_centres: K vectors for each class, of which the closest counts, so that mislabelled utterances can gather around
+    another one (Deng et al., "Sub-center ArcFace", ECCV 2020); ``weight`` is then (n_class, K, D), else (n_class, D).
     top_k: inter-top-k: 0.06 rad penalty on the k closest wrong classes (Zhao et al., "Multi-query multi-head attention
     pooling and inter-topK penalty for speaker verification", ICASSP 2022).
     """
@@ -26,26 +23,24 @@ class AAMsoftmax(nn.Module):
 
     def __init__(self, n_class, m=0.2, s=30, embedding_size=192, continuous=False, sub_centres=1, top_k=0):
         super().__init__()
-        self.m = m
-        self.continuous = continuous
-        self.s = s
+        self.m, self.s, self.continuous = m, s, continuous
         self.top_k = min(top_k, n_class - 1)
         shape = (n_class, embedding_size) if sub_centres == 1 else (n_class, sub_centres, embedding_size)
         self.weight = nn.Parameter(torch.empty(shape))
-        # Centre by centre: the length of a vector, and so how fast its direction changes, does not depend on K.
+        # Centre by centre, so that the length of a vector, and with it how fast it turns, does not depend on K.
         for centre in self.weight.detach().view(n_class, sub_centres, embedding_size).unbind(1):
             nn.init.xavier_normal_(centre, gain=1)
 
     def forward(self, embedding, label, margin=None):
         """embedding (B, D), label (B,) int64 in [0, n_class) -> (mean loss, top-1 accuracy in %), both 0-d tensors.
 
-        Neither is read here, so there is no CPU-GPU sync. The accuracy is that of the logits with the margin, as in the
-        recipe's logs. margin: radians in [0, m], a float or, where it changes from step to step, a 0-d float tensor, so
-        that torch.compile compiles once; None: m. The penalty is proportional to it: PENALTY at m.
+        The accuracy is that of the logits with the margin, as in the recipe's logs. No CPU-GPU sync. margin: radians in
+        [0, m], a float or, if it changes from step to step, a 0-d tensor, so that torch.compile compiles once; None: m.
+        The inter-top-k penalty is proportional to it: PENALTY at m.
         """
-        margin = self.m if margin is None else margin
+        margin = torch.as_tensor(self.m if margin is None else margin)
         label = label.unsqueeze(1)
-        # The margin needs float32: near the target, 1 - cos^2 is a difference of nearly equal numbers.
+        # float32, because near the target 1 - cos^2 is a difference of nearly equal numbers.
         with torch.autocast(embedding.device.type, enabled=False):
             cosine = self.cosines(embedding.float())
             logits = cosine.scatter(1, label, self.add_margin(cosine.gather(1, label), margin))
@@ -60,14 +55,14 @@ class AAMsoftmax(nn.Module):
         return loss, accuracy
 
     def cosines(self, embedding):
-        """Cosine with each class, with sub-centres with the closest of its centres: (B, D) -> (B, n_class)."""
+        """Cosine with each class, (B, D) -> (B, n_class); of sub-centres, with the closest."""
         centres = F.normalize(self.weight.float(), dim=-1)
         cosine = F.linear(F.normalize(embedding), centres.flatten(0, -2))
         return cosine if centres.dim() == 2 else cosine.unflatten(1, centres.shape[:2]).amax(dim=2)
 
     def add_margin(self, cosine, margin):
         """cos(theta + margin) from cos(theta), continued linearly in cos(theta) where theta + margin exceeds pi."""
-        cos, sin = cos_and_sin(margin)
+        cos, sin = margin.cos(), margin.sin()
         beyond = cosine - (1 - cos if self.continuous else margin * sin)
         return torch.where(cosine > -cos, cos_of_sum(cosine, cos, sin), beyond)  # -cos(margin) is cos(pi - margin)
 
@@ -75,19 +70,14 @@ class AAMsoftmax(nn.Module):
     def add_penalty(cosine, penalty):
         """cos(theta - penalty) from cos(theta), continued linearly in cos(theta) where theta is less than the penalty.
 
-        Otherwise an embedding exactly on a wrong class vector would not be pushed away from it.
+        Without that, an embedding exactly on a wrong class vector would have no gradient away from it.
         """
-        cos, sin = cos_and_sin(penalty)
+        cos, sin = penalty.cos(), penalty.sin()
         return torch.where(cosine < cos, cos_of_sum(cosine, cos, -sin), cosine + (1 - cos))
 
 
 def cos_of_sum(cosine, cos, sin):
     """cos(theta + angle) from cos(theta) and the angle's cosine and sine."""
-    # The floor keeps the square root's slope finite when an embedding lies exactly on its class vector.
+    # The floor keeps the gradient finite when an embedding lies exactly on its class vector.
     sine = (1.0 - cosine * cosine).clamp(1e-10, 1.0).sqrt()
     return cosine * cos - sine * sin
-
-
-def cos_and_sin(angle):
-    """Of a float, or of a tensor."""
-    return (angle.cos(), angle.sin()) if isinstance(angle, torch.Tensor) else (math.cos(angle), math.sin(angle))

@@ -1,12 +1,12 @@
-"""ECAPA-TDNN: a waveform in, a 192-dimensional speaker embedding out.
+"""ECAPA-TDNN: from a waveform to a 192-dimensional speaker embedding.
 
 Desplanques, Thienpondt and Demuynck, "ECAPA-TDNN: Emphasized Channel Attention, Propagation and Aggregation in TDNN
 Based Speaker Verification", Interspeech 2020, in the form of the VoxCeleb2 recipe github.com/TaoRuijie/ECAPA-TDNN: the
-state-dict keys are those of its public checkpoint, each SE-Res2 block takes the *sum* of all that came before it, and
-the last Res2 chunk passes unchanged, not the first. For other published ECAPA-TDNNs see inference/systems.py.
+state-dict keys are those of its public checkpoint, each SE-Res2 block takes the *sum* of all previous outputs, and the
+last Res2 chunk passes unchanged, not the first. For other published ECAPA-TDNNs see inference/systems.py.
 
 Shapes: B utterances, C channels, T frames. In a batch of different lengths ``valid`` (B, 1, T) is 1 for the frames of
-an utterance and 0 for the padding behind its end, and no embedding depends on the padding; None: all frames are valid.
+an utterance and 0 for the padding after its end, and no embedding depends on the padding; None: all frames are valid.
 """
 
 import torch
@@ -18,10 +18,10 @@ SAMPLE_RATE = 16000
 
 
 class ECAPA_TDNN(nn.Module):
-    """ECAPA-TDNN with its front end; ``C`` is the width of the SE-Res2 blocks (published: 512 and 1024).
+    """ECAPA-TDNN with its front end; ``C``: channels of the SE-Res2 blocks, a multiple of 8 (published: 512, 1024).
 
-    Any multiple of 8 works. aggregation: width of the layer that joins the blocks; attention, bottleneck: inside
-    attention and squeeze-excitation. front_end: a module as in inference/filterbanks.py; None: LogMel.
+    aggregation: channels of the layer that joins the blocks; attention, bottleneck: inside attention and
+    squeeze-excitation. front_end: a module as in inference/filterbanks.py; None: LogMel.
     """
 
     def __init__(self, C=1024, embedding_size=192, aggregation=1536, attention=256, bottleneck=128, front_end=None):
@@ -50,8 +50,8 @@ class ECAPA_TDNN(nn.Module):
         """Embed a batch of utterances: (B, samples) -> (B, embedding_size), not length-normalised.
 
         waveform: floating point in [-1, 1] at 16 kHz, at least 257 samples.
-        aug: apply SpecAugment; masks: (B, 4) random numbers that place its masks, None: drawn here.
-        lengths: (B,) int64 samples of each utterance, None: all. What is behind them is ignored, but must be finite.
+        aug: apply SpecAugment; masks: (B, 4) random numbers for it; None: drawn here.
+        lengths: (B,) int64 samples of each utterance; None: all. The padding after them is ignored, but must be finite.
         """
         x = self.features(waveform, lengths)
         if aug:
@@ -60,8 +60,8 @@ class ECAPA_TDNN(nn.Module):
 
     def features(self, waveform, lengths=None):
         """Mean-normalised log-mel energies, always float32: (B, samples) -> (B, 80, T), T = 1 + samples // 160."""
-        # Half precision has 8 bits of mantissa: the power spectrum's small bands would drown in the rounding of the
-        # large ones, and log(x + 1e-6) would amplify it.
+        # bfloat16 has 8 bits of mantissa: small bands of the power spectrum would be lost in the rounding of large
+        # ones, which log(x + 1e-6) would amplify.
         with torch.autocast(waveform.device.type, enabled=False):
             x = self.torchfbank(waveform.float(), lengths)
             return x - mean_over_time(x, self._valid_frames(x, lengths))
@@ -70,7 +70,7 @@ class ECAPA_TDNN(nn.Module):
         return None if lengths is None else valid_until(self.torchfbank.frames(lengths), x.shape[2])
 
     def embed(self, x, valid=None):
-        """The network behind the front end: features (B, 80, T) -> (B, embedding_size)."""
+        """The network after the front end: features (B, 80, T) -> (B, embedding_size)."""
         x = self.bn1(self.relu(self.conv1(x, valid)))
         x1 = self.layer1(x, valid)
         x2 = self.layer2(x + x1, valid)
@@ -80,11 +80,11 @@ class ECAPA_TDNN(nn.Module):
 
     def pool(self, x, valid=None):
         """Attentive statistics with global context: (B, C, T) -> (B, 2 C), weighted means and standard deviations."""
-        # Sums over time of squares lose too much in half precision: x*x - mean*mean cancels.
+        # float32, because x*x - mean*mean cancels.
         x = x.float()
         mean, deviation = self.statistics(x, valid)
-        # The first attention layer sees [x, mean, deviation], of which the last two are constant in time: their part of
-        # the product is taken once per utterance instead of once per frame.
+        # The input of the attention is [x, mean, deviation], of which the last two are constant in time: their part of
+        # the first layer is computed once per utterance instead of once per frame.
         first = self.attention[0]
         x_weight, context_weight = first.weight.split([x.shape[1], 2 * x.shape[1]], dim=1)
         hidden = F.conv1d(x, x_weight, first.bias) + F.conv1d(torch.cat([mean, deviation], dim=1), context_weight)
@@ -100,7 +100,7 @@ class ECAPA_TDNN(nn.Module):
         return mean, variance.clamp(min=1e-4).sqrt()
 
     def weighted_statistics(self, x, weight):
-        """The same, of frames with weights (B, C, T) that sum to 1."""
+        """The same, of weighted frames; weight: (B, C, T), of sum 1 over time."""
         weighted = x * weight
         mean = weighted.sum(dim=2, keepdim=True)
         variance = (x * weighted).sum(dim=2, keepdim=True) - mean * mean
@@ -108,10 +108,10 @@ class ECAPA_TDNN(nn.Module):
 
 
 class SERes2Block(nn.Module):
-    """1x1 -> Res2Net chain of dilated convolutions -> 1x1 -> squeeze-excitation, around a shortcut.
+    """1x1 convolution, Res2Net chain of dilated convolutions, 1x1 convolution, squeeze-excitation; with a shortcut.
 
-    (B, C, T) -> (B, C, T). The C channels are cut in ``scale`` chunks; each but one is convolved together with the
-    result of the chunk before it, which multiplies the receptive fields within one block.
+    (B, C, T) -> (B, C, T). The C channels are split into ``scale`` chunks; each but the last is added to the output of
+    the chunk before it and convolved, which gives several receptive fields within one block.
     """
 
     def __init__(self, channels, kernel_size, dilation, scale=8, bottleneck=128):
@@ -144,12 +144,12 @@ class SERes2Block(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Rescale each channel by a gate computed from the means of all channels. (B, C, T) -> (B, C, T)."""
+    """Scales each channel by a gate computed from the means of all channels. (B, C, T) -> (B, C, T)."""
 
     def __init__(self, channels, bottleneck=128):
         super().__init__()
         self.se = nn.Sequential(
-            nn.Identity(),  # the mean over time, in published state dicts
+            nn.Identity(),  # the mean over time in the original, for the state-dict keys
             nn.Conv1d(channels, bottleneck, kernel_size=1), nn.ReLU(),
             nn.Conv1d(bottleneck, channels, kernel_size=1), nn.Sigmoid(),
         )  # fmt: skip
@@ -159,7 +159,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class PaddedConv1d(nn.Conv1d):
-    """A convolution padded with zeros, in a batch of different lengths behind each utterance's own end."""
+    """A convolution padded with zeros, in a batch of different lengths after the end of each utterance."""
 
     def forward(self, x, valid=None):
         return super().forward(x if valid is None else x * valid)
@@ -179,21 +179,21 @@ class LogMel(nn.Sequential):
 
     def forward(self, waveform, lengths=None):
         emphasis, mel = self
-        # Frames are centred: the first and the last one see half a window of the reflected signal.
+        # Frames are centred: half of the first and of the last window lies in the reflected signal.
         padded = reflect(emphasis(waveform).unsqueeze(1), 256, lengths).squeeze(1)
         return (mel(padded) + 1e-6).log()
 
     def frames(self, samples):
-        """How many frames so many samples give."""
+        """Number of frames of this many samples."""
         return 1 + samples // 160
 
 
 class PreEmphasis(nn.Module):
-    """y[t] = x[t] - 0.97 x[t-1], the signal reflected on its left edge. (B, samples) -> (B, samples)."""
+    """y[t] = x[t] - 0.97 x[t-1], with x[-1] = x[1]. (B, samples) -> (B, samples)."""
 
     def __init__(self, coefficient=0.97):
         super().__init__()
-        # Flipped because a convolution layer correlates; a buffer because published checkpoints contain it.
+        # Flipped, because conv1d is a correlation; a buffer, because published checkpoints contain it.
         self.register_buffer("flipped_filter", torch.tensor([[[-coefficient, 1.0]]]))
 
     def forward(self, waveform):
@@ -202,10 +202,10 @@ class PreEmphasis(nn.Module):
 
 
 class SpecAugment(nn.Module):
-    """Zero up to 9 consecutive frames and up to 7 consecutive bands per utterance (Park et al., Interspeech 2019)."""
+    """Sets up to 9 consecutive frames and 7 consecutive bands to zero (Park et al., Interspeech 2019)."""
 
     def forward(self, features, masks=None):
-        """(B, bands, frames), mean-normalised, so that zero is the mean -> the same, masked.
+        """(B, bands, frames), mean-normalised -> the same, masked; each utterance has its own masks.
 
         masks: (B, 4) uniform random numbers in [0, 1): width and start of the frames, then of the bands; None: drawn.
         """
@@ -213,7 +213,7 @@ class SpecAugment(nn.Module):
             masks = torch.rand(len(features), 4, device=features.device)
         for axis, widest, (width, start) in ((2, 9, masks.T[:2]), (1, 7, masks.T[2:])):
             size = features.shape[axis]
-            # A float32 may round a number just below 1 to it.
+            # clamp: float32 may round a number just below 1 to 1.
             width = (width * (widest + 1)).long().clamp(max=widest)
             start = (start * (size - width + 1)).long().clamp(max=size)
             position = torch.arange(size, device=width.device)
@@ -223,19 +223,19 @@ class SpecAugment(nn.Module):
 
 
 def valid_until(lengths, size):
-    """(B,) lengths -> (B, 1, size): 1 before each utterance's end, 0 from there on."""
+    """Mask of utterances of different lengths, (B,) -> (B, 1, size): 1 up to the end of each, 0 after it."""
     return (torch.arange(size, device=lengths.device) < lengths[:, None, None]).float()
 
 
 def mean_over_time(x, valid=None):
-    """(B, C, T) -> (B, C, 1)."""
+    """The mean over valid frames, (B, C, T) -> (B, C, 1)."""
     if valid is None:
         return x.mean(dim=2, keepdim=True)
     return (x * valid).sum(dim=2, keepdim=True) / valid.sum(dim=2, keepdim=True)
 
 
 def mean_and_variance(x, valid=None, unbiased=False):
-    """(B, C, T) -> two of (B, C, 1)."""
+    """Mean and variance over valid frames, (B, C, T) -> two of (B, C, 1)."""
     mean = mean_over_time(x, valid)
     if valid is None:
         return mean, x.var(dim=2, unbiased=unbiased, keepdim=True)
@@ -244,16 +244,16 @@ def mean_and_variance(x, valid=None, unbiased=False):
 
 
 def reflect(x, padding, lengths=None):
-    """Each utterance mirrored at both its ends: (B, C, T) -> (B, C, T + 2 padding)."""
+    """Utterances padded by reflection at both ends: (B, C, T) -> (B, C, T + 2 padding)."""
     if lengths is None:
         return F.pad(x, (padding, padding), "reflect")
     index = torch.arange(-padding, x.shape[2] + padding, device=x.device).abs()
-    index = index.minimum(2 * (lengths[:, None, None] - 1) - index).clamp(min=0)  # what comes later is never used
+    index = index.minimum(2 * (lengths[:, None, None] - 1) - index).clamp(min=0)  # later ones are never used
     return x.gather(2, index.expand(-1, x.shape[1], -1))
 
 
 def compiled(function):
-    """torch.compile, but for the front end: torchaudio's spectrogram cannot be traced."""
-    # Not at the definition of ``features``: it loads the compiler, which would take every script a second.
+    """torch.compile of a module or function, without the front end: torchaudio's spectrogram cannot be traced."""
+    # Not at the definition of ``features``, because loading the compiler takes a second.
     ECAPA_TDNN.features = torch.compiler.disable(ECAPA_TDNN.features)
     return torch.compile(function)

@@ -1,7 +1,7 @@
-"""Prepare corpora: unpack and convert downloads, make lists, check the data, pack it, generate a demo.
+"""Prepare corpora: unpack and convert downloads, make lists, check and pack the data, generate a demo corpus.
 
     python prepareData.py --unpack DOWNLOADS --to DIR                       unpack VoxCeleb, MUSAN, RIRS_NOISES
-    python prepareData.py --convert FOLDER --to DIR                         write 16 kHz mono wav of any audio
+    python prepareData.py --convert FOLDER --to DIR                         convert audio to 16 kHz mono wav
     python prepareData.py --lists ROOT --to FOLDER                          lists of your own recordings under ROOT
     python prepareData.py --check --train_list LIST --train_path ROOT ...   check lists and audio before training
     python prepareData.py --pack DIR --train_list LIST --train_path ROOT    pack a training list with its audio
@@ -28,36 +28,35 @@ from tools import InputError, RunError, run_command, sha256
 
 
 def unpack(args):
-    """Unpack the archives of VoxCeleb, MUSAN and RIRS_NOISES in DIR as downloaded; again: continue."""
+    """Unpack the downloaded archives of VoxCeleb, MUSAN and RIRS_NOISES in DIR. Repeat the command to continue."""
     files, new = unpack_archives(args.folder, args.to, args.n_cpu, args.any_md5)
     print(f"{args.to}: {files} files, {new} of them new")
 
 
 def convert(args):
-    """Write all audio in DIR as 16 kHz mono in the same layout, with ffmpeg; again: continue."""
-    done = convert_folder(args.folder, args.to, args.format, args.n_cpu)
-    failed = list(done.failed.values())
-    print(f"{args.to}: {done.files} files, {done.written} written, {done.already} already there, {len(failed)} failed")
+    """Convert all audio in DIR to 16 kHz mono in the same layout, with ffmpeg. Repeat the command to continue."""
+    written, existed, failed = convert_folder(args.folder, args.to, args.format, args.n_cpu)
+    print(f"{args.to}: {written} files written, {existed} existed, {len(failed)} failed")
     if failed:
-        raise RunError(f"{len(failed)} of {done.files} files failed, see {args.to}/failed.tsv: {failed[0]}")
+        raise RunError(f"{len(failed)} files failed, see {args.to}/failed.tsv: {next(iter(failed.values()))}")
 
 
 def lists(args):
-    """Write lists of the recordings DIR/<speaker>/.../<file>, and print the command that trains on them."""
+    """Write lists of the files DIR/<speaker>/.../<file>, and print the command that trains with them."""
     root, folder = args.folder, args.to
     found = from_kaldi(args.kaldi, root) if args.kaldi else from_folder(root)
     kept, trials = write_lists(found, root, folder, args.valid_speakers, args.seed)
     command = ["python", "trainSpeakerNet.py", "--train_list", f"{folder}/train_list.txt", "--train_path", root]
-    print(f"{folder}/train_list.txt: {len(kept)} utterances of {len(kept.speakers)} speakers")
     command += ["--eval_list", f"{folder}/trials.txt", "--eval_path", root] if trials else ["--eval_list"]
+    print(f"{folder}/train_list.txt: {len(kept)} utterances of {len(kept.speakers)} speakers")
     if trials:
-        print(f"{folder}/trials.txt: {len(trials)} trials, half of them same-speaker, of speakers not trained on")
+        print(f"{folder}/trials.txt: {len(trials)} trials, half of them same-speaker, of other speakers")
     command += ["--musan_path", "", "--rir_path", "", "--save_path", "exps/own"]
-    print(f"train on them (with --musan_path and --rir_path where you have them): {shlex.join(command)}")
+    print(f"train (if you have them, with --musan_path and --rir_path): {shlex.join(command)}")
 
 
 def check(args):
-    """Check lists, audio (full: all samples), noises and responses. Exit status 0: fine, 1: warnings, 2: errors."""
+    """Check lists, audio (full: all samples), noises and responses. Exit status 0: no problem, 1: warning, 2: error."""
     if not (args.train_list or args.eval_list or args.musan_path or args.rir_path):
         raise InputError("--check needs one of --train_list, --eval_list, --musan_path, --rir_path")
     findings = check_data(args)
@@ -68,7 +67,7 @@ def check(args):
 
 
 def pack(args):
-    """Write --train_list with --train_path, --musan_path or --rir_path to DIR, which can take its place in training."""
+    """Pack --train_list with --train_path, or --musan_path, or --rir_path into DIR, to be given in training instead."""
     given = [name for name in ("train_path", "musan_path", "rir_path") if getattr(args, name)]
     if len(given) != 1 or (given == ["train_path"]) != bool(args.train_list):
         raise InputError("--pack needs one of: --train_list with --train_path, --musan_path, --rir_path")
@@ -84,10 +83,10 @@ def pack(args):
         kind, files = "noises", [file for found in find_noises(source, root).values() for file in found]
     else:
         kind, files = "responses", find_responses(source, root)
-    written, already = write_pack(args.folder, kind, source, files, speakers, list_sha256, args.n_cpu)
-    content, size = written.content, written.samples.nbytes / 1e9
-    print(f"{args.folder}{' is already packed' if already else ''}: {content['entries']} files, {size:.2f} GB, "
-          f"{content['unreadable']} unreadable; train with {flag} {args.folder}")  # fmt: skip
+    written = write_pack(args.folder, kind, source, files, speakers, list_sha256, args.n_cpu)
+    content, size = written.content, f"{written.samples.nbytes / 1e9:.2f} GB"
+    print(f"{args.folder}: {content['entries']} files, {size}, {content['unreadable']} unreadable; train with {flag} "
+          f"{args.folder}")  # fmt: skip
 
 
 def demo(args):
@@ -97,25 +96,25 @@ def demo(args):
 
 
 ACTIONS = {act.__name__: act for act in (unpack, convert, lists, check, pack, demo)}
-# (actions that take it, flag, its settings)
+# (actions that have it, flag, its settings)
 FLAGS = [
     ({unpack, convert, lists}, "--to", {"metavar": "DIR", "required": True, "help": "folder to write to"}),
-    ({unpack}, "--any_md5", {"action": "store_true", "help": "also take archives other than the published ones"}),
+    ({unpack}, "--any_md5", {"action": "store_true", "help": "accept archives with another MD5"}),
     ({convert}, "--format", {"choices": ["wav", "flac"], "default": "wav", "help": "of the results (%(default)s)"}),
-    ({lists}, "--kaldi", {"metavar": "DIR", "help": "read Kaldi's wav.scp and utt2spk in DIR, not the folders' names"}),
-    ({lists}, "--valid_speakers", {"type": int, "help": "held out for trials (a tenth, 100 at most); 0: no trials"}),
+    ({lists}, "--kaldi", {"metavar": "DIR", "help": "use Kaldi's wav.scp and utt2spk"}),
+    ({lists}, "--valid_speakers", {"type": int, "help": "held out for trials (a tenth, at most 100); 0: no trials"}),
     ({check, pack}, "--train_list", {"metavar": "LIST", "help": "training list, lines <speaker> <path>"}),
     ({check, pack}, "--train_path", {"metavar": "ROOT", "help": "folder that its paths start from"}),
     ({check}, "--eval_list", {"metavar": "LIST", "nargs": "*", "help": "trial lists, lines <1|0> <enrol> <test path>"}),
     ({check}, "--eval_path", {"metavar": "ROOT", "help": "folder that their paths start from"}),
-    ({check, pack}, "--paths_anywhere", {"action": "store_true", "help": "paths may be absolute, or go up by .."}),
+    ({check, pack}, "--paths_anywhere", {"action": "store_true", "help": "allow absolute paths and .. in lists"}),
     ({check, pack}, "--musan_path", {"metavar": "ROOT", "help": "MUSAN, with noise/, music/ and speech/"}),
     ({check, pack}, "--rir_path", {"metavar": "ROOT", "help": "RIRS_NOISES or another folder of room responses"}),
     ({check}, "--json", {"action": "store_true", "help": "print the findings as JSON"}),
     ({demo}, "--train_speakers", {"type": int, "default": 160, "help": "training speakers (%(default)s)"}),
     ({demo}, "--eval_speakers", {"type": int, "default": 40, "help": "other speakers, for trials (%(default)s)"}),
-    ({lists, demo}, "--seed", {"type": int, "default": 0, "help": "another seed, other lists, another corpus"}),
-    ({unpack, convert, check, pack}, "--n_cpu", {"type": int, "default": 4, "help": "files at a time (%(default)s)"}),
+    ({lists, demo}, "--seed", {"type": int, "default": 0, "help": "random seed (%(default)s)"}),
+    ({unpack, convert, check, pack}, "--n_cpu", {"type": int, "default": 4, "help": "number of threads (%(default)s)"}),
 ]
 
 
@@ -125,7 +124,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def read_arguments(arguments):
-    """The command line (a list of strings) as a namespace. ``--check``, wherever it stands, chooses the sub-parser."""
+    """The command line (a list of strings) as a namespace. ``--check`` etc., anywhere in it, selects the sub-parser."""
     style = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = Parser(description=__doc__, usage="%(prog)s --ACTION ... [flags]", **style)
     actions = parser.add_subparsers(required=True, metavar="|".join(f"--{name}" for name in ACTIONS))

@@ -1,10 +1,10 @@
 """Check the data before training: lists, audio files, noises and room responses.
 
-    print(table(check(arguments)))           # the flags of prepareData.py --check
+    print(table(check(arguments)))           # with the flags of prepareData.py --check
     stop_at_errors(quick_check(settings))    # before training and evaluation: lists, and a few hundred files
 
-What is wrong is returned as Findings, not raised. "error": training or evaluation would stop, or its result would be
-meaningless; "warning": the result would be worse, or look better, than it is; "note": good to know.
+Both return Findings. "error": training or evaluation would stop, or its result would be meaningless; "warning": the
+result would be worse or misleading; "note": information.
 """
 
 import collections
@@ -24,13 +24,13 @@ from corpora.lists import TrainingList, TrialList, first_lines, leads_out
 from corpora.pack import Pack, open_source
 from tools import InputError, in_order, one_line, progress_bar, sha256
 
-SEVERITIES = ("note", "warning", "error")  # the position of the worst is the exit status
-QUICK = 200  # training files, and as many evaluation files, whose headers the quick check reads
-SHORT = 1.0  # seconds: shorter utterances say little about a voice
-SILENT = 1e-3  # peak: -60 dB, below the quietest usable speech
-FULL_SCALE, CLIPPED_SHARE = 32766 / 32768, 1e-3  # of 16 bits; when so many samples are there, clipping is audible
+SEVERITIES = ("note", "warning", "error")  # the exit status is the index of the worst
+QUICK = 200  # number of training files, and of evaluation files, whose headers the quick check reads
+SHORT = 1.0  # seconds: shorter utterances are of little use
+SILENT = 1e-3  # peak: -60 dB, less than the quietest usable speech
+FULL_SCALE, CLIPPED_SHARE = 32766 / 32768, 1e-3  # of 16 bits; clipping of this share of the samples is audible
 UNREADABLE, CUT_OFF = "cannot be read as audio", "are shorter than their header says"
-AGREEMENT = 0.9  # when so many lines follow a rule, the others are mistakes
+AGREEMENT = 0.9  # where this share of the lines follows a rule, the others are mistakes
 
 # (name, file, trials, same-speaker trials, published EERs in %). Sizes: PaddleSpeech, examples/voxceleb/README.md; that
 # of Vox1-E cleaned is widely quoted. EERs: the systems' own pages, C=1024, of VoxCeleb2 dev (SpeechBrain: and 1).
@@ -44,11 +44,11 @@ KNOWN_LISTS = [
     ("Vox1-H cleaned", "list_test_hard2.txt", 550894, 275488, "TaoRuijie with AS-norm 2.17; wespeaker 2.059"),
 ]  # fmt: skip
 VOXCELEB1 = re.compile(r"(?:^|[/\\])(id1\d{4})[/\\][\w-]{11}[/\\]\d{5}\.\w+$", re.ASCII)  # speaker/video/utterance
-VOX1_O_SPEAKERS = {f"id{number}" for number in range(10270, 10310)}  # VoxCeleb1 test, whose names begin with E
+VOX1_O_SPEAKERS = {f"id{number}" for number in range(10270, 10310)}  # those of VoxCeleb1 test
 
 
 class Finding(NamedTuple):
-    """severity: one of SEVERITIES; what: in words; count: how many; examples: up to three; fix: what to do."""
+    """A result: one of SEVERITIES; what was found, in words; number of cases; up to three of them; what to do."""
 
     severity: str
     what: str
@@ -62,15 +62,12 @@ class Finding(NamedTuple):
 
 
 def found(severity, what, cases, fix="", example=str):
-    """[Finding] of the cases, or [] if there are none."""
+    """[Finding] of the cases, [] if there are none. example: function case -> text."""
     return [Finding(severity, what, len(cases), [example(case) for case in cases[:3]], fix)] if cases else []
 
 
-# ---- lists -----------------------------------------------------------------------------------------------------------
-
-
-def check_lists(arguments, heard=()):
-    """([TrainingList], [TrialList], [Finding]) of the lists that are given. heard: as in ``quick_check``."""
+def check_lists(arguments, earlier_speakers=()):
+    """([TrainingList], [TrialList], [Finding]) of the given lists. earlier_speakers: as for ``quick_check``."""
     train_lists, tests, findings = [], [], []
     if arguments.train_list and not getattr(arguments, "eval", False):
         try:
@@ -88,18 +85,17 @@ def check_lists(arguments, heard=()):
             continue
         name, (speakers, more) = tests[-1].path.name, check_trials(tests[-1])
         findings += more + which_list(tests[-1])
-        fix = "remove their lines from the training list, if they are the same people"
         findings += found("error" if same_names else "warning", f"speakers are both in training and in {name}",
-                          sorted(trained & speakers), fix)  # fmt: skip
-        findings += found("warning", f"speakers of {name} were in the model's training", sorted(speakers & set(heard)),
-                          "expect more errors of other speakers")  # fmt: skip
+                          sorted(trained & speakers), "if they are the same people, remove them from one list")
+        findings += found("warning", f"speakers of {name} were in the model's training",
+                          sorted(speakers & set(earlier_speakers)), "the EER of other speakers will be higher")
     return train_lists, tests, findings
 
 
 def check_training_list(train_list):
     line, count = train_list.quote, len(train_list.speakers)
     twice, of_two = repeated(train_list.files, train_list.label.tolist())
-    findings = found("warning", "lines of the training list are there twice", twice, "remove them: sort -u", line)
+    findings = found("warning", "lines of the training list are repeated", twice, "remove them: sort -u", line)
     findings += found("error", "files of the training list are of two speakers", of_two, "remove the wrong line", line)
     if count in (1, len(train_list)):
         what = f"the training list has {'a single speaker' if count == 1 else 'another speaker in every line'}"
@@ -112,10 +108,10 @@ def check_training_list(train_list):
 
 
 def check_trials(trials):
-    """(names of a TrialList's speakers, as far as folders tell them, [Finding])."""
+    """(names of the speakers of a TrialList, if they are names of folders, [Finding])."""
     name, line = trials.path.name, trials.quote
     twice, of_both = repeated([tuple(sorted(pair)) for pair in zip(trials.enrol, trials.test)], trials.label.tolist())
-    findings = found("warning", f"trials of {name} are there twice, in either order", twice, "remove them", line)
+    findings = found("warning", f"trials of {name} are repeated, in either order", twice, "remove them", line)
     findings += found("error", f"trials of {name} are labelled both 1 and 0", of_both, "remove the wrong one", line)
     depth, wrong, are_reversed = speaker_folder(trials)
     findings += found("error", f"the labels of {name} are reversed", range(len(trials)) if are_reversed else [],
@@ -126,19 +122,21 @@ def check_trials(trials):
 
 
 def repeated(keys, labels):
-    """(rows whose key and label come before, rows whose key comes before with another label)."""
+    """(rows that repeat an earlier row, rows with an earlier row's key but another label)."""
     label_of, twice, contrary = {}, [], []
     for row, (key, label) in enumerate(zip(keys, labels)):
-        if label_of.setdefault(key, (row, label)) != (row, label):
-            (twice if label_of[key][1] == label else contrary).append(row)
+        if key in label_of:
+            (twice if label_of[key] == label else contrary).append(row)
+        else:
+            label_of[key] = label
     return twice, contrary
 
 
 def speaker_folder(trials):
-    """(which folder of the paths is the speaker's, rows that contradict it, whether all labels are reversed).
+    """(depth of the folder that is the speaker's, rows that contradict it, whether all labels are reversed).
 
-    The folder, from 0, at which most trials agree: same folder, same speaker; None if there is no such folder. Trials
-    of either kind count alike: where the same-speaker trials are few, a folder that always differs would seem to fit.
+    The depth, from 0, at which most labels agree with "same folder, same speaker"; None if too few do. Both kinds of
+    trials have equal weight: with few same-speaker trials, a folder that always differs would seem to fit.
     """
     folders = {file: file.split("/")[:-1] for file in {*trials.enrol, *trials.test}}
     same, best, wrong, most = trials.label == 1, None, [], 0
@@ -154,7 +152,7 @@ def speaker_folder(trials):
 
 
 def which_list(trials):
-    """[Finding]: which published list a TrialList is, by its size and speakers, and the EERs that belong to it."""
+    """[Finding]: which published list a TrialList is, by size and speakers, with the published EERs."""
     count, target = len(trials), int(trials.label.sum())
     what = f"{trials.path.name} has {count:,} trials, {target:,} of the same speaker"
     matches = [VOXCELEB1.search(file) for file in {*trials.enrol, *trials.test}]
@@ -166,18 +164,15 @@ def which_list(trials):
             fix = f"never compare results on original and cleaned lists; published EERs in %: {published}"
             return [Finding("note", f"{what}: it is {name} ({file})", count, [], fix)]
     near = [f"{name}, {file}: {size:,}" for name, file, size, *_ in KNOWN_LISTS if abs(size - count) < size / 3]
-    severity, what = "warning" if near else "note", f"{what}: no published list of VoxCeleb1"
-    return [Finding(severity, what, count, near[:3], "was it cut short?" if near else "")]
-
-
-# ---- audio -----------------------------------------------------------------------------------------------------------
+    severity, fix = ("warning", "was it cut short?") if near else ("note", "")
+    return [Finding(severity, f"{what}: no published list of VoxCeleb1", count, near[:3], fix)]
 
 
 class FileInfo(NamedTuple):
-    """``key``: equal for equal files, as far as they were read; ``peak`` and the share ``clipped``: of all samples."""
+    """key: a hash of what was read; peak, clipped (share of the samples): of all samples."""
 
-    fault: str = ""
-    said: str = ""
+    fault: str = ""  # UNREADABLE or CUT_OFF
+    details: str = ""
     rate: int = SAMPLE_RATE
     seconds: float = SHORT
     key: bytes = b""
@@ -186,7 +181,7 @@ class FileInfo(NamedTuple):
 
 
 def file_info(path, full=False):
-    """The FileInfo of a file from its header and its first 8 kB; full: from all of its samples."""
+    """The FileInfo of a file, from its first 8 kB; full: from all samples."""
     head, size, digest, peak, clipped, count = b"", 0, hashlib.blake2b(), 0.0, 0, 0
     try:
         with open(path, "rb") as file:
@@ -201,10 +196,10 @@ def file_info(path, full=False):
                 clipped += int((np.abs(block) >= FULL_SCALE).sum())
                 count += block.size
     except (UnreadableAudio, soundfile.LibsndfileError, OSError) as error:
-        said = str(error).removeprefix(f"{path} ")
-        return FileInfo(UNREADABLE, f"{said}; {size} bytes, the first of them {head[:20]!r}")
+        reason = str(error).removeprefix(f"{path} ")
+        return FileInfo(UNREADABLE, f"{reason}; {size} bytes, which begin with {head[:20]!r}")
     kind, claimed = struct.unpack("<4sI", head[:8].ljust(8, b"\0"))
-    # libsndfile reads a cut wav as a shorter one. A wav written to a pipe claims 2 or 4 GB: its length was unknown.
+    # libsndfile reads a truncated wav as a shorter one. A wav that was written to a pipe claims 2 or 4 GB.
     if kind == b"RIFF" and size < 8 + claimed < 0x7FFF0000:
         return FileInfo(CUT_OFF, f"{size} of {8 + claimed} bytes")
     if not full:
@@ -215,7 +210,7 @@ def file_info(path, full=False):
 
 
 def check_audio(name, lists, arguments, full=False, few=None):
-    """({path: FileInfo}, [Finding]) of the "training" or "evaluation" audio that lists name; few: of so many files."""
+    """({path: FileInfo}, [Finding]) of the "training" or "evaluation" files in lists; few: of at most this many."""
     flag = "--train_path" if name == "training" else "--eval_path"
     root = arguments.train_path if name == "training" else arguments.eval_path
     lines = {file: f"{listed.path.name} line {number}" for listed in lists
@@ -232,33 +227,33 @@ def check_audio(name, lists, arguments, full=False, few=None):
     files = files[:: -(-len(files) // few)] if few and files else files
     missing = dict.fromkeys(source.missing(files))
     findings = []
-    for what, those, fix in ((f"lead out of {flag}", leading_out, "--paths_anywhere takes them, if you trust the list"),
+    for what, those, fix in ((f"lead out of {flag}", leading_out, "if you trust the list, give --paths_anywhere"),
                              ("do not exist", missing, f"is {flag} right, and the copy complete?")):  # fmt: skip
         findings += found("error", f"{name} files {what}", [f"{lines[file]}: {file}" for file in those], fix)
-    if isinstance(source, Pack):  # its audio was read when it was made
+    if isinstance(source, Pack):  # its files were read when they were packed
         return {}, findings
     paths = [source.name(file) for file in files if file not in missing]
     infos = in_order(functools.partial(file_info, full=full), paths, arguments.n_cpu)
     bar = progress_bar(iterable=infos, total=len(paths), desc=f"checking {name}", unit=" files", delay=2)
     infos = dict(zip(paths, bar))
-    # Training replaces unreadable files by others, and stops when they are more than 1 %: a few files cannot tell.
+    # Training replaces unreadable files if they are at most 1 %, which a sample of the files cannot decide.
     tolerated = 0 if name == "evaluation" else len(infos) if few else max(1, len(infos) // 100)
     return infos, findings + check_infos(name, infos, tolerated)
 
 
 def check_infos(name, infos, tolerated):
-    """[Finding] of {path: FileInfo}; tolerated: how many may be unreadable without an error."""
+    """[Finding] of {path: FileInfo}; more unreadable files than ``tolerated`` are an error."""
     bad = "error" if sum(info.fault == UNREADABLE for info in infos.values()) > tolerated else "warning"
-    again, findings = "fetch or convert them again, or remove their lines from the list", []
+    again, findings = "download or convert them again, or remove their lines from the list", []
     for severity, what, applies, fix in (
         (bad, UNREADABLE, lambda info: info.fault == UNREADABLE, again),
         ("warning", CUT_OFF, lambda info: info.fault == CUT_OFF, again),
-        ("warning", "were recorded below 16 kHz", lambda info: info.rate < SAMPLE_RATE, "a network hears that"),
+        ("warning", "were recorded below 16 kHz", lambda info: info.rate < SAMPLE_RATE, "they lack high frequencies"),
         ("warning", f"are shorter than {SHORT} s", lambda info: info.seconds < SHORT, "leave them out of training"),
         ("warning", "are silent", lambda info: info.peak < SILENT, "leave them out"),
         ("warning", "are clipped", lambda info: info.clipped > CLIPPED_SHARE, "leave out the worst"),
     ):  # fmt: skip
-        cases = [f"{path} ({info.said or f'{info.seconds:.2f} s, {info.rate} Hz'})"
+        cases = [f"{path} ({info.details or f'{info.seconds:.2f} s, {info.rate} Hz'})"
                  for path, info in infos.items() if applies(info)]  # fmt: skip
         findings += found(severity, f"{name} files {what}", cases, fix)
     seconds = [info.seconds for info in infos.values() if not info.fault]
@@ -269,43 +264,42 @@ def check_infos(name, infos, tolerated):
 
 
 def check_duplicates(infos, speaker_of, full):
-    """[Finding] of the same audio in several of {path: FileInfo}; speaker_of: {path: speaker} of the training files."""
+    """[Finding] of identical files among {path: FileInfo}; speaker_of: {path: speaker} of the training files."""
     groups = collections.defaultdict(list)
     for path, info in infos.items():
         groups[info.key or path].append(path)
-    if not full:  # keys of size and first bytes only: the files that agree there are compared as a whole
+    if not full:  # the keys are of sizes and first bytes: compare the whole files where these agree
         alike = [path for group in groups.values() if len(group) > 1 for path in group]
         groups = collections.defaultdict(list)
         for path in alike:
             groups[sha256(path)].append(path)
     within, across, of_two = [], [], []
     for group in groups.values():
-        speakers = {speaker_of.get(path) for path in group}  # None: of an evaluation file
+        speakers = {speaker_of.get(path) for path in group}  # None: an evaluation file
         if len(group) > 1:
             (within if len(speakers) == 1 else across if None in speakers else of_two).append(group)
     fix, example = "keep the right one of each", " = ".join
-    findings = found("error", "sets of files of training and evaluation hold the same audio", across, fix, example)
-    findings += found("error", "sets of files of different speakers hold the same audio", of_two, fix, example)
-    return findings + found("warning", "sets of files hold the same audio", within, fix, example)
+    findings = found("error", "groups of training and evaluation files are identical", across, fix, example)
+    findings += found("error", "groups of files of different speakers are identical", of_two, fix, example)
+    return findings + found("warning", "groups of files are identical", within, fix, example)
 
 
 def check_augmentation(arguments):
-    """[Finding] of the folders of noises and room responses."""
+    """[Finding] of the folders of MUSAN and of room responses."""
     findings = []
     for flag, root, find, channel in (("--musan_path", arguments.musan_path, find_noises, None),
                                       ("--rir_path", arguments.rir_path, find_responses, 0)):  # fmt: skip
         try:
             files = find(open_source(root, flag, channel), root) if root else []
-        except InputError as error:
-            findings += found("error", f"{flag} cannot be used", [error])
-        else:
             music = [file for file in files if file.startswith("music/")]
             findings += found("warning", f"{flag} looks like MUSAN", music, "give RIRS_NOISES or its simulated_rirs")
+        except InputError as error:
+            findings += found("error", f"{flag} cannot be used", [error])
     return findings
 
 
 def check(arguments):
-    """[Finding], the worst first, of the lists, audio, noises and responses that are given (prepareData.py's flags)."""
+    """[Finding], the worst first, of the given lists, audio, noises and responses (flags of prepareData.py)."""
     full = arguments.check == "full"
     train_lists, tests, findings = check_lists(arguments)
     trained, of_training = check_audio("training", train_lists, arguments, full)
@@ -317,12 +311,9 @@ def check(arguments):
     return sorted(findings, key=lambda each: -SEVERITIES.index(each.severity))
 
 
-def quick_check(args, heard=()):
-    """[Finding] before training or evaluation with the settings of trainSpeakerNet.py: of the lists and of a few files.
-
-    heard: names of the speakers that the model to be evaluated, or to begin with, was trained on.
-    """
-    train_lists, tests, findings = check_lists(args, heard)
+def quick_check(args, earlier_speakers=()):
+    """[Finding] of the lists and a few files; earlier_speakers: names of those that the model was trained on."""
+    train_lists, tests, findings = check_lists(args, earlier_speakers)
     known = [each for each in findings if "published EERs" in each.fix]
     findings += check_audio("training", train_lists, args, few=QUICK)[1]
     findings += check_audio("evaluation", tests, args, few=QUICK)[1]
@@ -330,17 +321,17 @@ def quick_check(args, heard=()):
 
 
 def stop_at_errors(findings):
-    """Print them, a line each; the first error is raised as InputError instead."""
+    """Print each finding in one line, but raise the first error as InputError."""
     errors = [each for each in findings if each.severity == "error"]
     for each in findings:
         if each not in errors[:1]:
             print(f"{each.severity}: {each.in_one_line()}")
     if errors:
-        raise InputError(f"{errors[0].in_one_line()}; --no_check begins nevertheless")
+        raise InputError(f"{errors[0].in_one_line()}; to start anyway, give --no_check")
 
 
 def table(findings):
-    """The findings as text: each with its severity, count and words, then its examples and the fix."""
+    """The findings as text, each with its severity, count, description, examples and fix."""
     text = []
     for each in findings:
         text.append(f"{each.severity:7} {each.count:>9,}  {one_line(each.what)}")

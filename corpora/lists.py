@@ -1,4 +1,4 @@
-"""Training lists and trial lists: read and checked line by line; their files are looked up on the disk or in a pack."""
+"""Training lists and trial lists: read, checked line by line, and compared with the files of a folder or a pack."""
 
 import copy
 import hashlib
@@ -12,34 +12,23 @@ from corpora.audio import SUFFIXES, find_audio
 from corpora.pack import Pack
 from tools import InputError, read_text, sha256
 
-LONGEST_FIELD = 4096  # characters: the longest path of Linux; in arrays of names each entry is as long as the longest
-
 
 def read_lines(path, flag):
-    """([(line number, fields)] of the lines of a list that are not blank, SHA-256 of the file).
+    """([(line number, fields)] of the non-blank lines of a list, SHA-256 of the file).
 
-    InputError if the file is absent, empty, or not text, or has a field that is longer than any path.
+    InputError if the file is absent, empty, or not text.
     """
     text = read_text(path, flag)
     lines = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise InputError(f"{flag} {path} is empty")
-    for number, fields in lines:
-        if len(max(fields, key=len)) > LONGEST_FIELD:
-            raise InputError(f"{flag} {path} line {number}: a field has more than {LONGEST_FIELD} characters")
     return lines, sha256(path)
-
-
-def quoted(fields):
-    """The fields of a line for a message, shortened if necessary."""
-    line = " ".join(fields)
-    return f"'{line}'" if len(line) <= 200 else f"'{line[:200]}'..."
 
 
 class TrainingList:
     """Lines ``<speaker> <path>``: ``files`` (N paths), ``label`` (N,) int64, ``speakers`` (names, sorted).
 
-    A label is the position of its speaker in ``speakers``. ``sha256``: of the file that was read.
+    A label is the index of its speaker in ``speakers``. ``sha256``: of the file that was read, or of ``text()``.
     """
 
     def __init__(self, path, flag="--train_list"):
@@ -48,12 +37,13 @@ class TrainingList:
         for number, fields in lines:
             if len(fields) != 2:
                 hint = "; this looks like a trial list" if len(fields) == 3 and fields[0] in ("0", "1") else ""
-                raise InputError(f"{path} line {number}: expected '<speaker> <path>', got {quoted(fields)}{hint}")
+                got = repr(" ".join(fields)[:200])
+                raise InputError(f"{path} line {number}: expected '<speaker> <path>', got {got}{hint}")
         self._set([fields[0] for _, fields in lines], [fields[1] for _, fields in lines], [line for line, _ in lines])
 
     @classmethod
     def of(cls, path, speakers, files):
-        """A list made from its columns; ``path`` is its name in messages."""
+        """A list from its columns; ``path``: its name in messages."""
         train_list = cls.__new__(cls)
         train_list.path = pathlib.Path(path)
         train_list._set(speakers, files, range(1, len(files) + 1))
@@ -62,13 +52,13 @@ class TrainingList:
 
     def _set(self, speakers, files, line_numbers):
         self.files, self.line_numbers = list(files), list(line_numbers)
-        # Not np.unique: in its arrays every name takes the memory of the longest.
+        # Not np.unique, in whose arrays every name takes the memory of the longest.
         self.speakers = sorted(set(speakers))
         number = {speaker: label for label, speaker in enumerate(self.speakers)}
         self.label = np.array([number[speaker] for speaker in speakers], dtype=np.int64)
 
     def subset(self, rows):
-        """The lines at the positions ``rows`` (M,), in that order, as a list; its speakers are numbered anew."""
+        """A list of the lines with the indices ``rows`` (M,), in that order; its speakers are numbered from 0."""
         part = copy.copy(self)
         part.line_numbers = [self.line_numbers[row] for row in rows]
         part.files = [self.files[row] for row in rows]
@@ -80,18 +70,18 @@ class TrainingList:
         return len(self.files)
 
     def text(self):
-        """The content of the list's file."""
+        """The list as the text of its file."""
         return "".join(f"{self.speakers[label]} {file}\n" for label, file in zip(self.label, self.files))
 
     def quote(self, row):
-        """A line, by its position, for a message."""
+        """The line with the index ``row``, for a message."""
         return f"line {self.line_numbers[row]}: {self.speakers[self.label[row]]} {self.files[row]}"
 
 
 class TrialList:
     """Lines ``<1|0> <enrolment path> <test path>``: ``label`` (N,) int64, ``enrol`` and ``test`` (N paths each).
 
-    Label 1: the same speaker. ``sha256``: of the file that was read, or of ``text()``.
+    Label 1: same speaker. ``sha256``: of the file that was read, or of ``text()``.
     """
 
     def __init__(self, path, flag="--eval_list"):
@@ -99,14 +89,14 @@ class TrialList:
         for number, fields in lines:
             if len(fields) != 3 or fields[0] not in ("0", "1"):
                 hint = "; this looks like a training list" if len(fields) == 2 else ""
-                expected = "'<1|0> <enrol> <test path>'"
-                raise InputError(f"{path} line {number}: expected {expected}, got {quoted(fields)}{hint}")
+                got = repr(" ".join(fields)[:200])
+                raise InputError(f"{path} line {number}: expected '<1|0> <enrol> <test path>', got {got}{hint}")
         label, enrol, test = zip(*(fields for _, fields in lines))
         self._set(path, [int(each) for each in label], enrol, test, [number for number, _ in lines])
 
     @classmethod
     def of(cls, path, label, enrol, test):
-        """A list made from its columns; ``path`` is its name in messages."""
+        """A list from its columns; ``path``: its name in messages."""
         trials = cls.__new__(cls)
         trials._set(path, label, enrol, test, range(1, len(label) + 1))
         trials.sha256 = hashlib.sha256(trials.text().encode()).hexdigest()
@@ -116,8 +106,6 @@ class TrialList:
         self.path = pathlib.Path(path)
         self.label = np.array(label, dtype=np.int64)
         self.enrol, self.test, self.line_numbers = list(enrol), list(test), list(line_numbers)
-        if not len(self.label) == len(self.enrol) == len(self.test):
-            raise ValueError(f"{len(self.label)} labels, {len(self.enrol)} and {len(self.test)} files")
         for kind, value in (("same-speaker (1)", 1), ("different-speaker (0)", 0)):
             if not (self.label == value).any():
                 raise InputError(f"{path} has no {kind} trials: an error rate needs both kinds")
@@ -126,16 +114,16 @@ class TrialList:
         return len(self.label)
 
     def text(self):
-        """The content of the list's file."""
+        """The list as the text of its file."""
         return "".join(f"{label} {enrol} {test}\n" for label, enrol, test in zip(self.label, self.enrol, self.test))
 
     def quote(self, row):
-        """A line, by its position, for a message."""
+        """The line with the index ``row``, for a message."""
         return f"line {self.line_numbers[row]}: {self.label[row]} {self.enrol[row]} {self.test[row]}"
 
 
 def first_lines(listed):
-    """{file: number of the first line that names it} of a TrainingList or TrialList."""
+    """{file: number of the first line that names it} for a TrainingList or TrialList."""
     lines = {}
     for column in (listed.files,) if isinstance(listed, TrainingList) else (listed.enrol, listed.test):
         for number, file in zip(listed.line_numbers, column):
@@ -144,10 +132,7 @@ def first_lines(listed):
 
 
 def leads_out(file):
-    """Whether the path in a list is absolute or has a "..", so that it may leave its folder.
-
-    Links inside the folder may lead anywhere: whoever owns the folder has made them.
-    """
+    """Whether a path in a list may leave its folder: it is absolute or has a "..". Links in the folder are trusted."""
     return os.path.isabs(file) or (".." in file and ".." in re.split(r"[/\\]", file))
 
 
@@ -160,10 +145,9 @@ def refuse_to_leave(path, number, file, flag):
 
 
 def check_files(listed, source, flag, anywhere=False):
-    """InputError naming the first line of a TrainingList or TrialList whose file the source (Folder, Pack) lacks.
+    """InputError naming the first line of a TrainingList or TrialList whose file is not in the source (Folder, Pack).
 
-    Paths of a Folder that are absolute or have a ".." are refused too, unless ``anywhere``. Those of a Pack are only
-    names of its entries.
+    Paths that ``leads_out`` of a Folder are refused, too, unless ``anywhere``; in a Pack, they are only names.
     """
     lines = first_lines(listed)
     if not anywhere and not isinstance(source, Pack):
@@ -180,17 +164,16 @@ def check_files(listed, source, flag, anywhere=False):
 
 
 def audio_of(path, root=None, anywhere=False):
-    """The audio files that a path stands for: itself, all in a folder, or those of a list (.txt, .lst, .list).
+    """The audio files of a path: the file itself, all files in a folder, or those of a list (.txt, .lst, .list).
 
-    A list has a path a line, alone or behind a speaker, or two behind a trial's label; they start from root, or from
-    the folder of the list, and do not leave it unless they may lead ``anywhere``. InputError when a list cannot be
-    understood, or a folder holds no audio.
+    Each line of a list is a path, or a line of a training or trial list. Paths start from root, or from the list's
+    folder; InputError if one leaves it (unless ``anywhere``), a line has another form, or a folder has no audio.
     """
     given, path = os.fspath(path), pathlib.Path(path)
     if path.is_dir():
         files = [str(file) for file in find_audio(path, SUFFIXES)]
         if not files:
-            raise InputError(f"{path} holds no audio ({', '.join(sorted(SUFFIXES))})")
+            raise InputError(f"{path} has no audio ({', '.join(sorted(SUFFIXES))})")
         return files
     if path.suffix.lower() not in (".txt", ".lst", ".list"):
         return [given]
@@ -200,8 +183,8 @@ def audio_of(path, root=None, anywhere=False):
         if len(fields) == 1 or os.path.isfile(root / line):  # a path with spaces
             fields = ["", line]
         elif len(fields) > 3 or pathlib.Path(fields[0]).suffix.lower() in SUFFIXES:
-            named = f"{root / line[:200]} does not exist"
-            raise InputError(f"{path} line {number}: {named}; expected a path, alone or behind a speaker")
+            absent = f"{root / line[:200]} does not exist"
+            raise InputError(f"{path} line {number}: {absent}; expected '<path>' or '<speaker> <path>'")
         for file in fields[1:]:
             if leads_out(file) and not anywhere:
                 raise refuse_to_leave(path, number, file, flag)

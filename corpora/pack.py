@@ -1,9 +1,9 @@
-"""The pack: all audio of a training list, of MUSAN or of room responses, decoded once into one memory-mapped file.
+"""Packs: the audio of a training list, of MUSAN or of room responses, decoded into one memory-mapped file.
 
-A folder of three files: samples.int16 (responses: samples.float32), the samples at 16 kHz mono, file after file;
-index.tsv, a line "speaker, path, offset, length, crc32" for each of them; pack.json, what it was made from, written
-last: a folder without it is not a pack yet. Samples equal those of the files to the bit for wav and flac; decoding
-Ogg or MP3 from the middle may give others than from the beginning, which a pack holds.
+A pack is a folder of three files: samples.int16 (responses: samples.float32), all files at 16 kHz mono, concatenated;
+index.tsv, with a line "speaker, path, offset, length, crc32" per file; pack.json, its origin, written last: without it
+the pack is unfinished. Crops of wav and flac are identical to those from files; Ogg and MP3 can differ slightly where
+decoding starts in the middle of a file.
 """
 
 import hashlib
@@ -21,32 +21,31 @@ from corpora.audio import SAMPLE_RATE, Folder, UnreadableAudio, check_folder, to
 from tools import InputError, RunError, check_writable, in_order, progress_bar, read_text, sha256, write_text
 
 FORMAT = 1
-# {kind: (type of the samples, channel)}. Responses: the first channel, in float32: int16 would cut off their tails, and
-# the mean of several microphones is the response of no room.
+# {kind: (type of the samples, channel)}. Responses: float32, because int16 would cut off their tails, and the first
+# channel, because the mean of several microphones is not a room response.
 KINDS = {"speech": (np.dtype("<i2"), None), "noises": (np.dtype("<i2"), None), "responses": (np.dtype("<f4"), 0)}
-COMMIT_BYTES = 256_000_000  # of samples: the most work that an interruption costs
+COMMIT_BYTES = 256_000_000  # samples that an interruption loses at most
 
 
 def open_source(path, flag, channel=None):
-    """A Folder of audio or a Pack of one. InputError naming the flag when it is neither, unfinished, or damaged."""
+    """The Folder or Pack at a path. InputError naming the flag if it is neither, unfinished, damaged or unsuitable."""
     path = pathlib.Path(path)
     if (path / "pack.json").exists():
         pack = Pack(path)
         if pack.channel != channel:
-            raise InputError(f"{flag} {path} is a pack of {pack.content['kind']}, which do not belong here")
+            raise InputError(f"{flag} {path} is a pack of {pack.content['kind']}: give a pack of the right kind")
         return pack
     if (path / "packing.json").exists():
-        raise InputError(f"{flag} {path} is a pack that was never finished: run the same prepareData.py --pack again")
+        raise InputError(f"{flag} {path} is an unfinished pack: run the same prepareData.py --pack again")
     check_folder(path, flag)
     return Folder(path, channel)
 
 
 class PackedFile:
-    """One file of a pack, used like an AudioFile. ``packed``: its samples, int16 or float32."""
+    """One file of a pack, with the methods of an AudioFile. ``packed``: its samples, int16 or float32."""
 
     def __init__(self, packed):
-        self.packed = packed
-        self.length = len(packed)
+        self.packed, self.length = packed, len(packed)
 
     def __enter__(self):
         return self
@@ -55,19 +54,19 @@ class PackedFile:
         pass
 
     def read(self, start=0, samples=None, dtype="float32"):
-        """Samples [start, start + samples), as AudioFile.read; float32 out of int16 has the precision of 16 bits."""
+        """Samples [start, start + samples), like AudioFile.read, with the precision of the pack."""
         samples = self.length if samples is None else samples
-        waveform = np.array(self.packed[start : start + samples])  # a copy: the map is read-only
+        waveform = np.array(self.packed[start : start + samples])  # a copy, because the map is read-only
         if waveform.dtype != dtype:
             waveform = to_int16(waveform) if dtype == "int16" else waveform.astype(np.float32) / np.float32(32768)
         return waveform if len(waveform) == samples else np.resize(waveform, samples)
 
 
 class Pack:
-    """A finished pack; takes the place of the Folder that it was made from. InputError if it is damaged.
+    """A finished pack, with the methods of the Folder that it was made from. InputError if it is damaged.
 
-    ``content``: what pack.json says; ``samples``: all samples, (N,), mapped from the disk; ``offset`` and ``length``:
-    (entries,) int64, where each file lies; a length of 0 marks one that could not be read.
+    ``content``: pack.json; ``samples``: all samples, (N,), mapped from the disk; ``offset``, ``length``: of each file
+    in samples, (files,) int64; a length of 0 marks a file that could not be read.
     """
 
     def __init__(self, path):
@@ -77,7 +76,7 @@ class Pack:
             if content["format"] != FORMAT:
                 raise ValueError(f"pack.json is of format {content['format']}, not {FORMAT}")
             dtype, self.channel = KINDS[content["kind"]]
-            # A plain view: slices of a np.memmap cost more than the copying.
+            # np.asarray, because slicing a np.memmap takes longer than copying the slice.
             self.samples = np.asarray(np.memmap(self.path / f"samples.{dtype.name}", dtype, mode="r"))
             if len(self.samples) != content["samples"]:
                 raise ValueError(f"it has {len(self.samples)} samples, not {content['samples']}")
@@ -86,22 +85,22 @@ class Pack:
             names = np.array(fields[1::5])
             self.offset, self.length = (np.array(fields[column:-1:5], dtype=np.int64) for column in (2, 3))
             if hashlib.sha256(index).hexdigest() != content["index_sha256"] or self.length.sum() != len(self.samples):
-                raise ValueError("index.tsv is not the one it was written with")
+                raise ValueError("index.tsv was changed")
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             what = f"{type(error).__name__}: {error}"
             raise InputError(f"the pack {path} is damaged ({what}): delete the folder and pack again") from error
-        # Sorted in an array: a dict of a million strings would take several times the memory.
+        # A sorted array, because a dict of a million strings takes several times the memory.
         self.order = np.argsort(names, kind="stable")
         self.names = names[self.order]
 
     def rows(self, files):
-        """Where files stand in ``offset`` and ``length``: (N,) int64, -1 for those that are not in the pack."""
+        """The indices of files in ``offset`` and ``length``: (N,) int64, -1 for files that are not in the pack."""
         wanted = np.array([_encoded(file) for file in files], dtype=bytes)
-        place = np.minimum(np.searchsorted(self.names, wanted), len(self.names) - 1)
-        return np.where(self.names[place] == wanted, self.order[place], -1)
+        row = np.minimum(np.searchsorted(self.names, wanted), len(self.names) - 1)
+        return np.where(self.names[row] == wanted, self.order[row], -1)
 
     def find(self, folder=""):
-        """The files under a folder of what was packed, sorted as Folder.find does."""
+        """The names of all files, or of those in a folder, sorted like Folder.find."""
         prefix = _encoded(folder) + b"/" if folder else b""
         names = (name for name in self.names.tolist() if name.startswith(prefix))
         return sorted((name.decode("utf-8", "surrogateescape") for name in names), key=lambda name: name.split("/"))
@@ -111,11 +110,11 @@ class Pack:
         return [file for file, row in zip(files, self.rows(files)) if row < 0]
 
     def name(self, file):
-        """What to call a file in a message."""
+        """The file's name, for messages."""
         return f"{file} in the pack {self.path}"
 
     def open(self, file):
-        """A PackedFile. UnreadableAudio if it is not in the pack, or could not be read when it was made."""
+        """The file as a PackedFile. UnreadableAudio if it is not in the pack, or could not be read when packed."""
         row = self.rows([file])[0]
         if row < 0:
             raise UnreadableAudio(f"{self.name(file)} does not exist")
@@ -129,59 +128,53 @@ def _encoded(name):
 
 
 def write_pack(path, kind, source, files, speakers=None, list_sha256=None, threads=4):
-    """Pack the files (N relative names) of a Folder -> (Pack, whether it was there already).
+    """Pack files of a Folder -> Pack, unless it exists.
 
-    kind: of KINDS; speakers: (N,) names, for the index. An unfinished pack is continued. Files that cannot be read are
-    reported and stay in the index with length 0. InputError if the folder holds something else; RunError for a full
-    disk or a source that disappears, after which the same call continues.
+    kind: one of KINDS; files: (N,) relative paths; speakers: (N,) names for the index. An unfinished pack is continued.
+    Files that cannot be read are reported and have length 0 in the index. InputError if the folder has other content;
+    RunError for a full disk or a source that disappears, after which the same call continues.
     """
     path = pathlib.Path(path)
     dtype, _ = KINDS[kind]
-    speakers = ["-"] * len(files) if speakers is None else speakers
-    names = hashlib.sha256()
-    for speaker, file in zip(speakers, files):
-        if "\t" in file or "\n" in file:
-            raise InputError(f"{source.name(file)!r} has a tab or line break in its name: rename it")
-        names.update(_encoded(f"{speaker}\t{file}\n"))
+    speakers = speakers or ["-"] * len(files)
+    names = "".join(f"{speaker}\t{file}\n" for speaker, file in zip(speakers, files))
     origin = {"format": FORMAT, "kind": kind, "source": str(source.root.resolve()), "list_sha256": list_sha256,
-              "files_sha256": names.hexdigest()}  # fmt: skip
+              "files_sha256": hashlib.sha256(_encoded(names)).hexdigest()}  # fmt: skip
     if (path / "pack.json").exists():
         pack = Pack(path)
         _check_origin(path, pack.content, origin)
-        return pack, True
+        return pack
     check_writable(path, "--pack")
     begun = path / "packing.json"
     if begun.exists():
         _check_origin(path, json.loads(read_text(begun)), origin)
-    elif any(not file.name.startswith(".") for file in path.iterdir()):  # "." : left by an interrupted write
-        raise InputError(f"--pack {path} holds other things: give a new folder, or an empty one")
+    elif any(not file.name.startswith(".") for file in path.iterdir()):  # ".": of an interrupted write
+        raise InputError(f"--pack {path} has other content: give a new or empty folder")
     else:
         write_text(begun, json.dumps(origin, indent=2) + "\n")
 
     try:
-        held, unreadable = _append(path, dtype, source, files, speakers, threads)
+        count, unreadable = _append(path, dtype, source, files, speakers, threads)
     except OSError as error:
         raise RunError(f"--pack {path}: {error.strerror}: make room, the same command continues") from error
-    if not held:
+    if not count:
         raise RunError(f"none of the {len(files)} files under {source.root} can be read: nothing to pack")
-    numbers = {"sample_rate": SAMPLE_RATE, "dtype": dtype.name, "samples": held, "entries": len(files),
+    numbers = {"sample_rate": SAMPLE_RATE, "dtype": dtype.name, "samples": count, "entries": len(files),
                "unreadable": unreadable, "index_sha256": sha256(path / "index.tsv")}  # fmt: skip
     write_text(path / "pack.json", json.dumps(origin | numbers, indent=2) + "\n")
     begun.unlink()
-    return Pack(path), False
+    return Pack(path)
 
 
 def _check_origin(path, found, origin):
-    named = {"kind": "another kind of audio", "source": "another folder", "list_sha256": "another list",
-             "files_sha256": "other files", "format": "another version of this program"}  # fmt: skip
-    for key, name in named.items():
-        if found.get(key) != origin[key]:
-            made = f"{name} ({found.get(key)})"
-            raise InputError(f"--pack {path} was made from {made}: give a new folder, or delete this one")
+    for key, value in origin.items():
+        if found.get(key) != value:
+            what = f"another {key.removesuffix('_sha256')} ({found.get(key)})"
+            raise InputError(f"--pack {path} was made from {what}: give a new folder, or delete this one")
 
 
 def _append(path, dtype, source, files, speakers, threads):
-    """Append what is not packed yet to samples and index -> (samples, unreadable files) of the whole pack."""
+    """Append the remaining files to samples and index -> (samples, unreadable files) of the whole pack."""
     with open(path / "index.tsv", "a+b") as index, open(path / f"samples.{dtype.name}", "ab") as samples:
         done, end, unreadable = _cut_to_whole_entries(index, samples, dtype.itemsize, files, speakers)
         decoded = in_order(lambda file: _decode(source, file, dtype.name), files[done:], threads)
@@ -194,7 +187,7 @@ def _append(path, dtype, source, files, speakers, threads):
             unreadable += not len(waveform)
             if (end - committed) * dtype.itemsize >= COMMIT_BYTES or file == files[-1]:
                 samples.flush()
-                os.fsync(samples.fileno())  # on the disk before the lines that name them
+                os.fsync(samples.fileno())  # before their lines in the index
                 index.write(b"".join(lines))
                 index.flush()
                 os.fsync(index.fileno())
@@ -203,7 +196,7 @@ def _append(path, dtype, source, files, speakers, threads):
 
 
 def _cut_to_whole_entries(index, samples, itemsize, files, speakers):
-    """Cut both files back to the last whole entry -> (entries, samples, unreadable files) that are there."""
+    """Truncate both files after the last whole entry -> (entries, samples, unreadable files) so far."""
     available = os.fstat(samples.fileno()).st_size // itemsize
     done = end = unreadable = kept = 0
     index.seek(0)
@@ -223,7 +216,7 @@ def _decode(source, file, dtype):
         with source.open(file) as audio:
             return audio.read(dtype=dtype)
     except UnreadableAudio as error:
-        if source.missing([file]):  # all were there when the work began: they must not be packed as unreadable
+        if source.missing([file]):  # all existed before: must not be packed as unreadable
             raise RunError(f"{source.name(file)} has disappeared: put it back, the same command continues") from error
-        tqdm.write(f"{error}; kept in the index without samples", file=sys.stderr)
+        tqdm.write(f"{error}; packed without samples", file=sys.stderr)
         return np.empty(0, dtype)

@@ -1,6 +1,6 @@
-"""The archives of VoxCeleb, MUSAN and RIRS_NOISES as downloaded: checked against the published MD5s, then unpacked.
+"""Check the downloaded archives of VoxCeleb, MUSAN and RIRS_NOISES against the published MD5s, then unpack them.
 
-    unpack("downloads", "/data")    # vox1_dev_wav_parta?, vox2_test_aac.zip, musan.tar.gz, ... whichever are there
+    unpack("downloads", "/data")    # vox1_dev_wav_parta?, vox2_test_aac.zip, musan.tar.gz, ...
 
 writes /data/voxceleb1/wav/..., /data/voxceleb2/dev/aac/..., /data/musan/..., /data/RIRS_NOISES/...
 """
@@ -18,14 +18,14 @@ import zlib
 from corpora.audio import check_folder
 from tools import InputError, RunError, check_writable, in_order, progress_bar, whole_file
 
-# {file: MD5} as voxceleb_trainer's lists have them (fileparts.txt, files.txt, augment.txt).
+# {file: MD5} from voxceleb_trainer's lists (fileparts.txt, files.txt, augment.txt).
 MD5 = dict(line.split()[::-1] for line in pathlib.Path(__file__).with_name("archives.md5").read_text().splitlines())
 # Paths in VoxCeleb's archives begin with wav/ or dev/aac/, those in the others with musan/ or RIRS_NOISES/.
 FOLDERS = {"vox1": "voxceleb1", "vox2": "voxceleb2"}
 
 
 def unpack(source, to, threads=4, any_md5=False):
-    """Unpack all known archives in the folder ``source`` under ``to`` -> (number of files, how many of them are new).
+    """Unpack all known archives in the folder ``source`` into ``to`` -> (number of files, number of new files).
 
     Files that exist with the right size are skipped, so the same call continues after an interruption. InputError:
     missing parts, a wrong MD5 (unless any_md5), a path that leaves ``to``. RunError: a damaged archive, a full disk.
@@ -42,7 +42,7 @@ def unpack(source, to, threads=4, any_md5=False):
         try:
             with io.BufferedReader(Parts([source / part for part in parts]), 1 << 20) as file:
                 members = progress_bar(iterable=list_members(file, name), desc=f"unpacking {name}", unit=" files")
-                # A tar.gz can only be read from beginning to end; zipfile is made for several threads.
+                # A tar.gz can only be read from beginning to end; a zip by several threads.
                 is_new += map(extract, members) if name.endswith(".tar.gz") else in_order(extract, members, threads)
         except (OSError, EOFError, RuntimeError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
             raise RunError(f"{name} cannot be unpacked ({error}): download it again, or make room") from error
@@ -71,11 +71,11 @@ def check_md5(source, parts):
         if (found := digest.hexdigest()) != MD5[part]:
             wrong.append(f"{part} ({found}, published {MD5[part]})")
     if wrong:
-        raise InputError(f"--unpack {source}: wrong MD5, download again (--any_md5: take them): {', '.join(wrong)}")
+        raise InputError(f"--unpack {source}: wrong MD5, download again or give --any_md5: {', '.join(wrong)}")
 
 
 def list_members(file, name):
-    """(path, size, function that opens it) of each regular file in a zip or tar.gz archive."""
+    """(path, size, function that opens it) of each file in a zip or tar.gz archive."""
     if name.endswith(".tar.gz"):
         tar = tarfile.open(fileobj=file, mode="r:gz")  # noqa: SIM115
         return ((each.name, each.size, functools.partial(tar.extractfile, each)) for each in tar if each.isfile())
@@ -85,7 +85,7 @@ def list_members(file, name):
 
 
 def extract_member(archive, folder, member):
-    """Write one file, whole or not at all, unless it is there already -> whether it is new."""
+    """Write one file, whole or not at all, unless it exists -> whether it is new."""
     path, size, open_member = member
     if path.startswith("/") or ".." in path.split("/"):
         raise InputError(f"{archive} is refused: the path {path!r} in it leaves the folder")
@@ -97,7 +97,7 @@ def extract_member(archive, folder, member):
 
 
 class Parts(io.RawIOBase):
-    """The parts of an archive, read as one file."""
+    """A read-only file object of the parts of an archive as one file."""
 
     def __init__(self, paths):
         self.paths = paths
@@ -116,7 +116,7 @@ class Parts(io.RawIOBase):
 
     def readinto(self, buffer):
         part = sum(end <= self.position for end in self.ends[:-1])
-        left = self.ends[part] - self.position  # in this part; who wants more asks again
+        left = self.ends[part] - self.position  # in this part; io reads on in the next
         with open(self.paths[part], "rb", buffering=0) as file:
             file.seek(-left, io.SEEK_END)
             count = file.readinto(memoryview(buffer)[:left])

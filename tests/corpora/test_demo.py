@@ -27,12 +27,12 @@ def little_background():
 
 @pytest.fixture(scope="module")
 def corpus(little_background, tmp_path_factory):
-    return make_demo(tmp_path_factory.mktemp("demo") / "corpus", TRAIN, EVAL, seed=3, progress=False)
+    return make_demo(tmp_path_factory.mktemp("demo") / "corpus", TRAIN, EVAL, seed=3)
 
 
 @pytest.fixture(scope="module")
 def fewer(little_background, tmp_path_factory):
-    return make_demo(tmp_path_factory.mktemp("demo") / "fewer", 1, 2, seed=3, progress=False)
+    return make_demo(tmp_path_factory.mktemp("demo") / "fewer", 1, 2, seed=3)
 
 
 def contents(folder):
@@ -70,7 +70,7 @@ def test_a_file_depends_on_the_seed_and_not_on_how_many_speakers_there_are(corpu
     mine, few = contents(corpus), contents(fewer)
     audio = [name for name in few if name.endswith(".wav")]
     assert len(audio) > 27 and all(few[name] == mine[name] for name in audio)
-    other = contents(make_demo(tmp_path / "other", 1, 2, seed=4, progress=False))
+    other = contents(make_demo(tmp_path / "other", 1, 2, seed=4))
     assert not any(other[name] == few[name] for name in audio)
 
 
@@ -158,17 +158,17 @@ def test_a_finished_corpus_is_left_alone_and_an_interrupted_one_completed(fewer,
         write(*arguments, **settings)
 
     monkeypatch.setattr(soundfile, "write", interrupted)
-    assert make_demo(fewer, 1, 2, seed=3, progress=False) == fewer
+    assert make_demo(fewer, 1, 2, seed=3) == fewer
     assert {path: path.stat().st_mtime_ns for path in fewer.rglob("*.*")} == before
     with pytest.raises(KeyboardInterrupt):
-        make_demo(tmp_path / "demo", 1, 2, seed=3, progress=False)
+        make_demo(tmp_path / "demo", 1, 2, seed=3)
     monkeypatch.setattr(soundfile, "write", write)
-    assert contents(make_demo(tmp_path / "demo", 1, 2, seed=3, progress=False)) == contents(fewer)
+    assert contents(make_demo(tmp_path / "demo", 1, 2, seed=3)) == contents(fewer)
 
 
 def test_mistakes_get_one_line(corpus, tmp_path, command, monkeypatch):
     (tmp_path / "thesis.txt").write_text("mine")
-    for flags, complaint in (([corpus], "other things"), ([tmp_path], "holds other things"),
+    for flags, complaint in (([corpus], "other content"), ([tmp_path], "has other content"),
                              ([tmp_path / "new", "--eval_speakers", "1"], "2 to 400 --eval_speakers")):  # fmt: skip
         status, printed, said = command(prepareData, "--demo", *flags)
         assert status == 2 and not printed and complaint in said and said.strip().count("\n") == 0

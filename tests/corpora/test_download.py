@@ -1,4 +1,4 @@
-"""From a download to a trained model by the documentation's own commands, and the mistakes that people report."""
+"""From a download to a trained model with the commands of the documentation."""
 
 import json
 import re
@@ -7,13 +7,10 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
-from conftest import ROOT, voice
-from make_download import make_download, wav
-
-import prepareData
+from conftest import ROOT
+from make_download import make_download
 
 pytestmark = [
     pytest.mark.slow,
@@ -41,7 +38,6 @@ class Walk:
     def __init__(self, home):
         self.home, self.data = home, home / "data"
         make_download(home / "downloads")
-        shutil.copytree(home / "downloads", home / "original")
         self.data_flags = {"--train_list": self.data / "voxceleb2/train_list.txt",
                            "--train_path": self.data / "voxceleb2/wav", "--eval_list": home / "part.txt",
                            "--eval_path": self.data / "voxceleb1/wav", "--musan_path": self.data / "musan",
@@ -67,7 +63,7 @@ def walk(tmp_path_factory):
     unpack, convert, lists, check = PREPARE
     assert "527 files" in walk.run(unpack, "--any_md5")
     shutil.copy(walk.home / "downloads/veri_test2.txt", walk.data / "voxceleb1/veri_test2.txt")
-    assert "32 files, 32 written" in walk.run(convert)
+    assert "32 files written" in walk.run(convert)
     assert "train_list.txt: 32 utterances of 8 speakers" in walk.run(lists)
     said = walk.run(check, "full")
     assert "veri_test2.txt" in said and "it is Vox1-O cleaned" in said and "0 errors, 0 warnings" in said
@@ -91,64 +87,3 @@ def test_it_trains_from_files_and_from_packs_alike_and_evaluates(walk):
     said = walk.run("python trainSpeakerNet.py --eval --initial_model exps/exp1", "--eval_list", walk.home / "part.txt",
                     "--device", "cpu", "--save_path", walk.home / "exps/eval")  # fmt: skip
     assert f"part: EER {last['lists']['part']['eer']:.2f}% " in said
-
-
-# ---- mistakes that people report -------------------------------------------------------------------------------------
-
-
-def half(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def test_downloads_that_are_incomplete(walk, tmp_path, command):
-    download = shutil.copytree(walk.home / "original", tmp_path / "d")
-    flags = ["--unpack", download, "--to", tmp_path / "data"]
-    status, _, complained = command(prepareData, *flags)
-    assert status == 2 and "wrong MD5" in complained and "musan.tar.gz" in complained  # made up: none is published
-    half(download / "musan.tar.gz")
-    status, _, complained = command(prepareData, *flags, "--any_md5")
-    assert status == 1 and "musan.tar.gz cannot be unpacked" in complained and "download it again" in complained
-    (download / "vox2_dev_aac_partac").unlink()
-    status, _, complained = command(prepareData, *flags, "--any_md5")
-    assert status == 2 and "lacks vox2_dev_aac_partac" in complained
-
-
-def test_m4a_that_is_cut_short(walk, tmp_path, command):
-    source = shutil.copytree(walk.data / "voxceleb2/dev/aac/id00012", tmp_path / "aac/id00012")
-    half(source / "AAAAAAAAAAA/00001.m4a")
-    status, printed, complained = command(prepareData, "--convert", tmp_path / "aac", "--to", tmp_path / "wav")
-    assert status == 1 and "3 written" in printed and "AAAAAAAAAAA/00001.m4a" in complained
-    assert (tmp_path / "wav/failed.tsv").read_text().count("\n") == 2
-
-
-TRAIN, TEST = "voxceleb2/wav/id00012/AAAAAAAAAAA/00001.wav", "voxceleb1/wav/id10270/AAAAAAAAAAA/00001.wav"
-TRAINING, TRIALS = "voxceleb2/train_list.txt", "voxceleb1/veri_test2.txt"
-
-
-def changed_lines(path, change):
-    path.write_text("".join(f"{line}\n" for line in change(path.read_text().splitlines())))
-
-
-@pytest.mark.parametrize("plant, severity, what, said", [
-    (lambda data: half(data / TRAIN), "warning", "training files are shorter than their header", "00001.wav"),
-    (lambda data: (data / TEST).write_bytes(b""), "error", "evaluation files cannot be read", "00001.wav"),
-    (lambda data: (data / TEST).unlink(), "error", "evaluation files do not exist", "id10270"),
-    (lambda data: (data / TRAIN).write_bytes(wav(np.zeros(32000))), "warning", "training files are silent", "id00012"),
-    (lambda data: (data / TRAIN).write_bytes(wav(voice(90, 2, 0)[::2], 8000)), "warning", "below 16 kHz", "8000 Hz"),
-    (lambda data: shutil.copy(data / TEST, data / TRAIN), "error", "training and evaluation hold the same", "id10270"),
-    (lambda data: changed_lines(data / TRAINING, lambda lines: [*lines, "id10270 id00012/B/1.wav"]), "warning",
-     "speakers are both in training and in veri_test2.txt", "id10270"),
-    (lambda data: changed_lines(data / TRIALS, lambda lines: [f"{1 - int(x[0])}{x[1:]}" for x in lines]),
-     "error", "labels of veri_test2.txt are reversed", "swap 0 and 1"),
-    (lambda data: changed_lines(data / TRIALS, lambda lines: lines[:30_000]), "warning", "no published", "cut short"),
-    (lambda data: shutil.copy(data / TRIALS, data / TRAINING), "error", "training list cannot be used", "trial list"),
-    (lambda data: (data / "musan/music").rename(data / "musan/songs"), "error", "--musan_path cannot be used", "music"),
-])  # fmt: skip
-def test_check_names_the_mistake(walk, tmp_path, command, plant, severity, what, said):
-    data = shutil.copytree(walk.data, tmp_path / "data", ignore=shutil.ignore_patterns("packs", "dev"))
-    plant(data)
-    arguments = shlex.split(documented(PREPARE[3]).replace("/data/", f"{data}/"))[2:]
-    _, printed, _ = command(prepareData, *arguments, "full", "--json")
-    findings = [each for each in json.loads(printed)["findings"] if what in each["what"]]
-    assert [each["severity"] for each in findings] == [severity], printed
-    assert said in "".join((*findings[0]["examples"], findings[0]["fix"]))

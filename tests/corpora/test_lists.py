@@ -9,22 +9,16 @@ from corpora.lists import TrainingList, TrialList, check_files
 from tools import InputError
 
 
-def test_training_list(tmp_path):
+@pytest.mark.parametrize("form", ["{}", "\ufeff{}"])  # Windows editors begin with a byte-order mark
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_training_list(tmp_path, form, end):
     path = tmp_path / "list.txt"
-    path.write_text("bob b/1.wav\n\nalice a/1.wav\nbob b/2.wav\n")
+    path.write_bytes(form.format("bob b/1.wav\n\nalice a/1.wav\nbob b/2.wav\n").replace("\n", end).encode())
     listing = TrainingList(path)
     assert listing.speakers == ["alice", "bob"]
     assert listing.label.tolist() == [1, 0, 1]
     assert listing.files == ["b/1.wav", "a/1.wav", "b/2.wav"]
     assert listing.line_numbers == [1, 3, 4]
-
-
-def test_a_list_from_a_windows_editor(tmp_path):
-    """A byte-order mark and \\r\\n at the ends of lines are no part of a name."""
-    path = tmp_path / "list.txt"
-    path.write_bytes(b"\xef\xbb\xbfbob b/1.wav\r\nalice a/1.wav\r\nbob b/2.wav\r\n")
-    assert TrainingList(path).speakers == ["alice", "bob"]
-    assert TrainingList(path).files == ["b/1.wav", "a/1.wav", "b/2.wav"]
 
 
 def test_trial_list(tmp_path):
@@ -57,8 +51,6 @@ def test_a_trial_list_that_is_made(tmp_path):
         check_files(trials, Folder(tmp_path), "--train_path")
     with pytest.raises(InputError, match="valid has no different-speaker"):
         TrialList.of("valid", [1], ["a"], ["b"])
-    with pytest.raises(ValueError, match="2 labels, 2 and 1 files"):
-        TrialList.of("valid", [1, 0], ["a", "b"], ["b"])
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def recordings(tmp_path_factory):
     odd = np.stack([voice(120, 4.0, 0), voice(200, 4.0, 1)], axis=1)
     soundfile.write(folder / "odd.wav", odd, 24000)
     (folder / "text.wav").write_text("no audio")
-    pack, _ = write_pack(folder.parent / f"{folder.name}-pack", "speech", Folder(folder), files)
+    pack = write_pack(folder.parent / f"{folder.name}-pack", "speech", Folder(folder), files)
     return folder, pack, files
 
 
