@@ -159,14 +159,14 @@ def check_folder(path, flag):
 
 
 class Folder:
-    """Audio files under one folder, named by their paths from there. ``channel``: as for AudioFile.
+    """Audio files under one folder, named by their paths from there. channel, crossings: as for AudioFile.
 
     A Pack (pack.py) can take its place: the same methods, the same samples.
     """
 
-    def __init__(self, root, channel=None):
+    def __init__(self, root, channel=None, crossings=32):
         self.root = pathlib.Path(root)
-        self.channel = channel
+        self.channel, self.crossings = channel, crossings
 
     def find(self, folder=""):
         """The names of all audio files under it, or under a folder in it, sorted."""
@@ -182,11 +182,11 @@ class Folder:
 
     def name(self, file):
         """What to call a file in a message: its path."""
-        return os.path.join(self.root, file)
+        return str(self.root / file)
 
     def open(self, file):
         """An AudioFile. UnreadableAudio if it cannot be read."""
-        return AudioFile(self.name(file), self.channel)
+        return AudioFile(self.name(file), self.channel, self.crossings)
 
 
 def find_noises(source, path):

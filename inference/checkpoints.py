@@ -1,6 +1,6 @@
-"""Checkpoints of this repository and of five published systems (systems.py): recognised, read safely, built.
+"""Load checkpoints of this repository and of five published systems (systems.py), without running anything in them.
 
-The names of a published system's layers are translated to those of model.py, and loading is strict.
+The layer names of a published system are translated to those of model.py; every tensor must be there and fit.
 """
 
 import json
@@ -9,46 +9,44 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
 from torch import nn
 
 from inference.systems import NAMES, PREFIX, SYSTEMS, build_network
-from model import SAMPLE_RATE
 from tools import InputError, load_checkpoint, load_tensors, read_text
 
-# Classes of these packages may be named in a Lightning checkpoint. None is imported: a Placeholder takes its place.
+# Lightning checkpoints may contain classes of these packages. None is imported: a Placeholder takes its place.
 STAND_IN_FOR = (
     "pyannote", "pytorch_lightning", "lightning", "lightning_fabric", "torchmetrics", "omegaconf", "torch", "numpy",
 )  # fmt: skip
 
 
 class Pretrained(NamedTuple):
-    """A model as its file holds it. What the file does not hold is None."""
+    """A model as read from its file. What the file does not contain is None or empty."""
 
     system: str  # a key of SYSTEMS
     network: nn.Module
     classifier: torch.Tensor | None = None  # (speakers, D), or (speakers, K, D) with K sub-centres
     speakers: list | None = None  # names of the training speakers, in the order of the first rows
     threshold: float | None = None
-    origin: str = ""  # where the threshold comes from, in words
-    thresholds: dict = {}  # our own: {"EER": ..., "1%": at 1 % false alarms, ...}
-    trial_list: str = ""  # our own: the list that gave the thresholds
-    scale: float | None = None  # our own: s of its loss
-    held_out: list | None = None  # our own: speakers of its training list that it was not trained on
-    mean: torch.Tensor | None = None  # (D,) SpeechBrain's mean embedding, which verification does not use
-    earlier: list = []  # our own: training speakers of the models that it was fine-tuned from
+    origin: str = ""  # where the threshold comes from, for printing
+    # Only in our own models:
+    thresholds: dict = {}  # {"EER": ..., "1%": at 1 % false alarms, ...}
+    trial_list: str = ""  # the list on which the thresholds were set
+    scale: float | None = None  # s of its loss
+    held_out: list | None = None  # speakers of its training list that were held out
+    earlier: list = []  # training speakers of the models that it was fine-tuned from
 
-    def heard(self):
-        """Sorted names of all speakers that it, or a model before it, was trained on, as far as they are known."""
+    def trained_on(self):
+        """Sorted names of the known training speakers of this model and of those that it was fine-tuned from."""
         return sorted({*(self.speakers or ()), *self.earlier})
 
 
 def load_pretrained(path, system=None):
-    """A model of this repository or of a published system, as Pretrained; the network is on the CPU, in eval mode.
+    """A Pretrained model of this repository or of a published system; the network is on the CPU, in eval mode.
 
     path: a file, or the folder that the system's authors publish. system: a key of SYSTEMS; None: recognised from the
-    contents. Nothing in the files is executed. InputError when they do not exist, are damaged, of no known system, of
-    another than named, or ambiguous: SpeechBrain's and ModelScope's weights have the same names and shapes.
+    contents. Nothing in the files is executed. InputError when a file is missing, damaged, not of a known system, not
+    of the named system, or ambiguous: SpeechBrain's and ModelScope's weights have the same names and shapes.
     """
     if system is not None and system not in SYSTEMS:
         raise InputError(f"system {system!r} is not known: choose from {', '.join(SYSTEMS)}")
@@ -56,21 +54,21 @@ def load_pretrained(path, system=None):
     content = load_tensors(path, stand_in_for=STAND_IN_FOR)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise InputError(f"{path} holds no weights by name")
+        raise InputError(f"{path} contains no state dict (weights by name)")
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}  # of DataParallel
     found = _recognise(path, content, state)
     if not found:
-        raise InputError(f"{path} holds no model of a known system ({', '.join(SYSTEMS)})")
+        raise InputError(f"{path} contains no model of a known system ({', '.join(SYSTEMS)})")
     if system is None and len(found) > 1:
         choices = " or ".join(found)
-        raise InputError(f"{path} may be {choices}, which need different front ends: say which by --system (system=)")
+        raise InputError(f"{path} may be {choices}, which need different front ends: choose with --system (system=)")
     system = system or found[0]
     if system not in found:
-        raise InputError(f"{path} is not a checkpoint of {system} but one of {' or '.join(found)}")
+        raise InputError(f"{path} is a checkpoint of {' or '.join(found)}, not of {system}")
     try:
         return LOADERS[system](path, content, state)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not as {SYSTEMS[system].title} writes it ({error!r:.200})") from error
+        raise InputError(f"{path} is not a valid checkpoint of {SYSTEMS[system].title} ({error!r:.200})") from error
 
 
 def _weights_in(folder, system):
@@ -79,13 +77,13 @@ def _weights_in(folder, system):
     for name in [system] if system else SYSTEMS:
         patterns += SYSTEMS[name].files
         matches = (sorted(folder.glob(pattern)) for pattern in SYSTEMS[name].files)
-        found += next(filter(None, matches), [])  # wespeaker's average rather than the models that it is made of
+        found += next(filter(None, matches), [])  # wespeaker's average before the models it is the mean of
     if not found:
         ours = sorted(folder.glob("*.model"))
         hint = f": name one of its models, such as {ours[-1].name}" if ours else ""
-        raise InputError(f"{folder} is a folder without {', '.join(patterns) or 'a known name in it'}{hint}")
+        raise InputError(f"{folder} contains no {' or '.join(patterns) or 'known model file'}{hint}")
     if len(found) > 1:
-        raise InputError(f"{folder} has several models: name one of {', '.join(path.name for path in found)}")
+        raise InputError(f"{folder} contains several models: name one of {', '.join(path.name for path in found)}")
     return found[0]
 
 
@@ -99,10 +97,10 @@ def _recognise(path, content, state):
         return ["pyannote"]
     layers = {name.rpartition(".")[0] for name in state}
     known = [system for system, names in NAMES.items() if len(layers & names.keys()) > len(names) / 2]
-    # SpeechBrain's and ModelScope's names are the same: the files beside the weights may tell.
+    # SpeechBrain's and ModelScope's layer names are the same; other files in the folder may show which it is.
     beside = {"speechbrain": _speechbrain_files(path), "modelscope": _modelscope_settings(path)}
-    told = [system for system in known if beside.get(system)]
-    return told if len(told) == 1 else known
+    clear = [system for system in known if beside.get(system)]
+    return clear if len(clear) == 1 else known
 
 
 # ---- the systems -----------------------------------------------------------------------------------------------------
@@ -112,12 +110,10 @@ def _load_ours(path, content, _):
     checkpoint = load_checkpoint(path, "model", content)
     settings, weights = checkpoint["settings"], dict(checkpoint["weights"])
     classifier = weights.pop("speaker_loss.weight", None)
-    system = settings.get("system", "ours")  # another one's, if it was fine-tuned from that
-    if system not in SYSTEMS:
-        raise InputError(f"{path} is based on a system that is not known: {system!r}")
+    system = settings.get("system", "ours")  # that of the checkpoint it was fine-tuned from
     trial_list, result = next(iter((checkpoint.get("scores") or {}).items()), ("", {}))
     thresholds = result.get("thresholds") or {}
-    # Rounding may have led a score out of its range.
+    # A cosine of 1 may have been rounded up.
     thresholds = {name: value and min(1.0, max(-1.0, value)) for name, value in thresholds.items()}
     origin = f"equal error rate on {trial_list}" if "EER" in thresholds else ""
     return Pretrained(
@@ -134,22 +130,14 @@ def _load_taoruijie(path, _, state):
 
 def _load_speechbrain(path, _, state):
     network, beside = _network(path, state, "speechbrain", NAMES["speechbrain"]), _speechbrain_files(path)
-    if "hyperparams.yaml" in beside:
-        settings = _read_yaml(beside["hyperparams.yaml"])
-        others = (settings.get("compute_features") or {}).keys() - {"n_mels", "sample_rate"}
-        if settings.get("n_mels", "80") != "80" or others:
-            other = f"compute_features sets {min(others)}" if others else f"n_mels {settings['n_mels']}"
-            raise InputError(f"{beside['hyperparams.yaml']}: {other}; only 80 mels by default settings are supported")
-    classifier = speakers = mean = None
+    classifier = speakers = None
     if "classifier.ckpt" in beside:
         classifier = load_tensors(beside["classifier.ckpt"])["weight"]
-    if "mean_var_norm_emb.ckpt" in beside:
-        mean = load_tensors(beside["mean_var_norm_emb.ckpt"])["glob_mean"].flatten()
     labels = beside.get("label_encoder.txt") or beside.get("label_encoder.ckpt")
     if labels and classifier is not None:
         speakers = _read_labels(labels, len(classifier))
     threshold, origin = SYSTEMS["speechbrain"].threshold, "SpeechBrain's own"
-    return Pretrained("speechbrain", network, classifier, speakers, threshold, origin, mean=mean)
+    return Pretrained("speechbrain", network, classifier, speakers, threshold, origin)
 
 
 def _load_modelscope(path, _, state):
@@ -159,12 +147,8 @@ def _load_modelscope(path, _, state):
 
 
 def _load_wespeaker(path, _, state):
-    settings = path.parent / "config.yaml"
-    model = _read_yaml(settings).get("model") if settings.is_file() else None
-    if model and not model.startswith("ECAPA_TDNN_GLOB_"):
-        raise InputError(f"{settings}: model {model} is not known, only ECAPA_TDNN_GLOB_c512 and _c1024")
     classifier = state.get("projection.weight")
-    state = {key: tensor for key, tensor in state.items() if not key.startswith("projection.")}
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("projection.")}
     return Pretrained("wespeaker", _network(path, state, "wespeaker", NAMES["wespeaker"]), classifier)
 
 
@@ -172,12 +156,7 @@ def _load_pyannote(path, content, state):
     name = content.get("pyannote.audio", {}).get("architecture", {}).get("class", "XVectorSincNet")
     if name != "XVectorSincNet":
         raise InputError(f"{path} is pyannote.audio's {name}, not the XVectorSincNet of pyannote/embedding")
-    settings = content.get("hyper_parameters") or {}
-    settings = {**settings, "sincnet stride": settings.get("sincnet", {}).get("stride", 10)}
-    for what, expected in (("sample_rate", SAMPLE_RATE), ("num_channels", 1), ("sincnet stride", 10)):
-        if settings.get(what, expected) != expected:
-            raise InputError(f"{path} was trained with {what} {settings[what]}; only {expected} is supported")
-    columns = state.pop("loss_func.W", None)  # of the ArcFace loss, a column for each speaker
+    columns = state.pop("loss_func.W", None)  # of the ArcFace loss, one per speaker
     return Pretrained("pyannote", _network(path, state, "pyannote", {}), None if columns is None else columns.t())
 
 
@@ -190,9 +169,9 @@ LOADERS = {
 def _network(path, state, system, names, prefix=""):
     """The system's network with these weights, in eval mode. InputError names the first tensor that does not fit.
 
-    names: the file's layers -> ours, where they differ; prefix: of all names in the file.
+    names: the file's names of the layers -> ours, where they differ; prefix: of all names in the file.
     """
-    theirs, ours = {layer: name for name, layer in names.items()}, {}
+    theirs, tensors = {layer: name for name, layer in names.items()}, {}
 
     def name_in_file(key):
         layer, _, parameter = key.rpartition(".")
@@ -202,63 +181,49 @@ def _network(path, state, system, names, prefix=""):
         if not isinstance(tensor, torch.Tensor):
             raise InputError(f"{path}: {name} is not a tensor but a {type(tensor).__name__}")
         layer, _, parameter = name.removeprefix(prefix).rpartition(".")
-        ours[f"{names.get(layer, layer)}.{parameter}"] = tensor
+        tensors[f"{names.get(layer, layer)}.{parameter}"] = tensor
     try:
-        with torch.device("meta"):  # shapes without numbers
-            network = build_network(ours, system)
+        with torch.device("meta"):  # shapes only
+            network = build_network(tensors, system)
     except KeyError as error:
         raise InputError(f"{path}: the tensor {name_in_file(error.args[0])} is missing") from error
     except (IndexError, ValueError, RuntimeError) as error:
         widest = name_in_file("embedding.weight" if system == "pyannote" else "conv1.weight")
-        raise InputError(f"{path}: the tensor {widest} has an odd shape ({error})") from error
-    expected = {name_in_file(key): (key, tensor) for key, tensor in network.state_dict().items()}
-    wrong = [f"{name} is unexpected" for name in state if name not in expected]
-    wrong = wrong or [f"{name} is missing" for name in expected if name not in state]
-    if wrong:
-        raise InputError(f"{path}: the tensor {wrong[0]}" + (f" ({len(wrong)} are)" if wrong[1:] else ""))
-    filled = {}
-    for name, tensor in state.items():
-        key, blank = expected[name]
+        raise InputError(f"{path}: the tensor {widest} has an unknown shape ({error})") from error
+    expected = network.state_dict()
+    for what, keys in (("unexpected", tensors.keys() - expected), ("missing", expected.keys() - tensors)):
+        if keys:
+            raise InputError(f"{path}: the tensor {name_in_file(min(keys))} is {what}, {len(keys)} in all")
+    for key, tensor in tensors.items():
+        blank = expected[key]
         # A 1x1 convolution in one implementation is a linear layer in another.
         if [n for n in tensor.shape if n != 1] != [n for n in blank.shape if n != 1]:
-            raise InputError(f"{path}: the tensor {name} has the shape {(*tensor.shape,)}, not {(*blank.shape,)}")
-        filled[key] = tensor.detach().reshape(blank.shape).to(blank.dtype)
-    network.load_state_dict(filled, assign=True)
+            shapes = f"{(*tensor.shape,)}, not {(*blank.shape,)}"
+            raise InputError(f"{path}: the tensor {name_in_file(key)} has the shape {shapes}")
+        tensors[key] = tensor.detach().reshape(blank.shape).to(blank.dtype)
+    network.load_state_dict(tensors, assign=True)
     return network.eval()
 
 
 # ---- files beside the weights ----------------------------------------------------------------------------------------
 
 
-def _read_yaml(path):
-    """A YAML file's mapping. All values are text, and tags like HyperPyYAML's !new:some.class are ignored."""
-    try:
-        content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path} is not YAML ({str(error).splitlines()[0]})") from error
-    return content if isinstance(content, dict) else {}
-
-
 def _speechbrain_files(path):
-    """{name: path} of SpeechBrain's other files beside its embedding_model.ckpt."""
-    names = "hyperparams.yaml", "classifier.ckpt", "mean_var_norm_emb.ckpt", "label_encoder.txt", "label_encoder.ckpt"
+    """{name: path} of the other files in the folder of SpeechBrain's embedding_model.ckpt."""
+    names = "hyperparams.yaml", "classifier.ckpt", "label_encoder.txt", "label_encoder.ckpt"
     published = path.name in SYSTEMS["speechbrain"].files
     return {name: path.parent / name for name in names if published and (path.parent / name).is_file()}
 
 
 def _modelscope_settings(path):
-    """The "model" part of ModelScope's configuration.json, if it is beside and names these weights; else {}."""
+    """The "model" part of ModelScope's configuration.json in the same folder, if it is of these weights; else {}."""
     file = path.parent / "configuration.json"
     try:
         model = json.loads(read_text(file)).get("model", {}) if file.is_file() else {}
-        rate = model.get("model_config", {}).get("sample_rate", SAMPLE_RATE)
+        matches = model.get("pretrained_model") == path.name or model.get("type") == "ecapa-tdnn-sv"
     except (json.JSONDecodeError, AttributeError, RecursionError) as error:
         raise InputError(f"{file} is not a configuration of ModelScope ({error})") from error
-    if model.get("pretrained_model") != path.name and model.get("type") != "ecapa-tdnn-sv":
-        return {}
-    if rate != SAMPLE_RATE:
-        raise InputError(f"{file}: sample_rate {rate}; only {SAMPLE_RATE} is supported")
-    return model
+    return model if matches else {}
 
 
 def _read_labels(path, count):
@@ -266,5 +231,5 @@ def _read_labels(path, count):
     lines = re.findall(r"^['\"](.+)['\"] => (\d+)$", read_text(path).split("\n==")[0], re.MULTILINE)
     labels = {int(index): name for name, index in lines}
     if sorted(labels) != list(range(count)):
-        raise InputError(f"{path} has {len(labels)} labels, the classifier {count}: they do not belong together")
+        raise InputError(f"{path} has {len(labels)} labels, but the classifier has {count} classes")
     return [labels[index] for index in range(count)]

@@ -1,4 +1,4 @@
-"""State dicts as files, laid out as the authors of the published systems lay them out."""
+"""Checkpoint files of the published systems, in the layout of their authors."""
 
 import enum
 import json
@@ -7,17 +7,6 @@ import types
 from pathlib import Path
 
 import torch
-
-HYPERPARAMS = """\
-# a HyperPyYAML file: tags name Python classes, which a reader must not build
-n_mels: 80
-sample_rate: 16000
-compute_features: !new:speechbrain.lobes.features.Fbank
-    n_mels: !ref <n_mels>
-embedding_model: !new:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN
-    input_size: !ref <n_mels>
-    channels: [1024, 1024, 1024, 1024, 3072]
-"""
 
 
 def golden_state(data, part=""):
@@ -29,11 +18,8 @@ def golden_state(data, part=""):
 def write_speechbrain(folder, data):
     torch.save(golden_state(data, "embedding_model/"), folder / "embedding_model.ckpt")
     torch.save(golden_state(data, "classifier/"), folder / "classifier.ckpt")
-    norm = golden_state(data, "mean_var_norm_emb/")
-    old = {"spk_dict_mean": {}, "spk_dict_std": {}, "spk_dict_count": {}}
-    torch.save({**norm, "count": int(norm["count"]), **old}, folder / "mean_var_norm_emb.ckpt")
     (folder / "label_encoder.txt").write_text(str(data["label_encoder_txt"]))
-    (folder / "hyperparams.yaml").write_text(HYPERPARAMS)
+    (folder / "hyperparams.yaml").write_text("n_mels: 80\n")
     return folder
 
 
@@ -72,7 +58,7 @@ WRITERS = {
 
 
 def write_lightning(path, state):
-    """A PyTorch Lightning checkpoint with pickled objects of packages that are not installed here."""
+    """A PyTorch Lightning checkpoint with pickled objects of packages that are not installed."""
     names = "pyannote", "pyannote.audio", "pyannote.audio.core", "pyannote.audio.core.task"
     modules = {name: types.ModuleType(name) for name in names}
     task = modules[names[-1]]
@@ -177,7 +163,7 @@ def pyannote_shapes():
 
 
 def random_state(shapes, seed=0):
-    """Random numbers in these shapes, of sizes with which a network gives sensible numbers."""
+    """Random weights in these shapes, scaled so that activations stay in a usual range."""
     random = torch.Generator().manual_seed(seed)
     state = {}
     for key, shape in shapes.items():

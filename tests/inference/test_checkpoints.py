@@ -1,14 +1,12 @@
-"""Published systems: their numbers, their files, and what can be wrong with them."""
+"""Checkpoints of published systems: embeddings and scores of the original code, recognition, errors."""
 
 import zipfile
 
-import numpy as np
 import pytest
 import soundfile
 import torch
 from conftest import SHARED, relative_error
 from published import (
-    HYPERPARAMS,
     WRITERS,
     golden_state,
     pyannote_shapes,
@@ -45,19 +43,21 @@ def published(golden, tmp_path):
     return load
 
 
-# ---- the systems' own numbers ----------------------------------------------------------------------------------------
+# ---- numbers of the original code ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("system", WRITERS)
 def test_golden_features_embeddings_and_scores(published, system, record_property):
-    """The table of the README: the largest relative errors against what the original code computed."""
+    """The table in docs/use.md: largest relative errors against the original code."""
     data, encoder, files = published(system)
     features, embeddings = [], []
     for i, file in enumerate(files):
         with torch.inference_mode():
-            found = encoder.network.features(torch.tensor(data[f"wav_{i}"])[None])
-            if system == "pyannote":  # whose features are what SincNet gives
-                found, _ = encoder.network.sincnet(found)
+            waveform = torch.tensor(data[f"wav_{i}"])[None]
+            if system == "pyannote":
+                found, _ = encoder.network.sincnet(waveform[:, None])
+            else:
+                found = encoder.network.features(waveform)
         expected = data[f"feat_{i}"]
         features.append(relative_error(found[0] if found.shape[1:] == expected.shape else found[0].t(), expected))
         embeddings.append(relative_error(encoder.embed(file), data[f"emb_{i}"]))
@@ -78,7 +78,6 @@ def test_speechbrain_decides_classifies_and_reads_any_file(published, tmp_path):
         found = encoder.classify(file)
         assert found.speaker == str(data[f"class_best_{i}"])
         assert found.score == pytest.approx(data[f"class_cosine_{i}"].max(), abs=1e-5)
-        assert relative_error(encoder.embed(file) - encoder.mean.numpy(), data[f"emb_normalized_{i}"]) < 1e-4
     soundfile.write(tmp_path / "stereo.wav", data["stereo_44k"], 44100, subtype="FLOAT")
     assert relative_error(encoder.embed(tmp_path / "stereo.wav"), data["emb_stereo_44k"]) < 1e-4
 
@@ -90,7 +89,7 @@ def test_modelscope_decides_by_its_configuration(published):
         result = encoder.verify(files[a], files[b])
         assert result.score == round(result.score, 5) == pytest.approx(score, abs=2e-5)
         assert (result.threshold, result.same_speaker) == (0.37, result.score >= 0.37)
-        # A threshold that was given once does not stay in force.
+        # A threshold as an argument applies to one call only.
         assert encoder.verify(files[a], files[b], threshold=result.score).same_speaker is True
         assert encoder.verify(files[a], files[b]).threshold == 0.37
     with pytest.raises(InputError, match=r"a threshold must be from -1 to 1, not 1\.5"):
@@ -108,18 +107,6 @@ def test_pyannote_filters_batch_and_shortest_input(published, tmp_path):
         assert relative_error(encoder.embed(tmp_path / "short.wav"), data["emb_short"]) < 1e-4
 
 
-@pytest.mark.parametrize("system", WRITERS)
-def test_rows_of_a_batch_are_the_single_files(published, system):
-    data, encoder, _ = published(system)
-    lengths = [len(data[f"wav_{i}"]) for i in range(3)]
-    # Noise behind the ends.
-    batch = np.random.default_rng(0).standard_normal((3, max(lengths) + 999)).astype(np.float32)
-    for i, length in enumerate(lengths):
-        batch[i, :length] = data[f"wav_{i}"]
-    for i, row in enumerate(encoder.embed_batch(batch, lengths)):
-        assert relative_error(row, data[f"emb_{i}"]) < 1e-4
-
-
 # ---- recognising -----------------------------------------------------------------------------------------------------
 
 
@@ -127,7 +114,7 @@ def test_a_lone_ambiguous_file_is_not_guessed(golden, tmp_path):
     data = golden("modelscope")
     for name in ("ecapa_tdnn.bin", "embedding_model.ckpt", "model.pt"):
         torch.save(golden_state(data), tmp_path / name)
-        with pytest.raises(InputError, match=r"may be speechbrain or modelscope, .* say which by --system"):
+        with pytest.raises(InputError, match=r"may be speechbrain or modelscope, .* choose with --system"):
             load_pretrained(tmp_path / name)
     waveform = torch.tensor(data["wav_1"])[None]
     found = {}
@@ -138,7 +125,7 @@ def test_a_lone_ambiguous_file_is_not_guessed(golden, tmp_path):
     assert found["modelscope"] < 1e-4 < 0.01 < found["speechbrain"]
 
 
-def test_the_files_beside_it_tell_whose_it_is(golden, tmp_path):
+def test_ambiguous_weights_are_recognised_by_the_other_files(golden, tmp_path):
     write_speechbrain(tmp_path, golden("speechbrain"))
     (tmp_path / "label_encoder.txt").rename(tmp_path / "label_encoder.ckpt")  # as SpeechBrain's cache names it
     found = load_pretrained(tmp_path / "embedding_model.ckpt")
@@ -150,20 +137,20 @@ def test_the_files_beside_it_tell_whose_it_is(golden, tmp_path):
 
 def test_a_system_that_the_file_contradicts(golden, tmp_path):
     write_pyannote(tmp_path, golden("pyannote"))
-    with pytest.raises(InputError, match=r"pytorch_model.bin is not a checkpoint of wespeaker but one of pyannote"):
+    with pytest.raises(InputError, match=r"pytorch_model.bin is a checkpoint of pyannote, not of wespeaker"):
         load_pretrained(tmp_path / "pytorch_model.bin", "wespeaker")
-    with pytest.raises(InputError, match=r"is a folder without avg_model.pt"):
+    with pytest.raises(InputError, match=r"contains no avg_model.pt"):
         load_pretrained(tmp_path, "wespeaker")
     with pytest.raises(InputError, match=r"'nemo' is not known: choose from ours, taoruijie"):
         load_pretrained(tmp_path, "nemo")
 
 
 @pytest.mark.parametrize(("content", "complaint"), [
-    ({"weight": torch.zeros(3)}, "holds no model of a known system"),
-    ([1, 2], "holds no weights by name"),
+    ({"weight": torch.zeros(3)}, "contains no model of a known system"),
+    ([1, 2], "contains no state dict"),
     ({"kind": "training state"}, "is not a model of this repository but a training state"),
     ({"kind": "model"}, "lacks what a model of this repository has"),
-    ({"kind": "model", "weights": {}}, "is not as this repository writes it .KeyError"),
+    ({"kind": "model", "weights": {}}, "is not a valid checkpoint of this repository .KeyError"),
     ({"pyannote.audio": {"architecture": {"class": "PyanNet"}}, "state_dict": {}}, "is pyannote.audio's PyanNet"),
 ])  # fmt: skip
 def test_other_files(tmp_path, content, complaint):
@@ -197,7 +184,7 @@ FULL = {
 
 @pytest.mark.parametrize("name", FULL)
 def test_full_width(tmp_path, name):
-    """Random numbers in the published shapes: the published number of weights, and of bytes where it is known."""
+    """Random weights in the published shapes have the published number of weights and, where known, bytes."""
     shapes, weights, size = FULL[name]
     system = name.split()[0]
     torch.save(random_state(shapes()), tmp_path / "model.pt")
@@ -217,7 +204,7 @@ SHAPES = {"speechbrain": lambda: speechbrain_shapes(16), "taoruijie": lambda: ta
 
 @pytest.mark.parametrize("system", SHAPES)
 def test_every_tensor_counts(tmp_path, system):
-    """A tensor that is missing, too many, or of another shape is named as the file names it."""
+    """A missing, unexpected or misshapen tensor is named as in the file."""
     state = random_state(SHAPES[system]())
     keys = [key for key in state if key != "speaker_loss.weight"]
     for key in keys[:: max(1, len(keys) // 4)] + keys[-1:]:
@@ -234,40 +221,18 @@ def test_every_tensor_counts(tmp_path, system):
             assert complaint in str(error.value) and "model.pt" in str(error.value) and "\n" not in str(error.value)
 
 
-# ---- what lies beside ------------------------------------------------------------------------------------------------
+# ---- other files in the folder ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "content", "complaint"), [
-    ("hyperparams.yaml", HYPERPARAMS.replace("n_mels: 80", "n_mels: 40", 1), "hyperparams.yaml: n_mels 40"),
-    ("hyperparams.yaml", HYPERPARAMS.replace("    n_mels: !ref <n_mels>", "    f_max: 4000"), "sets f_max"),
-    ("hyperparams.yaml", "a: [", "hyperparams.yaml is not YAML"),
-    ("hyperparams.yaml", "[" * 100_000, "hyperparams.yaml is not YAML"),
-    ("label_encoder.txt", "'id1' => 0\n", "label_encoder.txt has 1 labels, the classifier 24"),
-    ("label_encoder.txt", "print('x') => 0\n", "label_encoder.txt has 0 labels, the classifier 24"),
-])  # fmt: skip
-def test_speechbrain_files_that_do_not_belong(golden, tmp_path, name, content, complaint):
+@pytest.mark.parametrize(("labels", "count"), [("'id1' => 0\n", 1), ("print('x') => 0\n", 0)])
+def test_speechbrain_labels_that_do_not_match_the_classifier(golden, tmp_path, labels, count):
     write_speechbrain(tmp_path, golden("speechbrain"))
-    (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=complaint):
+    (tmp_path / "label_encoder.txt").write_text(labels)
+    with pytest.raises(InputError, match=f"label_encoder.txt has {count} labels, but the classifier has 24"):
         load_pretrained(tmp_path)
 
 
-def test_modelscope_of_another_sampling_rate(golden, tmp_path):
-    write_modelscope(tmp_path, golden("modelscope"))
-    text = (tmp_path / "configuration.json").read_text()
-    (tmp_path / "configuration.json").write_text(text.replace('"sample_rate": 16000', '"sample_rate": 8000'))
-    with pytest.raises(InputError, match="sample_rate 8000; only 16000"):
-        load_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize("settings", [{"sample_rate": 8000}, {"num_channels": 2}, {"sincnet": {"stride": 5}}])
-def test_pyannote_of_other_settings(tmp_path, settings):
-    torch.save({"state_dict": {}, "pyannote.audio": {}, "hyper_parameters": settings}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"pytorch_model.bin was trained with .*; only .* is supported"):
-        load_pretrained(tmp_path)
-
-
-def test_wespeaker_average_epochs_and_other_models(golden, tmp_path):
+def test_wespeaker_average_and_epochs(golden, tmp_path):
     write_wespeaker(tmp_path, golden("wespeaker"))
     state = {f"module.{key}": value for key, value in golden_state(golden("wespeaker")).items()}
     for epoch in (1, 2):
@@ -275,11 +240,8 @@ def test_wespeaker_average_epochs_and_other_models(golden, tmp_path):
     assert len(load_pretrained(tmp_path).classifier) == 7  # of avg_model.pt
     assert load_pretrained(tmp_path / "model_2.pt").classifier is None
     (tmp_path / "avg_model.pt").unlink()
-    with pytest.raises(InputError, match=r"has several models: name one of model_1.pt, model_2.pt"):
+    with pytest.raises(InputError, match=r"contains several models: name one of model_1.pt, model_2.pt"):
         load_pretrained(tmp_path)
-    (tmp_path / "config.yaml").write_text("model: ResNet34\n")
-    with pytest.raises(InputError, match=r"config.yaml: model ResNet34 is not known"):
-        load_pretrained(tmp_path / "model_1.pt")
 
 
 # ---- files that would run code (more in tests/test_hostile.py) -------------------------------------------------------
@@ -288,7 +250,7 @@ def test_wespeaker_average_epochs_and_other_models(golden, tmp_path):
 @pytest.mark.parametrize("name", ["__builtin__ eval", "builtins exec", "torch.hub load", "torch.serialization load",
                                   "numpy.lib.npyio load", "subprocess Popen", "pyannote.audio Model"])  # fmt: skip
 def test_only_placeholders_stand_in(tmp_path, name):
-    """Even a function of a package that may be named is not called: a placeholder takes its arguments."""
+    """Even a function of an allowed package is not called: a Placeholder takes its place."""
     module, function = name.split()
     harmful = f"cmodule\n{function}\n".replace("module", module).encode() + b"(X\x03\x00\x00\x001+1tR."
     torch.save({"state_dict": {}}, tmp_path / "x.bin")
@@ -300,15 +262,6 @@ def test_only_placeholders_stand_in(tmp_path, name):
     else:
         with pytest.raises(InputError, match=r"y\.bin is refused: it could run code"):
             load_tensors(tmp_path / "y.bin", STAND_IN_FOR)
-
-
-def test_yaml_tags_run_nothing(golden, tmp_path):
-    write_speechbrain(tmp_path, golden("speechbrain"))
-    harm = tmp_path / "harm"
-    for tag in ("!!python/object/apply:os.mkdir", "!apply:os.mkdir", "!!python/name:os.mkdir", "!new:os.mkdir"):
-        (tmp_path / "hyperparams.yaml").write_text(f"n_mels: 80\nx: {tag} ['{harm}']\n")
-        load_pretrained(tmp_path)
-        assert not harm.exists()
 
 
 def test_the_container_of_a_lightning_checkpoint(tmp_path):

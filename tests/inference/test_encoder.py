@@ -83,10 +83,10 @@ def test_a_file_is_embedded_as_if_it_were_alone(system, utterances, monkeypatch)
 def test_files_are_read_and_embedded_a_few_at_a_time(tmp_path, monkeypatch):
     """Also where short utterances are repeated; results come early."""
     encoder, opened, batches = encoder_of("pyannote"), [], []
-    forward, open_file = encoder.network.forward, encoder_module.SystemFolder.open
+    forward, open_file = encoder.network.forward, Folder.open
     note_batch = lambda waveforms, lengths: batches.append(waveforms.numel()) or forward(waveforms, lengths)  # noqa: E731
     monkeypatch.setattr(encoder.network, "forward", note_batch)
-    monkeypatch.setattr(encoder_module.SystemFolder, "open", lambda *args: opened.append(args[1]) or open_file(*args))
+    monkeypatch.setattr(Folder, "open", lambda *args: opened.append(args[1]) or open_file(*args))
     monkeypatch.setitem(encoder_module.BATCH_SECONDS, "cpu", 1)
     files = [f"{number}.wav" for number in range(60)]
     for file in files:
