@@ -1,4 +1,4 @@
-"""torch.hub entry points: a trained model without installing anything.
+"""torch.hub entry points: use a trained model without installing anything.
 
     encoder = torch.hub.load(FOLDER, "speaker_encoder", "exps/exp1/model/model_0080.model", source="local")
     encoder = torch.hub.load("OWNER/REPO", "speaker_encoder", "pretrain.model")
@@ -8,20 +8,20 @@
 import sys
 from pathlib import Path
 
-dependencies = ["torch", "torchaudio", "soundfile", "scipy", "numpy", "tqdm", "yaml"]
+dependencies = ["torch", "torchaudio", "soundfile", "scipy", "numpy", "tqdm"]
 
 ROOT = Path(__file__).resolve().parent
 
 
 def _ours(name):
-    """Whether a module of this name is one of this folder's."""
+    """Whether a module of this name is in this folder."""
     top = name.partition(".")[0]
     return (ROOT / f"{top}.py").is_file() or (ROOT / top / "__init__.py").is_file()
 
 
 def speaker_encoder(path, device="auto", system=None):
-    """SpeakerEncoder of a checkpoint, ours or a published system's; see SpeakerEncoder.from_checkpoint."""
-    # The caller may have a tools.py or model.py of its own: its modules are put aside while ours are imported.
+    """The SpeakerEncoder of a checkpoint, ours or a published system's; see SpeakerEncoder.from_checkpoint."""
+    # The caller may have its own tools.py or model.py: such modules are set aside while ours are imported.
     theirs = {name: sys.modules.pop(name) for name in list(sys.modules) if _ours(name) and name != __name__}
     sys.path.insert(0, str(ROOT))
     try:

@@ -204,7 +204,7 @@ def start(args, train_list, held_out, device):
     elif args.initial_model:  # pretrained
         initial = load_pretrained(args.initial_model, args.system)
         args = settings.of_pretrained_run(args, initial, train_list, held_out)
-        encoder, earlier = initial.network, initial.heard()
+        encoder, earlier = initial.network, initial.trained_on()
     else:  # scratch
         args = args.replace(system="ours")
         encoder, earlier = ECAPA_TDNN(C=args.C), []
@@ -375,7 +375,7 @@ def evaluate_only(args):
     args = settings.with_width(args, encoder.network)
     trial_sets = open_trial_sets(args)
     backend = ScoringBackend(encoder, args) if args.as_norm or args.calibrate else None
-    check_data(args, encoder.heard)
+    check_data(args, encoder.trained_on)
     print(f"{args.initial_model}: {describe(encoder.network)}, of {encoder.system.title}, on {device}")
     if backend:
         backend.learn()

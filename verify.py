@@ -1,9 +1,9 @@
-"""Use a trained model: ours, or a published system's (docs/use.md), recognised from its file or folder.
+"""Use a trained model, ours or a published system's (docs/use.md), recognised from its file or folder.
 
     python verify.py a.wav PATH ... --model FILE                         the same speaker? exit status 0 yes, 1 no
     python verify.py --embed PATH ... --out FILE.npz --model FILE        embeddings
     python verify.py --enrol NAME PATH ... --gallery FILE --model FILE   add a speaker to a gallery
-    python verify.py --identify PATH ... --gallery FILE --model FILE     who of the gallery? exit status 1: nobody
+    python verify.py --identify PATH ... --gallery FILE --model FILE     closest speakers of the gallery
     python verify.py --classify PATH ... --model FILE                    the most similar training speaker
     python verify.py --export FILE.onnx --model FILE                     for onnxruntime: waveform in, embedding out
 
@@ -19,19 +19,17 @@ import numpy as np
 
 from corpora.audio import SAMPLE_RATE, SUFFIXES, AudioFile, UnreadableAudio
 from corpora.lists import audio_of
-from inference.encoder import AudioWarning, SpeakerEncoder, choose_device, score_trials
+from inference.encoder import AudioWarning, SpeakerEncoder, choose_device
 from inference.export import export_onnx
 from inference.gallery import Gallery, is_gallery
 from inference.systems import SYSTEMS
 from tools import InputError, check_writable, keep_memory, progress_bar, run_command, whole_file
 
-__all__ = ["AudioWarning", "SpeakerEncoder", "choose_device", "score_trials"]
-
-FAILURE = 2  # exit status of an error, or where some files were unreadable; 1 is an answer: different speakers
+FAILURE = 2  # exit status after an error or an unreadable file; 1 is an answer: different speakers
 
 
 def compare(encoder, args, files):
-    """The first file against each of the others. 0: all are of the same speaker; 1: not all."""
+    """Compare the first file with each of the others. Returns 0: all are of the same speaker; 1: not all."""
     first, others = files[0], files[1:]
     vectors = scoring_vectors(encoder, files, args)
     found = [other for other in others if other in vectors]
@@ -46,12 +44,12 @@ def compare(encoder, args, files):
 
 
 def embed(encoder, args, files):
-    """Write the embeddings to --out, those of windows and excerpts with their start and end in seconds."""
+    """Write the embeddings to --out; for windows and excerpts also their start and end in seconds."""
     rows, failed = [], 0
     results = embedded(encoder, args, files)
     for file, found, times in progress_bar(iterable=results, total=len(files), desc="embedding", unit="file", delay=1):
         if isinstance(found, InputError):
-            complain(f"{found}; left out")
+            print_error(f"{found}; left out")
             failed += 1
         else:
             rows += [(file, *row) for row in zip(found, *times)]
@@ -92,19 +90,19 @@ def enrol(encoder, args, files):
     if not vectors:
         raise InputError(f"none of the files could be embedded: {args.gallery} is unchanged")
     count, failed = gallery.enrol(args.enrol, list(vectors.values())), len(set(files)) - len(vectors)
-    more = f"; {failed} files could not be read: enrol only those again once fixed" if failed else ""
+    more = f"; {failed} files could not be read: fix and enrol only those" if failed else ""
     print(f"{args.gallery}: {args.enrol} has {count} utterances; {len(gallery.speakers)} speakers{more}")
     return FAILURE if failed else 0
 
 
 def identify(encoder, args, files):
-    """The closest five speakers of the gallery. 0: all files were recognised; 1: not all."""
+    """Print the closest five speakers of the gallery. Returns 0: all files were recognised; 1: not all."""
     gallery, recognised = Gallery(args.gallery, encoder, must_exist=True), []
     vectors = scoring_vectors(encoder, files, args)
     for file, vector in vectors.items():
         ranking = gallery.identify(vector)
         recognised.append(encoder.decide(ranking[0][0]).same_speaker)
-        print(f"{file}: {ranking[0][1] if recognised[-1] else 'nobody'}")
+        print(f"{file}: {ranking[0][1] if recognised[-1] else 'unknown speaker'}")
         for score, name in ranking[:5]:
             print(f"  {score:8.5f}  {name}")
     print_threshold(encoder, args)
@@ -112,39 +110,39 @@ def identify(encoder, args, files):
 
 
 def classify(encoder, args, files):
-    """The most similar training speaker of each file."""
+    """Print the most similar training speaker of each file."""
     status = 0
     for file in files:
         try:
             speaker, score = encoder.classify(file)
             print(f"{score:8.5f}  {speaker}  {file}")
         except UnreadableAudio as error:
-            complain(error)
+            print_error(error)
             status = FAILURE
     return status
 
 
 def scoring_vectors(encoder, files, args):
-    """{file: (V,) vector} of those that can be read; the others are named on stderr."""
+    """{file: scoring vector (V,)}; unreadable files are named on stderr."""
     unreadable = []
     found = encoder.embed_for_scoring(files, threads=max(1, args.n_cpu), unreadable=unreadable)
     for error in unreadable:
-        complain(error)
+        print_error(error)
     return {file: each.vector for file, each in found.items()}
 
 
-def complain(message):
+def print_error(message):
     print(f"verify.py: {message}", file=sys.stderr)
 
 
 def print_threshold(encoder, args):
     if encoder.threshold is None:
-        raise InputError(f"{args.model} came without a threshold: no decision; give one with --threshold")
+        raise InputError(f"{args.model} has no threshold, so no decision was made: give one with --threshold")
     print(f"threshold {encoder.threshold:.5f}: {encoder.origin}")
 
 
 def set_threshold(encoder, given):
-    """Decide by --threshold instead of the model's own: a number, or a rate of false alarms that the model knows."""
+    """Replace the model's own threshold by --threshold: a number, or one of the model's false-alarm rates."""
     rates = [name for name, value in encoder.thresholds.items() if value is not None and name.endswith("%")]
     try:
         encoder.threshold = encoder.thresholds[given] if given in rates else float(given)
@@ -161,12 +159,12 @@ def build_parser():
     add = parser.add_argument
     add("files", nargs="*", metavar="PATH", help="audio, anything libsndfile reads, at any sampling rate")
     add("--model",      required=True, metavar="PATH", help="a *.model of ours, or a published system's file or folder")
-    add("--system",     choices=SYSTEMS, help="whose model it is, if that cannot be seen from the file")
-    add("--channel",    type=int, metavar="N", help="of several channels take this (0, 1, ...); default: their mean, "
-                                                    "for modelscope and wespeaker, as in the originals, the first")
+    add("--system",     choices=SYSTEMS, help="the system, if it cannot be recognised from the file")
+    add("--channel",    type=int, metavar="N", help="of several channels take this one (0, 1, ...); default: their "
+                                                    "mean, for modelscope and wespeaker the first, as in the originals")
     add("--device",     default="auto", help="auto (a CUDA GPU, else Apple's, else the CPU), cpu, cuda, mps, ...")
     add("--n_cpu",      type=int, default=4, metavar="N", help="threads that read audio (4)")
-    add("--root",       metavar="DIR", help="the folder that paths in lists start from (the list's own)")
+    add("--root",       metavar="DIR", help="paths in lists are relative to this folder (that of the list)")
     add("--paths_anywhere", action="store_true", help="paths in lists may be absolute, or leave that folder by ..")
     group = parser.add_argument_group("what to do with the files (default: compare the first with each of the others)")
     add = group.add_mutually_exclusive_group().add_argument
@@ -176,15 +174,15 @@ def build_parser():
     add("--classify",   nargs="+", metavar="PATH", help="find the most similar training speaker of each file")
     add("--export",     metavar="FILE", help="write the model as ONNX to this .onnx file")
     add = parser.add_argument_group("comparing and galleries").add_argument
-    add("--threshold",  metavar="T", help="a score; or 1%% or 0.1%%: where our model had this rate of false "
-                                          "alarms on its trial list (default: the model's own)")
-    add("--gallery",    metavar="FILE", help="the .npz with the speakers, for --enrol and --identify")
+    add("--threshold",  metavar="T", help="a score; for our models also 1%% or 0.1%%: at this false-alarm "
+                                          "rate on its trial list (default: the model's own)")
+    add("--gallery",    metavar="FILE", help="the .npz of the enrolled speakers, for --enrol and --identify")
     add = parser.add_argument_group("with --embed").add_argument
     add("--out",        metavar="FILE", help="the .npz to write")
-    add("--window",     type=float, metavar="S", help="a sliding window of so many seconds")
-    add("--step",       type=float, metavar="S", help="from one window to the next (default: no overlap)")
-    add("--start",      type=float, metavar="S", help="only from this second on")
-    add("--end",        type=float, metavar="S", help="only up to this second")
+    add("--window",     type=float, metavar="S", help="length of a sliding window in seconds")
+    add("--step",       type=float, metavar="S", help="seconds from one window to the next (default: no overlap)")
+    add("--start",      type=float, metavar="S", help="start of an excerpt in seconds (0)")
+    add("--end",        type=float, metavar="S", help="end of an excerpt in seconds (the file's)")
     # fmt: on
     return parser
 
@@ -194,7 +192,7 @@ ONLY_WITH = {"out": ["embed"], "window": ["embed"], "step": ["embed"], "start": 
 
 
 def read_arguments(arguments):
-    """(settings, name of the action, files). InputError naming the flag."""
+    """(args, name of the action, files). InputError naming the flag."""
     args = build_parser().parse_intermixed_args(arguments)
     given = {name: value for name, value in vars(args).items() if value is not None}
     action = next((name for name in ("embed", "enrol", "identify", "classify", "export") if name in given), "compare")
@@ -203,19 +201,19 @@ def read_arguments(arguments):
             raise InputError(f"--{flag} is only for {' and '.join(actions)}")
         if flag in ("out", "gallery") and action in actions and flag not in given:
             raise InputError(f"--{action} needs --{flag}, an .npz file")
-    for flag, suffix in (("out", ".npz"), ("export", ".onnx")):  # so that no slip overwrites a recording or a model
-        if flag in given and Path(given[flag]).suffix != suffix:
-            raise InputError(f"--{flag} {given[flag]}: name a file that ends in {suffix}")
+    for flag, suffix in (("out", ".npz"), ("export", ".onnx")):
+        if flag in given and Path(given[flag]).suffix != suffix:  # a slip must not overwrite a recording or a model
+            raise InputError(f"--{flag} {given[flag]}: the file's name must end in {suffix}")
         if flag in given:
             check_writable(Path(given[flag]).parent, f"--{flag}")
-    if action == "embed" and is_gallery(args.out):
+    if action == "embed" and Path(args.out).is_file() and is_gallery(args.out):
         raise InputError(f"--out {args.out} is a gallery: name another file")
     if ("step" in given and "window" not in given) or ("window" in given and given.keys() & {"start", "end"}):
-        raise InputError("--step belongs to --window, and --window goes over whole files: leave out --start and --end")
+        raise InputError("--step needs --window, and --window cannot be combined with --start and --end")
     if action == "enrol" and (not args.enrol.strip() or Path(args.enrol).suffix.lower() in SUFFIXES):
-        raise InputError(f"--enrol {args.enrol}: a speaker's name comes first, then the files")
+        raise InputError(f"--enrol {args.enrol}: give the speaker's name first, then the files")
     paths = args.files + (given[action] if action in ("embed", "identify", "classify") else [])
-    first = paths[:1] if action == "compare" else []  # taken as it is: it must be one file
+    first = paths[:1] if action == "compare" else []  # must be one file, no folder or list
     files = first + [file for path in paths[len(first) :] for file in audio_of(path, args.root, args.paths_anywhere)]
     if len(files) < {"export": 0, "compare": 2}.get(action, 1):
         raise InputError("give files: two to compare, or some with --embed, --enrol NAME, --identify or --classify")

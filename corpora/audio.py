@@ -153,13 +153,13 @@ def check_folder(path, flag):
 
 
 class Folder:
-    """The audio files under a folder, named by their paths relative to it. ``channel``: as for AudioFile.
+    """The audio files under a folder, named by their paths relative to it. channel, crossings: as for AudioFile.
 
     A Pack (pack.py) has the same methods and gives the same samples.
     """
 
-    def __init__(self, root, channel=None):
-        self.root, self.channel = pathlib.Path(root), channel
+    def __init__(self, root, channel=None, crossings=32):
+        self.root, self.channel, self.crossings = pathlib.Path(root), channel, crossings
 
     def find(self, folder=""):
         """The names of all audio files in it, or in one of its folders, sorted."""
@@ -175,11 +175,11 @@ class Folder:
 
     def name(self, file):
         """The file's path, for messages."""
-        return os.path.join(self.root, file)
+        return str(self.root / file)
 
     def open(self, file):
         """The file as an AudioFile. Raises UnreadableAudio."""
-        return AudioFile(self.name(file), self.channel)
+        return AudioFile(self.name(file), self.channel, self.crossings)
 
 
 def find_noises(source, path):

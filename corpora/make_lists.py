@@ -166,7 +166,7 @@ def make_trials(train_list, name, seed=0, most=10_000):
     sessions (folders) if the speaker has several. InputError if there are no trials of one kind.
     """
     random = np.random.default_rng(seed)
-    utterances = [sorted(files, key=lambda file: (posixpath.dirname(file), file)) for files in utterances_of(train_list)]
+    utterances = [sorted(sorted(files), key=posixpath.dirname) for files in utterances_of(train_list)]
     size = [len(files) for files in utterances]
     partners = [partners_of(files) for files in utterances]
     pairs = [int(each.sum()) for each in partners]
@@ -202,7 +202,7 @@ def utterances_of(train_list):
 
 
 def partners_of(files):
-    """(N,): for each of a speaker's N files, by session, the number of later sessions' files (of one: of later files)."""
+    """(N,): for each of a speaker's N files, by session, how many later files are of other sessions (or just later)."""
     _, session = np.unique([posixpath.dirname(file) for file in files], return_inverse=True)
     if session[-1] == 0:
         session = np.arange(len(files))

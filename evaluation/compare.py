@@ -1,4 +1,4 @@
-"""Whether two systems differ on the same trials by more than chance, from their score files.
+"""Compare two systems on the same trials, from their score files, with a significance test.
 
     python -m evaluation.compare A.txt B.txt LIST
 
@@ -14,12 +14,16 @@ from evaluation.scoring import read_scores
 from tools import run_command
 
 
-def compare_files(first_path, second_path, list_path):
-    """Print the metrics of two score files of one trial list, their differences, intervals and p-values."""
-    trials = TrialList(list_path, "the trial list")
-    first, second = read_scores(first_path, trials), read_scores(second_path, trials)
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("first", metavar="A.txt", help="scores of the first system")
+    parser.add_argument("second", metavar="B.txt", help="scores of the second system on the same trials")
+    parser.add_argument("trial_list", metavar="LIST", help="the trial list, lines <1|0> <enrol path> <test path>")
+    args = parser.parse_args()
+    trials = TrialList(args.trial_list, "the trial list")
+    first, second = read_scores(args.first, trials), read_scores(args.second, trials)
     enrol, test, speakers = speakers_of(trials)
-    print(f"A {first_path}\nB {second_path}\n{len(trials)} trials of {speakers} speakers, {trials.path}")
+    print(f"A {args.first}\nB {args.second}\n{len(trials)} trials of {speakers} speakers, {trials.path}")
     print(f"{'':14}{'A':>9}{'B':>9}{'B - A':>9}  {'95 % interval':20}p")
     for metric, found in compare(first, second, trials.label, enrol, test).items():
         digits = 2 if metric == "eer" else 4
@@ -27,15 +31,6 @@ def compare_files(first_path, second_path, list_path):
         numbers = "".join(f"{number:9.{digits}f}" for number in found[:3])
         interval = f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
         print(f"{name:14}{numbers}  {interval:20}{found.p:.3f}")
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("first", metavar="A.txt", help="scores of the first system")
-    parser.add_argument("second", metavar="B.txt", help="scores of the second system, of the same trials")
-    parser.add_argument("trial_list", metavar="LIST", help="the trial list, lines <1|0> <enrol path> <test path>")
-    args = parser.parse_args()
-    compare_files(args.first, args.second, args.trial_list)
 
 
 if __name__ == "__main__":

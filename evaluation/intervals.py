@@ -1,24 +1,25 @@
 """95 % intervals of EER and minDCF, and paired comparisons of two systems, by bootstrap over speakers.
 
-The trials of a list share speakers: one difficult speaker spoils hundreds of trials at once. What is resampled with
-replacement is therefore the speakers (the subsets bootstrap of Bolle et al. 2004; for pairs of speakers, the pigeonhole
-bootstrap of Owen 2007). A same-speaker trial counts as often as its speaker was drawn, a different-speaker trial the
-product of the counts of its two speakers.
+The trials of a list share speakers: one difficult speaker causes errors in hundreds of trials. Therefore speakers are
+resampled with replacement, not trials (subsets bootstrap, Bolle et al. 2004; for pairs of speakers, pigeonhole
+bootstrap, Owen 2007). The weight of a same-speaker trial is the count of its speaker in the replicate, that of a
+different-speaker trial the product of the counts of its two speakers.
 
 A metric x has the interval
 
     exp(2 log x - mean(log x*) +- t sd(log x*) sqrt(S / (S - 1))),
 
-x* in the replicates, S speakers, t with S - 1 degrees of freedom; widened where it does not hold x itself. The
-difference d of two systems has d +- t sd(d*) sqrt(S / (S - 1)). These forms were chosen by their coverage on simulated
-trials (tests/studies/interval_coverage.py), where a bootstrap over trials covers the truth in 10 to 80 % of the cases.
-Errors scatter by factors, hence the logarithm; minDCF, the least of many noisy costs, is biased low, in a replicate
-even more than in the list; and a spread estimated from few speakers needs Student's t.
+x* in the replicates, S speakers, t with S - 1 degrees of freedom; widened if it does not contain x. The interval of the
+difference d of two systems is d +- t sd(d*) sqrt(S / (S - 1)). These forms were chosen by their coverage on simulated
+trials (tests/studies/interval_coverage.py), where a bootstrap over trials covers the true value in 10 to 80 % of the
+cases. The logarithm, because error rates vary by factors; 2 log x - mean, because minDCF, a minimum of noisy costs, is
+biased low, in a replicate more than in the list; Student's t, because the standard deviation is estimated from few
+speakers.
 
 Limits: where fewer than two false alarms are expected at the best threshold (minDCF(0.01) with fewer than some thousand
-different-speaker trials), or a few speakers make most of the false alarms, intervals lie too low and cover 75 to 90 %,
-and ``compare`` finds a difference of minDCF between equal systems in up to 15 % of the cases (of the EER, in at most
-5 %). With many speakers and few trials of each, intervals are too wide and cover 97 to 99 %.
+different-speaker trials), or a few speakers cause most false alarms, intervals are too low and cover 75 to 90 %, and
+``compare`` finds a difference of minDCF between equal systems in up to 15 % of the cases (of the EER, in at most 5 %).
+With many speakers and few trials of each, intervals are too wide and cover 97 to 99 %.
 """
 
 from typing import NamedTuple
@@ -36,11 +37,11 @@ LARGEST = np.array([100.0, 1.0, 1.0])
 
 
 def speakers_of(trials):
-    """Numbers 0, 1, ... of the speakers in a TrialList: (enrol (N,) int64, test (N,) int64, number of speakers).
+    """Speaker numbers 0, 1, ... of a TrialList: (enrol (N,) int64, test (N,) int64, number of speakers).
 
-    A speaker is the shallowest folder at which all same-speaker trials agree and all different-speaker trials differ
-    (``id10270/x/1.wav``, ``eval/wav/ls01/s/u.flac``). Without such a folder, a speaker is a set of utterances that
-    same-speaker trials link, directly or by others.
+    A speaker is the shallowest folder that is the same in all same-speaker trials and differs in all different-speaker
+    trials (``id10270/x/1.wav``, ``eval/wav/ls01/s/u.flac``). If there is none, a speaker is a set of utterances that
+    same-speaker trials connect, directly or through others.
     """
     number = {path: position for position, path in enumerate(dict.fromkeys([*trials.enrol, *trials.test]))}
     enrol = np.fromiter(map(number.__getitem__, trials.enrol), np.int64, len(trials.enrol))
@@ -60,25 +61,25 @@ def speakers_of(trials):
 
 
 class WeightedTrials:
-    """The trials of a list, sorted once, for error rates under many weights of the speakers.
+    """The trials of a list, sorted once, for error rates with many different weights of the speakers.
 
-    scores, labels (N,) as in ``tools.error_curve``; enrol_speaker and test_speaker (N,) as ``speakers_of`` finds them.
+    scores, labels (N,) as in ``tools.error_curve``; enrol_speaker and test_speaker (N,) as from ``speakers_of``.
     """
 
     def __init__(self, scores, labels, enrol_speaker, test_speaker):
         _, miss, false_alarm = error_curve(scores, labels)
         scores, labels = np.asarray(scores, dtype=np.float64).ravel(), np.asarray(labels).ravel()
         speakers = np.stack([np.ravel(enrol_speaker), np.ravel(test_speaker)])
-        names, speakers = np.unique(speakers, return_inverse=True)  # only speakers in trials count
+        names, speakers = np.unique(speakers, return_inverse=True)  # only speakers that are in trials
         self.speakers = names.size
         order = np.argsort(scores)
         enrol, test = speakers.reshape(2, -1)[:, order]
-        # A trial of one speaker is there as often as the speaker: its second factor is the 1 behind all weights.
+        # The weight of a same-speaker trial is that of its speaker: its second factor is the 1 after all weights.
         test = np.where(enrol == test, self.speakers, test)
         target = labels[order] == 1
         self.target, self.other = (enrol[target], test[target]), (enrol[~target], test[~target])
-        # Numbers of trials below each threshold. Of a run of thresholds that differ in trials of one kind only, the
-        # inner ones lie on a straight piece of the curve: neither the EER nor any minDCF can need them.
+        # Numbers of trials below each threshold. In a run of thresholds that differ in trials of one class only, the
+        # inner ones lie on a straight part of the curve and affect neither EER nor minDCF.
         below, below_other = np.rint(miss * target.sum()), np.rint((1 - false_alarm) * (~target).sum())
         still, still_other = np.diff(below) == 0, np.diff(below_other) == 0
         inner = (still[1:] & still[:-1]) | (still_other[1:] & still_other[:-1])
@@ -86,9 +87,9 @@ class WeightedTrials:
         self.below, self.below_other = below[corner].astype(np.intp), below_other[corner].astype(np.intp)
 
     def error_curve(self, weight):
-        """(miss, false alarm), each (C,), at the corners of the curve; None when one kind of trial has no weight.
+        """(miss, false alarm), each (C,), at the corners of the curve; None when one class of trials has no weight.
 
-        weight: (speakers,) counts of the speakers; a trial counts the product of those of its speakers.
+        weight: (speakers,) counts of the speakers.
         """
         weight = np.append(weight, 1)
         miss = _share_below(weight, *self.target, self.below)
@@ -97,8 +98,8 @@ class WeightedTrials:
 
 
 def _share_below(weight, enrol, test, ends):
-    """The weight of the first ``ends`` trials, as a share of all; None when there is none."""
-    product = weight.take(enrol, mode="clip")  # clip: numpy's quick way; all are in range
+    """The weight of the first ``ends`` trials as a fraction of the total; None when the total is 0."""
+    product = weight.take(enrol, mode="clip")  # clip: the fast mode of numpy; all indices are in range
     product *= weight.take(test, mode="clip")
     total = np.cumsum(product)
     if not total[-1]:
@@ -108,7 +109,7 @@ def _share_below(weight, enrol, test, ends):
 
 
 def metrics_of(miss, false_alarm):
-    """(3,) the METRICS of an error curve, by the definitions of tools.py."""
+    """The METRICS (3,) of an error curve, as defined in tools.py."""
     after = np.argmax(miss >= false_alarm)
     before = after - 1
     gap_before, gap_after = false_alarm[before] - miss[before], miss[after] - false_alarm[after]
@@ -117,13 +118,8 @@ def metrics_of(miss, false_alarm):
     return np.array([100.0 * eer, *costs])
 
 
-class Interval(NamedTuple):
-    low: float
-    high: float
-
-
 class Difference(NamedTuple):
-    """Second system minus first, with its 95 % interval and the two-sided p-value of "they are equally good"."""
+    """Second system minus first, with its 95 % interval and the two-sided p-value of "no difference"."""
 
     first: float
     second: float
@@ -134,34 +130,34 @@ class Difference(NamedTuple):
 
 
 def bootstrap_intervals(scores, labels, enrol_speaker, test_speaker, replicates=1000, seed=0):
-    """95 % intervals {metric: Interval} of METRICS for the population that the speakers were drawn from.
+    """95 % intervals {metric: (low, high)} of METRICS, for the population that the speakers were drawn from.
 
-    scores, labels (N,) and the speaker numbers (N,) of either side as for ``WeightedTrials``; the draws are a function
-    of the seed. A metric that is 0 has the interval [0, 0], which only says that the list is too easy: where none of S
-    speakers erred, up to 3 / S of all speakers may do so (the rule of three). With fewer than three speakers the
+    scores, labels (N,) and the speaker numbers (N,) of both sides as for ``WeightedTrials``; the draws are a function
+    of the seed. A metric of 0 has the interval [0, 0], which only means that the list is too easy: if none of S
+    speakers has errors, up to 3 / S of all speakers may have some (rule of three). With fewer than three speakers the
     interval is the whole range.
     """
     trials = WeightedTrials(scores, labels, enrol_speaker, test_speaker)
     estimate, drawn = _bootstrap([trials], metrics_of, replicates, seed)
     low, high = _interval(estimate[0], drawn[:, 0], trials, LARGEST)
-    return {metric: Interval(float(a), float(b)) for metric, a, b in zip(METRICS, low, high)}
+    return {metric: (float(a), float(b)) for metric, a, b in zip(METRICS, low, high)}
 
 
 def det_band(scores, labels, enrol_speaker, test_speaker, false_alarm, replicates=200, seed=0):
-    """95 % intervals of the miss rate at each rate of false alarms (G,) in [0, 1], one by one: (low (G,), high (G,)).
+    """Pointwise 95 % intervals of the miss rate at given false-alarm rates (G,) in [0, 1]: (low (G,), high (G,)).
 
-    The miss rate at the least threshold with at most that rate of false alarms; otherwise as ``bootstrap_intervals``.
+    The miss rate at the lowest threshold with at most that false-alarm rate; otherwise as ``bootstrap_intervals``.
     """
-    allowed = np.asarray(false_alarm, dtype=np.float64) + 1e-12  # rates are quotients
+    allowed = np.asarray(false_alarm, dtype=np.float64) + 1e-12  # rounding of the rates
     trials = WeightedTrials(scores, labels, enrol_speaker, test_speaker)
     estimate, drawn = _bootstrap([trials], lambda miss, rate: miss[np.searchsorted(-rate, -allowed)], replicates, seed)
     return _interval(estimate[0], drawn[:, 0], trials, np.ones(allowed.size))
 
 
 def compare(first_scores, second_scores, labels, enrol_speaker, test_speaker, replicates=1000, seed=0):
-    """How far two systems differ on the same trials: {metric: Difference} of METRICS. Negative: the second is better.
+    """{metric: Difference} of METRICS of two systems on the same trials. Negative: the second is better.
 
-    Each replicate has the same speakers for both, so what makes a speaker hard for both cancels. The p-value is at
+    Each replicate has the same speakers for both systems, so the difficulty that they share cancels. The p-value is at
     least 1 / (replicates + 1). Scores may be (runs, N), of a system trained with several seeds: then the means over the
     runs are compared (for these seeds, not for others). Other arguments as for ``bootstrap_intervals``.
     """
@@ -181,7 +177,7 @@ def compare(first_scores, second_scores, labels, enrol_speaker, test_speaker, re
 
 
 def _bootstrap(systems, statistic, replicates, seed):
-    """statistic(miss, false_alarm) -> (M,), of the list (systems, M) and of each replicate (replicates, systems, M)."""
+    """A statistic(miss, false_alarm) -> (M,) of the list, (systems, M), and of replicates, (replicates, systems, M)."""
     speakers = systems[0].speakers
     estimate = [statistic(*system.error_curve(np.ones(speakers, np.int64))) for system in systems]
     random = np.random.default_rng(seed)
@@ -189,7 +185,7 @@ def _bootstrap(systems, statistic, replicates, seed):
     while len(drawn) < replicates:
         weight = np.bincount(random.integers(speakers, size=speakers), minlength=speakers)
         curves = [system.error_curve(weight) for system in systems]
-        if curves[0] is not None:  # else a kind of trial is missing, from all systems
+        if curves[0] is not None:  # else one class of trials is missing, for all systems
             drawn.append([statistic(*curve) for curve in curves])
     return np.array(estimate), np.array(drawn)
 
@@ -197,14 +193,14 @@ def _bootstrap(systems, statistic, replicates, seed):
 def _spread(drawn, trials):
     """Standard deviation (M,) of replicates (R, M), corrected for few speakers, and its degrees of freedom."""
     speakers = trials.speakers
-    if speakers < 3:  # of two there is a single draw that has both kinds of trials
+    if speakers < 3:  # with two, all replicates that have both classes of trials are equal
         return np.full(drawn.shape[1], np.inf), 1
     return np.std(drawn, axis=0, ddof=1) * np.sqrt(speakers / (speakers - 1)), speakers - 1
 
 
 def _interval(estimate, drawn, trials, largest):
     """(low (M,), high (M,)) of rates or costs in [0, largest]: estimate (M,), replicates (R, M)."""
-    floor = 0.5 * largest / len(trials.target[0])  # there is no log 0: no error counts as half of one
+    floor = 0.5 * largest / len(trials.target[0])  # instead of log 0: half an error
     estimate_log, drawn_log = np.log(np.maximum(estimate, floor)), np.log(np.maximum(drawn, floor))
     spread, degrees = _spread(drawn_log, trials)
     centre = 2 * estimate_log - drawn_log.mean(axis=0)

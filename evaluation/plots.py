@@ -1,4 +1,4 @@
-"""Plots of an experiment: training.png and det.png, and those of a report as SVG."""
+"""Plots of an experiment: training.png, det.png, and the SVG plots of a report."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "
 
 def draw_det(path, results):
     """Detection error trade-off curves (Martin et al. 1997): results {name: (scores, labels)} -> a PNG file."""
-    figure = Figure(figsize=(6, 6), layout="constrained")  # not pyplot: it keeps figures alive and may need a screen
+    figure = Figure(figsize=(6, 6), layout="constrained")  # not pyplot, which may need a display
     axes = figure.add_subplot()
     det_plot(axes, results)
     axes.legend(loc="upper right")
@@ -54,14 +54,14 @@ def save_png(figure, path):
 
 
 def as_svg(draw, *args, size=(3.8, 2.4)):
-    """What ``draw(axes, *args)`` draws, so many inches large, as the address of an SVG picture in a page."""
+    """The plot of ``draw(axes, *args)`` as an SVG in a data: address, for a page. size: inches."""
     with matplotlib.style.context(["tableau-colorblind10", STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # letters that the font lacks are shown as boxes
+        warnings.filterwarnings("ignore", message="Glyph")  # letters missing in the font are shown as boxes
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.add_subplot(), *args)
         if figure.axes[0].get_legend_handles_labels()[1]:
             legend = figure.legend(loc="outside upper left", borderaxespad=0.2)
-            figure.set_figheight(size[1] + 0.17 * len(legend.get_texts()))  # does not take room from the axes
+            figure.set_figheight(size[1] + 0.17 * len(legend.get_texts()))  # the axes keep their size
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(text.getvalue().encode("utf-8", "replace")).decode()
@@ -81,7 +81,7 @@ def det_plot(axes, results, bands=None):
             axes.plot(norm.ppf(eer / 100), norm.ppf(eer / 100), "o", color=line.get_color())
         if bands and name in bands:
             rates, *limits = bands[name]
-            lowest, highest = norm.ppf(np.clip(limits, 1e-9, 1 - 1e-9))  # no misses would be infinitely far down
+            lowest, highest = norm.ppf(np.clip(limits, 1e-9, 1 - 1e-9))  # norm.ppf(0) is infinite
             axes.fill_between(norm.ppf(rates), lowest, highest, color=line.get_color(), alpha=0.15, linewidth=0)
     limits, ticks = norm.ppf([low * 0.8, 0.8]), DET_TICKS[low * 0.8 <= DET_TICKS]
     ticks = ticks if bands is None else ticks[ticks != 0.002]  # a report's plot is small
@@ -93,12 +93,12 @@ def det_plot(axes, results, bands=None):
 
 
 def literal(words):
-    """Words as matplotlib prints them literally: it takes $ for mathematics, and leaves out what begins with _."""
+    """A label that matplotlib prints literally: it treats $ as mathematics and omits labels that begin with _."""
     return f" {words}".replace("$", r"\$")
 
 
 def course_plot(axes, curves, unit, band=()):
-    """Something over epochs, {name: [(epoch, value)]}; band: [(epoch, low, high)], shaded. A lone curve has no name."""
+    """Curves over epochs, {name: [(epoch, value)]}; band: [(epoch, low, high)], shaded. A single curve has no label."""
     for number, (name, points) in enumerate(curves.items()):
         label = literal(name) if len(curves) > 1 else ""
         axes.plot(*zip(*points), "--" if number else "-", marker="." if len(points) <= 30 else None, label=label)
@@ -111,7 +111,7 @@ def course_plot(axes, curves, unit, band=()):
 
 
 def histogram_plot(axes, scores, labels, thresholds):
-    """Scores of the same and of different speakers; thresholds {name: score or None} as lines."""
+    """Histograms of same-speaker and different-speaker scores; thresholds {name: score or None} as lines."""
     bins = np.linspace(scores.min(), max(scores.max(), scores.min() + 1e-9), 61)
     for label, name, colour in ((0, "different speakers", "C1"), (1, "same speaker", "C0")):
         chosen = scores[labels == label]
@@ -120,11 +120,11 @@ def histogram_plot(axes, scores, labels, thresholds):
         if threshold is not None:
             label = literal(f"threshold {name}: {threshold:.3f}")
             axes.axvline(threshold, color="#202124", linewidth=1.1, linestyle=style, label=label)
-    axes.set(xlabel="score", ylabel="% of their trials")
+    axes.set(xlabel="score", ylabel="% of the trials of each class")
 
 
 def bar_plot(axes, eers, eer, xlabel, names=None):
-    """EERs in % of parts of the trials (None: unknown) beside that of all; names: of the bars, if they are few."""
+    """EERs in % of subsets of the trials (None: unknown) and of all trials; names: labels of the bars, if few."""
     places = np.arange(len(eers))
     axes.bar(places, [each or 0 for each in eers], 0.7 if names else 1.0, color="C0", alpha=0.55)
     axes.axhline(eer, color="#202124", linewidth=1.1, linestyle="--", label=f"all trials: {eer:.2f} %")

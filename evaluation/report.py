@@ -1,4 +1,4 @@
-"""One self-contained HTML page about an experiment, which can be mailed; its template is evaluation/report.html.
+"""A self-contained HTML page about an experiment; the template is evaluation/report.html.
 
     python -m evaluation.report exps/exp1        # writes exps/exp1/report.html
 """
@@ -25,18 +25,18 @@ from evaluation.plots import as_svg, bar_plot, course_plot, det_plot, histogram_
 from evaluation.scoring import VALID, evaluated_models, read_history, read_scores
 from tools import InputError, equal_error_rate, run_command, whole_file
 
-WORST = 20  # so many trials of each kind, and speakers, are listed
+WORST = 20  # number of trials of each class, and of speakers, in the tables
 DURATIONS = [0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, math.inf]  # edges of the bins, seconds
 COURSES = {"loss": "Loss", "accuracy": "Accuracy (%)", "learning_rate": "Learning rate", "margin": "Margin (radians)",
            "utterances_per_second": "Utterances/s", "waiting_percent": "Waiting for data (%)"}  # fmt: skip
 
 
 def write_report(folder):
-    """Write report.html into the folder of an experiment, from what is there; returns its path.
+    """Write report.html into the folder of an experiment; returns its path.
 
-    folder: --save_path of a training (settings.json, metrics.jsonl) or an --eval (results.json), with its scores. Trial
-    lists and audio are looked for where the settings say; the page says what is missing or has changed since.
-    InputError if the folder holds no experiment.
+    folder: --save_path of a training (settings.json, metrics.jsonl) or an --eval (results.json), with its scores. The
+    paths of trial lists and audio are those in the settings; the page says what is missing or has changed since.
+    InputError if the folder contains no experiment.
     """
     folder = Path(folder)
     files = {name: folder / name for name in ("settings.json", "results.json") if (folder / name).exists()}
@@ -51,25 +51,26 @@ def write_report(folder):
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("report.html").render(
         title=folder.resolve().name, about=about, command=shlex.join(about["command"]), history=history,
         results=results, training=training_pictures(history), det=det_pictures(scored), errors=errors,
-        lists={name: look_at(*each) for name, each in scored.items()}, basename=os.path.basename, dumps=json.dumps,
+        lists={name: describe_list(*each) for name, each in scored.items()},
+        basename=os.path.basename, dumps=json.dumps,
     )  # fmt: skip
     with whole_file(folder / "report.html") as file:
-        file.write(page.encode("utf-8", "backslashreplace"))  # the name of a file may be no text
+        file.write(page.encode("utf-8", "backslashreplace"))  # a file name may be invalid UTF-8
     return folder / "report.html"
 
 
 def collect_results(history, evaluation):
-    """{name of a list: [{"model", "result", "is_scored"}, ...]}: the chosen model, the last, its averages, an --eval.
+    """{list name: [{"model", "result", "is_scored"}, ...]} of the best model, the last, its averages, an --eval.
 
-    is_scored: whether scores/<name>.txt can be of it, as of the last model or the --eval.
+    is_scored: whether scores/<name>.txt may be of this model, the last or that of the --eval.
     """
     tested = [record for record in history if record["lists"]]
     valid = [each for each in evaluated_models(history) if VALID in each[2]]
     models = [min(valid, key=lambda each: each[2][VALID]["eer"])] if valid else []
-    chosen = models[0][2] if valid else None
+    best = models[0][2] if valid else None
     if tested:
         last = {"model": tested[-1]["lists"], **tested[-1].get("averages", {})}
-        models += [(tested[-1], kind, results) for kind, results in last.items() if results is not chosen]
+        models += [(tested[-1], kind, results) for kind, results in last.items() if results is not best]
     found = {}
 
     def add(model, results, is_scored):
@@ -79,14 +80,14 @@ def collect_results(history, evaluation):
     for record, kind, results in models:
         model = f"epoch {record['epoch']}" if record["epoch"] else "before training"
         model += f" ({kind})" * (kind != "model") + ", the last" * (record is tested[-1])
-        add(model + f", chosen on {VALID}" * (results is chosen), results, results is tested[-1]["lists"])
+        add(model + f", best on {VALID}" * (results is best), results, results is tested[-1]["lists"])
     if evaluation:
         add(os.path.basename(evaluation["settings"]["initial_model"]), evaluation["results"], True)
     return found
 
 
 class Trials:
-    """A trial list, its speakers' numbers ``enrol`` and ``test`` (N,), and where its audio is, ``root``."""
+    """A trial list with its speakers' numbers ``enrol`` and ``test`` (N,), and its audio folder ``root``."""
 
     def __init__(self, path, root):
         self.list, self.root = TrialList(path, "the trial list"), root
@@ -95,7 +96,7 @@ class Trials:
 
     @functools.cached_property
     def speaker_names(self):
-        """{number: name}: the folder that all files of a speaker share, or one of the files."""
+        """{number: name}: the common folder of a speaker's files, or one of the files."""
         names = {}
         for side, files in ((self.enrol, self.list.enrol), (self.test, self.list.test)):
             for speaker, file in zip(side.tolist(), files):
@@ -104,7 +105,7 @@ class Trials:
 
     @functools.cached_property
     def seconds(self):
-        """(N,) seconds of the shorter side of each trial. InputError if the audio is not there any more."""
+        """(N,) seconds of the shorter side of each trial. InputError if the audio is missing."""
         source = open_source(self.root, "the audio's folder")
 
         def seconds(file):
@@ -112,20 +113,20 @@ class Trials:
                 return audio.length / SAMPLE_RATE
 
         files = list({*self.list.enrol, *self.list.test})
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:  # a network disk answers many questions at once
-            of = dict(zip(files, pool.map(seconds, files)))
-        return np.minimum([of[file] for file in self.list.enrol], [of[file] for file in self.list.test])
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:  # a network disk answers many requests at once
+            seconds_of = dict(zip(files, pool.map(seconds, files)))
+        return np.minimum(*([seconds_of[file] for file in side] for side in (self.list.enrol, self.list.test)))
 
 
 def read_scored(folder, results, settings):
     """({name: (model, result, Trials, scores)}, {name: InputError}) of all lists with results."""
-    places = {Path(path).stem: (path, each["eval_path"]) for each in settings for path in each["eval_list"]}
-    places[VALID] = folder / "scores" / f"{VALID}_trials.txt", settings[0]["train_path"]
+    lists = {Path(path).stem: (path, each["eval_path"]) for each in settings for path in each["eval_list"]}
+    lists[VALID] = folder / "scores" / f"{VALID}_trials.txt", settings[0]["train_path"]
     opened, scored, errors = {}, {}, {}
     for name, rows in results.items():
         try:
-            stem = next(stem for stem in places if f"{name}.".startswith(f"{stem}."))  # <list>, or <list>.as_norm
-            trials = opened[stem] = opened.get(stem) or Trials(*places[stem])
+            stem = max((stem for stem in lists if f"{name}.".startswith(f"{stem}.")), key=len)  # also <list>.as_norm
+            trials = opened[stem] = opened.get(stem) or Trials(*lists[stem])
             scores = read_scores(folder / "scores" / f"{name}.txt", trials.list)
             eer, _ = equal_error_rate(scores, trials.label)
             row = min((row for row in rows if row["is_scored"]), key=lambda row: abs(row["result"]["eer"] - eer))
@@ -138,7 +139,7 @@ def read_scored(folder, results, settings):
 
 
 def training_pictures(history):
-    """[(title, address of a picture)] of what changes over the epochs."""
+    """[(title, data: address)] of the plots over epochs."""
     trained = [record for record in history if record["epoch"] > 0]
     pictures = []
     for key, title in COURSES.items() if trained else []:
@@ -155,7 +156,7 @@ def training_pictures(history):
 
 
 def det_pictures(scored):
-    """[(title, address of a picture)]: of all lists, and of each list with what the back-end makes of it."""
+    """[(title, data: address)] of the DET plots: all lists, and each list with the scores of the back-end."""
     bands, groups = {}, {}
     for name, (_, _, trials, scores) in scored.items():
         lowest = max(1 / np.count_nonzero(trials.label == 0), 1e-6)
@@ -171,8 +172,8 @@ def det_pictures(scored):
     return pictures
 
 
-def look_at(model, result, trials, scores):
-    """What the page shows of a scored list: pictures, and rows of tables."""
+def describe_list(model, result, trials, scores):
+    """The plots and tables of a scored list, for the template."""
     (eer, threshold), order = equal_error_rate(scores, trials.label), np.argsort(scores, kind="stable")
     fields = scores, trials.list.line_numbers, trials.list.enrol, trials.list.test
     pictures = [("Scores", as_svg(histogram_plot, scores, trials.label, result["thresholds"]))]
@@ -193,10 +194,10 @@ def look_at(model, result, trials, scores):
 
 
 def errors_by_speaker(trials, scores, threshold):
-    """[(speaker, EER in %, misses in %, false alarms in %, targets, others)], highest EER first.
+    """[(speaker, EER in %, misses in %, false alarms in %, targets, non-targets)], highest EER first.
 
-    Of those who have trials of both kinds: same-speaker ones, and others with the speaker on either side. The EER is at
-    a threshold of the speaker's own, misses and false alarms are at the list's.
+    For speakers with trials of both classes; the speaker may be on either side. The EER is at the speaker's own
+    threshold, misses and false alarms are at that of the list.
     """
     found = []
     for speaker, name in trials.speaker_names.items():
@@ -210,7 +211,7 @@ def errors_by_speaker(trials, scores, threshold):
 
 
 def errors_by_duration(trials, scores):
-    """[(seconds in words, EER in % or None, targets, others)] of the bins that hold trials."""
+    """[(range of seconds, EER in % or None, targets, non-targets)] of the bins with trials."""
     found = []
     for low, high in itertools.pairwise(DURATIONS):
         own = (low <= trials.seconds) & (trials.seconds < high)

@@ -1,4 +1,4 @@
-"""Evaluation of a model on trial lists: scores, error rates with their intervals, and the files that keep them."""
+"""Evaluation of a model on trial lists: scores, error rates with intervals, and the files of both."""
 
 import json
 import time
@@ -20,14 +20,14 @@ VALID = "valid"  # the name of the trials between held-out training speakers
 
 
 class TrialSet(NamedTuple):
-    """Trials, and where their audio is."""
+    """A trial list and the folder or pack with its audio."""
 
     trials: TrialList
     source: Folder | Pack
 
 
 def open_trial_sets(args):
-    """{name: TrialSet} of --eval_list, each checked against the disk; the name is the file's, without its suffix."""
+    """{name: TrialSet} of --eval_list, with existing audio files; the name is the list's file name without suffix."""
     trial_sets, source = {}, Folder(args.eval_path)
     if args.eval_list:
         check_folder(args.eval_path, "--eval_path")
@@ -36,11 +36,9 @@ def open_trial_sets(args):
     for path in args.eval_list:
         name = Path(path).stem
         if name in (VALID, f"{VALID}_trials"):
-            raise InputError(f"--eval_list {path}: this name is taken by the trials of --valid_speakers; rename it")
-        for other in trial_sets:  # a back-end's scores are <name>.as_norm and so on
-            if f"{name}.".startswith(f"{other}.") or other.startswith(f"{name}."):
-                both = f"two lists called {name}" if name == other else f"lists called {other} and {name}"
-                raise InputError(f"--eval_list has {both}: their scores could go to one file; rename one")
+            raise InputError(f"--eval_list {path}: the trials of --valid_speakers have this name; rename the list")
+        if name in trial_sets:
+            raise InputError(f"--eval_list has two lists called {name}: their scores would go to one file; rename one")
         trials = TrialList(path)
         check_files(trials, source, "--eval_path", args.paths_anywhere)
         trial_sets[name] = TrialSet(trials, source)
@@ -48,18 +46,17 @@ def open_trial_sets(args):
 
 
 def open_training_list(args):
-    """The training list and where its files are, a folder or a pack."""
+    """The TrainingList of --train_list and its Folder or Pack."""
     train_list, source = TrainingList(args.train_list), open_source(args.train_path, "--train_path")
     check_files(train_list, source, "--train_path", args.paths_anywhere)
     return train_list, source
 
 
 def evaluate(encoder, trial_sets, args, backend=None, kind=""):
-    """Score every trial of {name: TrialSet}, each utterance embedded once for all of them.
+    """{name: metrics} of every trial list of {name: TrialSet}; each utterance is embedded once.
 
-    backend: a ScoringBackend; its scores are evaluated too, as <name>.mean, <name>.as_norm and so on. Prints and
-    returns {name: metrics}; writes <save_path>/scores/<name>.txt and det.png, unless it is a ``kind`` of model beside
-    the main one, such as "average".
+    backend: a ScoringBackend, whose scores are evaluated too, as <name>.mean, <name>.as_norm and so on. Prints the
+    results; writes <save_path>/scores/<name>.txt and det.png, except for a second ``kind`` of model such as "average".
     """
     began = time.perf_counter()
     utterances, scorers = {}, {}
@@ -69,17 +66,19 @@ def evaluate(encoder, trial_sets, args, backend=None, kind=""):
         scorers[source] = backend.scorer(utterances[source]) if backend else None
     results, curves, writes = {}, {}, not kind and rank() == 0
     for set_name, (trials, source) in trial_sets.items():
-        scored = {set_name: score_trials(trials, utterances[source])}
+        steps = {"": score_trials(trials, utterances[source])}
         if backend:
-            steps = scorers[source].score(trials, backend.calibration)
+            steps |= scorers[source].score(trials, backend.calibration)
             if not encoder.system.crops:
-                del steps["cosine"]  # that is the system's score
-            scored |= {f"{set_name}.{step}": scores for step, scores in steps.items()}
-        for name, scores in scored.items():
+                del steps["cosine"]  # the same as the system's score
+        for step, scores in steps.items():
+            name = f"{set_name}.{step}" if step else set_name
             results[name] = compute_metrics(scores, trials)
-            if name.endswith((".mean", ".as_norm", ".calibrated")) and backend:
-                results[name]["cohort"] = backend.describe_cohort(mean_only=name.endswith(".mean"))
-            if name.endswith(".calibrated") and backend:
+            if step in ("mean", "as_norm", "calibrated"):
+                top_n = min(args.top_n, len(backend.cohort.vectors))
+                nearest = "" if step == "mean" else f", the nearest {top_n} of each utterance"
+                results[name]["cohort"] = backend.cohort.about + nearest
+            if step == "calibrated":
                 results[name] |= calibration_metrics(scores, trials)
             curves[name] = scores, trials.label
             if writes:
@@ -92,22 +91,22 @@ def evaluate(encoder, trial_sets, args, backend=None, kind=""):
 
 
 def embed_utterances(encoder, lists, source, args):
-    """{file: Utterance} of some TrialLists, the work split over the processes."""
+    """{file: Utterance} of some TrialLists, computed by all processes together."""
     files = [file for trials in lists for file in (*trials.enrol, *trials.test)]
     try:
         return split_over_processes(lambda own: encoder.embed_for_scoring(own, source, args.n_cpu), files)
     except UnreadableAudio as error:
-        raise InputError(f"{error}; no trial is skipped: fix the file, or take its lines out of the list") from error
+        raise InputError(f"{error}; no trial is skipped: fix the file, or remove its lines from the list") from error
 
 
 def split_over_processes(embed, files):
-    """embed(files) -> {file: ...}, each process (torchrun) doing its share; all have the whole dict."""
+    """The whole dict of embed(files) -> {file: ...}, to which each process (torchrun) contributes its share."""
     found = gather(embed(list(dict.fromkeys(files))[rank() :: size()]))
     return {file: each for part in found for file, each in part.items()}
 
 
 def compute_metrics(scores, trials):
-    """Error rates of the scores (N,) of a TrialList, with 95 % intervals and thresholds, as data for metrics.jsonl."""
+    """Error rates of the scores (N,) of a TrialList, with 95 % intervals and thresholds, as in metrics.jsonl."""
     eer, threshold = equal_error_rate(scores, trials.label)
     enrol, test, speakers = speakers_of(trials)
     intervals = bootstrap_intervals(scores, trials.label, enrol, test)
@@ -126,7 +125,7 @@ def compute_metrics(scores, trials):
 
 
 def calibration_metrics(ratios, trials):
-    """How good log-likelihood ratios (N,) are as such; act_dcf: the cost of deciding by them."""
+    """Metrics of log-likelihood ratios (N,); act_dcf: the cost of decisions at the Bayes threshold."""
     return {
         "cllr": cllr(ratios, trials.label),
         "min_cllr": min_cllr(ratios, trials.label),
@@ -136,7 +135,7 @@ def calibration_metrics(ratios, trials):
 
 
 def result_line(name, result):
-    """A result for the terminal; 95 % intervals in brackets."""
+    """A result as one line for the terminal; 95 % intervals in brackets."""
     low, high = result["interval"]["eer"]
     parts = [f"{name}: EER {result['eer']:.2f}% [{low:.2f}, {high:.2f}]"]
     for prior in ("0.05", "0.01"):
@@ -156,14 +155,14 @@ def result_line(name, result):
 
 
 def write_scores(path, scores, trials):
-    """One line ``<score> <enrol> <test>`` per trial, in the order of the list."""
+    """Write a line ``<score> <enrol> <test>`` per trial, in the order of the list."""
     with whole_file(path, "w") as file:
         rows = zip(scores, trials.enrol, trials.test)
         file.writelines(f"{score:.8f} {enrol} {test}\n" for score, enrol, test in rows)
 
 
 def read_scores(path, trials):
-    """What ``write_scores`` wrote for a TrialList: (N,) float64. InputError unless it fits, line by line."""
+    """Scores (N,) float64 from the file of ``write_scores``. InputError if a line does not match the TrialList."""
     rows = [line.split() for line in read_text(path).splitlines()]
     if len(rows) != len(trials):
         raise InputError(f"{path} has {len(rows)} scores, but {trials.path} has {len(trials)} trials")
@@ -178,24 +177,23 @@ def read_scores(path, trials):
 
 
 def read_history(path):
-    """The records of a metrics.jsonl, [] when there is none; a last line that was cut short is left out."""
+    """The records of a metrics.jsonl, [] if it does not exist; an incomplete last line is ignored."""
     lines = read_text(path).splitlines() if Path(path).exists() else []
     records = []
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except ValueError:
-            if number == len(lines):
-                break
-            record = None
-        if not isinstance(record, dict) or not {"epoch", "lists"} <= record.keys():
-            raise InputError(f"{path} line {number} is not the record of an epoch")
-        records.append(record)
+            if not {"epoch", "lists"} <= record.keys():
+                raise ValueError
+            records.append(record)
+        except (ValueError, AttributeError) as error:
+            if number < len(lines) or not isinstance(error, json.JSONDecodeError):
+                raise InputError(f"{path} line {number} is not the record of an epoch") from None
     return records
 
 
 def evaluated_models(history):
-    """Yield (record, kind, results) of every model that was evaluated after training began, the averages included."""
+    """Yield (record, kind, results) of every model evaluated after epoch 0, averages included."""
     for record in history:
         if record["epoch"] > 0:
             for kind, results in {"model": record["lists"], **record.get("averages", {})}.items():

@@ -34,7 +34,7 @@ class Pretrained(NamedTuple):
     mean: torch.Tensor | None = None  # (D,) SpeechBrain's mean embedding, which verification does not use
     earlier: list = []  # ours: names of the speakers of the models that it was started from
 
-    def heard(self):
+    def trained_on(self):
         """Sorted names of all speakers that it, or a model before it, was trained on, as far as they are known."""
         return sorted({*(self.speakers or ()), *self.earlier})
 

@@ -1,6 +1,6 @@
-"""A trained model in use: waveforms and files to embeddings, embeddings to scores and decisions.
+"""SpeakerEncoder: from waveforms and files to embeddings, and from embeddings to scores and decisions.
 
-verify.py is its command line, and trainSpeakerNet.py evaluates with it.
+verify.py is its command line; trainSpeakerNet.py evaluates with it.
 """
 
 import hashlib
@@ -13,31 +13,32 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from corpora.audio import SAMPLE_RATE, AudioFile, Folder, UnreadableAudio
+from corpora.audio import SAMPLE_RATE, Folder, UnreadableAudio
 from corpora.pack import Pack
 from inference.checkpoints import Pretrained, load_pretrained
 from inference.systems import SYSTEMS
 from tools import InputError, in_order, one_ahead, progress_bar
 
-CROPS = 5  # the customary score looks at each utterance whole and in five crops of three seconds
+CROPS = 5  # the customary score uses each whole utterance and five crops of three seconds
 CROP_SAMPLES = 300 * 160 + 240
-# A batch of utterances fills this many seconds: more does not help a CPU, a GPU is still idle with less.
+# Audio in a batch of utterances. More is no faster on a CPU; with less, a GPU is partly idle.
 BATCH_SECONDS = {"cpu": 30, "mps": 120, "cuda": 300}
 LONG_SECONDS = 300  # longer utterances are embedded in windows: the activations of the whole would take gigabytes
 WINDOW_SECONDS = 60
-MAX_WARNINGS = 10  # of an evaluation's utterances
+MAX_WARNINGS = 10  # about the utterances of one evaluation
+TRIALS_AT_ONCE = 100_000  # the vectors of a million trials would take gigabytes
 
 
 class Utterance(NamedTuple):
-    """What one reading of a file gives: all that scoring, normalisation and calibration ask of it."""
+    """A file after one reading: all that scoring, score normalisation and calibration need."""
 
     vector: np.ndarray  # (V,) float32: dot products of these are the system's scores
-    embedding: np.ndarray  # (D,) float32: of the whole utterance, as the network gives it
+    embedding: np.ndarray  # (D,) float32 of the whole utterance, not normalised
     seconds: float
 
 
 class Verification(NamedTuple):
-    """The answer to "is it the same speaker?"; the last two are None where there is no threshold."""
+    """A score and the decision; the last two are None when there is no threshold."""
 
     score: float
     same_speaker: bool | None
@@ -45,18 +46,18 @@ class Verification(NamedTuple):
 
 
 class Classification(NamedTuple):
-    """Which of the training speakers it sounds like most, and the cosine with that speaker's class vector."""
+    """The closest training speaker, and the cosine with that speaker's class vector."""
 
     speaker: str
     score: float
 
 
 class AudioWarning(UserWarning):
-    """An utterance was embedded that says little about its speaker: very short, silent or clipped."""
+    """An utterance was embedded that is very short, silent or clipped."""
 
 
 def choose_device(name="auto"):
-    """A torch.device: a CUDA GPU if there is one, else Apple's, else the CPU; or the one that is named."""
+    """A torch.device: the named one, or with "auto" a CUDA GPU, else Apple's GPU, else the CPU. InputError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -69,34 +70,35 @@ def choose_device(name="auto"):
 
 
 class SpeakerEncoder:
-    """A network that embeds utterances, with what its file says about decisions.
+    """A trained network that embeds, scores and decides, with the threshold and the speakers that its file contains.
 
     Always float32 and in eval mode. An embedding depends only on the model and the utterance, not on the others in its
     batch (to rounding). Utterances over five minutes get the length-weighted mean of the embeddings (not normalised) of
-    their one-minute windows; the last window takes the remainder and lasts up to two minutes.
+    their one-minute windows; the last window includes the remainder and lasts up to two minutes.
 
-    threshold: a score from which on (``system.above``: above which) two utterances count as one speaker's, or None;
-    origin: where it comes from, in words; thresholds: our own model's others, {"1%": at 1 % false alarms, ...}, on the
-    trial list ``trial_list``. channel: which one of files with several; None: the system's default. held_out: speakers
-    kept out of its training, or None; heard: those that it, or a model before it, was trained on, as far as known.
-    mean: SpeechBrain's mean embedding (D,), which its ``encode_batch(normalize=True)`` subtracts, or None.
+    threshold: the lowest score that counts as the same speaker (with ``system.above``: scores must be above it), or
+    None; origin: where it comes from, for printing; thresholds: further ones of our own models, {"1%": at 1 % false
+    alarms, ...}, set on the trial list ``trial_list``. channel: of several channels take this one; None: the system's
+    default. held_out: speakers held out of its training, or None; trained_on: the known training speakers of this model
+    and of those that it was fine-tuned from. mean: SpeechBrain's mean embedding (D,) or None; its
+    ``encode_batch(normalize=True)`` subtracts it.
     """
 
     def __init__(self, network, device="cpu", pretrained=None):
-        about = pretrained or Pretrained("ours", network)
+        pretrained = pretrained or Pretrained("ours", network)
         self.device = torch.device(device)
         self.network = network.to(self.device)
-        self.system = SYSTEMS[about.system]
-        self.threshold, self.thresholds, self.origin = about.threshold, about.thresholds, about.origin
-        self.trial_list = about.trial_list
-        self.classifier, self.speakers, self.mean = about.classifier, about.speakers, about.mean
-        self.held_out, self.heard = about.held_out, about.heard()
+        self.system = SYSTEMS[pretrained.system]
+        self.threshold, self.origin = pretrained.threshold, pretrained.origin
+        self.thresholds, self.trial_list = pretrained.thresholds, pretrained.trial_list
+        self.classifier, self.speakers, self.mean = pretrained.classifier, pretrained.speakers, pretrained.mean
+        self.held_out, self.trained_on = pretrained.held_out, pretrained.trained_on()
         self.vector_size = self.network.embedding_size * (2 if self.system.crops else 1)  # of scoring vectors
         self.channel = None
 
     @classmethod
     def from_checkpoint(cls, path, device="cpu", system=None):
-        """An encoder from a file or folder, ours or another system's; errors as of ``load_pretrained``.
+        """An encoder from a file or folder, ours or another system's; errors as in ``load_pretrained``.
 
         device: a torch.device or its name; "auto": a GPU if there is one. system: a key of SYSTEMS; None: recognised.
         """
@@ -107,7 +109,7 @@ class SpeakerEncoder:
         """Embeddings of a batch of utterances, (B, D) float32 on the CPU, not normalised.
 
         waveforms: (B, samples) at 16 kHz, floating point in [-1, 1] or int16; lengths: (B,) samples of each, None: all;
-        what lies behind them is ignored. Utterances too short for the network are repeated.
+        samples after them are ignored. Utterances that are too short for the network are repeated.
         """
         waveforms = torch.as_tensor(waveforms)
         if waveforms.dim() != 2 or not (waveforms.is_floating_point() or waveforms.dtype == torch.int16):
@@ -117,7 +119,7 @@ class SpeakerEncoder:
         batch, samples = waveforms.shape
         lengths = torch.full((batch,), samples) if lengths is None else torch.as_tensor(lengths)
         in_range = lengths.shape == (batch,) and bool(((lengths > 0) & (lengths <= samples)).all())
-        if lengths.is_floating_point() or not in_range:  # SpeechBrain's are parts of the longest
+        if lengths.is_floating_point() or not in_range:  # SpeechBrain's lengths are fractions of the longest
             raise ValueError(f"lengths must be {batch} whole numbers of samples from 1 to {samples}")
         scale = 1 / 32768 if waveforms.dtype == torch.int16 else 1.0
         return self._embed([row[:length] for row, length in zip(waveforms, lengths.tolist())], scale)
@@ -140,7 +142,7 @@ class SpeakerEncoder:
             return self._embed_part(audio, path, 0, audio.length)
 
     def embed_excerpt(self, path, start, end):
-        """The embedding (D,) of what lies between two times in seconds. InputError if they are not in the file."""
+        """The embedding (D,) of the part between two times in seconds. InputError if they are not in the file."""
         with self._source().open(path) as audio:
             seconds = audio.length / SAMPLE_RATE
             if not 0 <= start < min(end, seconds) or end > seconds + 1.5 / SAMPLE_RATE:  # times may have been rounded
@@ -152,10 +154,10 @@ class SpeakerEncoder:
     def embed_windows(self, path, duration=3.0, step=1.0):
         """Embeddings of a sliding window: (N, D), and the (N, 2) start and end of each in seconds.
 
-        Windows begin every ``step`` seconds and end within the file; a file shorter than ``duration`` is one window.
+        Windows start every ``step`` seconds and end within the file; a file shorter than ``duration`` is one window.
         """
         if not (0 < duration <= LONG_SECONDS and step * SAMPLE_RATE >= 1 and step < math.inf):
-            raise InputError(f"a window of {duration} s every {step} s: both must be more than 0, up to {LONG_SECONDS}")
+            raise InputError(f"a window of {duration} s every {step} s: both must be above 0, at most {LONG_SECONDS}")
         embeddings, remarks = [], []
         with self._source().open(path) as audio:
             size = min(round(duration * SAMPLE_RATE), audio.length)
@@ -173,9 +175,9 @@ class SpeakerEncoder:
     def embed_files(self, files, root=".", threads=4):
         """Embed many files, read ahead by threads, in batches of similar length.
 
-        root: the folder that their names start from, as a path or a Folder, or a Pack. Channel and resampling are the
-        system's; for a Pack, those it was made with. Yields (file, (D,) embedding or UnreadableAudio, remark) in the
-        order of the files; remark: why the utterance says little about a speaker, or "".
+        root: the folder of the files (a path or a Folder), or a Pack. Channel and resampling are the system's; for a
+        Pack, those it was made with. Yields (file, (D,) embedding or UnreadableAudio, remark) in the order of the
+        files; remark: why the embedding may be poor (very short, silent, clipped), or "".
         """
         for file, found, remark in self._utterances(files, root, threads, crops=False):
             yield file, found if isinstance(found, UnreadableAudio) else found.embedding, remark
@@ -186,8 +188,8 @@ class SpeakerEncoder:
         The dot products of their vectors are the system's scores: for most systems the cosines of whole utterances. The
         customary score, of this recipe and TaoRuijie's, is the mean of that cosine and of the 5 x 5 cosines between
         five evenly spaced three-second crops of each (shorter utterances are wrapped around). The mean of all cosines
-        between two sets is the dot product of the sets' mean unit vectors, so a vector is the whole's unit vector and
-        the crops' mean, side by side, over sqrt(2).
+        between two sets is the dot product of the sets' mean unit vectors, so a vector is the whole utterance's unit
+        vector and the mean of the crops' unit vectors, concatenated, over sqrt(2).
 
         UnreadableAudio, also for an embedding that is not finite, is raised, or appended to the list ``unreadable``.
         """
@@ -205,17 +207,17 @@ class SpeakerEncoder:
         for remark in remarks[:MAX_WARNINGS]:
             warnings.warn(remark, AudioWarning, stacklevel=2)
         if len(remarks) > MAX_WARNINGS:
-            more = f"{len(remarks)} of {len(files)} files are hardly fit for recognition, among them those named"
-            warnings.warn(more, AudioWarning, stacklevel=2)
+            total = f"{len(remarks)} of {len(files)} files are very short, silent or clipped; the first were named"
+            warnings.warn(total, AudioWarning, stacklevel=2)
         return utterances
 
     def verify(self, first, second, threshold=None):
-        """Are two files of the same speaker? -> Verification. threshold: from -1 to 1; None: that of the model."""
+        """The Verification of two files: score and decision. threshold: from -1 to 1; None: that of the model."""
         first, second = (self.embed_for_scoring([file])[file].vector for file in (first, second))
         return self.decide(first @ second, threshold)
 
     def decide(self, score, threshold=None):
-        """A score -> Verification."""
+        """The Verification of a score; threshold as in ``verify``."""
         threshold = self.threshold if threshold is None else float(threshold)
         if threshold is not None and not -1 <= threshold <= 1:
             raise InputError(f"a threshold must be from -1 to 1, not {threshold}")
@@ -227,9 +229,9 @@ class SpeakerEncoder:
         return Verification(score, score > threshold if self.system.above else score >= threshold, threshold)
 
     def classify(self, path):
-        """Which training speaker is it? -> Classification. InputError for a model without classifier or names."""
+        """The Classification of a file. InputError for a model without a classifier or speaker names."""
         if self.classifier is None or self.speakers is None:
-            raise InputError(f"this model of {self.system.title} came without a classifier or its speakers' names")
+            raise InputError(f"this model of {self.system.title} has no classifier or no speaker names")
         embedding = F.normalize(torch.from_numpy(self.embed(path)), dim=0)
         cosines = F.normalize(self.classifier.float(), dim=-1) @ embedding
         if cosines.dim() == 2:  # sub-centres
@@ -239,7 +241,7 @@ class SpeakerEncoder:
         return Classification(self.speakers[best], float(cosines[best]))
 
     def fingerprint(self):
-        """A hash of the weights: embeddings of models with the same one can be compared."""
+        """A hash of system and weights; only embeddings of models with the same hash can be compared."""
         digest = hashlib.sha256(self.system.title.encode())
         for key, tensor in self.network.state_dict().items():
             digest.update(key.encode() + tensor.cpu().numpy().tobytes())
@@ -247,7 +249,7 @@ class SpeakerEncoder:
 
     @torch.inference_mode()
     def _embed(self, rows, scale=1.0):
-        """A list of (samples,) tensors, times ``scale``, as one batch -> (B, D) float32 on the CPU."""
+        """A list of (samples,) tensors -> (B, D) float32 on the CPU, in one batch; scale: factor on the samples."""
         least = self.system.shortest
         rows = [row if len(row) >= least else row.repeat(-(-least // len(row)))[:least] for row in rows]
         waveforms = pad_sequence(rows, batch_first=True).to(self.device, torch.float32) * scale
@@ -255,7 +257,7 @@ class SpeakerEncoder:
         lengths = torch.tensor(lengths, device=self.device) if len(set(lengths)) > 1 else None
         training = self.network.training
         self.network.eval()
-        # TF32, cuDNN's default for convolutions, would round to 10 bits of mantissa; so would a caller's autocast.
+        # TF32, cuDNN's default for convolutions, rounds to 10 bits of mantissa; a caller's autocast also rounds.
         tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         try:
             with tf32, torch.autocast(self.device.type, enabled=False):
@@ -264,7 +266,7 @@ class SpeakerEncoder:
             self.network.train(training)
 
     def _embed_part(self, audio, name, first, samples):
-        """The (D,) embedding of a part of an open file; if it is long, the mean over its one-minute windows."""
+        """The (D,) embedding of a part of an open file; for a long part, the mean over its one-minute windows."""
         window = WINDOW_SECONDS * SAMPLE_RATE
         count = samples // window if samples > LONG_SECONDS * SAMPLE_RATE else 1
         edges = [*range(first, first + count * window, window), first + samples]
@@ -278,7 +280,7 @@ class SpeakerEncoder:
         return require_finite((total / samples).float().numpy(), name)
 
     def _scoring_vectors(self, embeddings, crops):
-        """(N, D) of whole utterances, N tensors (crops, samples) or None -> N of (V,) numpy."""
+        """(N, D) of whole utterances, N tensors (crops, samples) or None -> N vectors (V,) numpy."""
         whole = F.normalize(embeddings)
         if crops is None:
             return list(whole.numpy())
@@ -287,14 +289,14 @@ class SpeakerEncoder:
         return [(torch.cat(pair) / math.sqrt(2)).numpy() for pair in zip(whole, means)]
 
     def _source(self, root="."):
-        """A Pack as it is; a path or a Folder as a folder with the system's channel and resampling."""
+        """A Pack unchanged; for a path or a Folder, the folder read with the system's channel and resampling."""
         if isinstance(root, Pack):
             return root
         channel = 0 if self.channel is None and self.system.first_channel else self.channel
-        return SystemFolder(root.root if isinstance(root, Folder) else root, channel, self.system.resampling)
+        return Folder(root.root if isinstance(root, Folder) else root, channel, self.system.resampling)
 
     def _utterances(self, files, root, threads, crops):
-        """Yield (file, Utterance or UnreadableAudio, remark) in the order of the files. crops: as the score needs."""
+        """Yield (file, Utterance or UnreadableAudio, remark) in the order of the files. crops: also embed crops."""
         source, least = self._source(root), CROP_SAMPLES if crops else self.system.shortest
         for group in one_ahead(self._groups(files, source, threads, least)):
             waveforms = [found for _, found, _ in group if isinstance(found, torch.Tensor)]
@@ -311,7 +313,7 @@ class SpeakerEncoder:
                 yield file, found, remark
 
     def _groups(self, files, source, threads, least):
-        """Yield lists of (file, waveform or None if long or UnreadableAudio, remark), each for some batches."""
+        """Yield lists of (file, waveform or None if long or UnreadableAudio, remark), each enough for some batches."""
         group, samples = [], 0
         for each in in_order(lambda file: self._read(source, file), files, threads):
             group.append(each)
@@ -342,59 +344,52 @@ class SpeakerEncoder:
         return Utterance(vector, embedding, audio.length / SAMPLE_RATE)
 
     def _remark(self, name, waveform):
-        """Why an utterance says little about its speaker, or ""."""
+        """A warning that an utterance is very short, silent or clipped, or ""."""
         samples, low, high = len(waveform), float(waveform.min()), float(waveform.max())
         if samples < 0.5 * SAMPLE_RATE:
-            repeated = ", repeated to what the network needs" if samples < self.system.shortest else ""
-            return f"{name} is only {samples / SAMPLE_RATE:.2g} s long{repeated}: its embedding says little"
+            repeated = ", repeated to the network's minimum" if samples < self.system.shortest else ""
+            return f"{name} is only {samples / SAMPLE_RATE:.2g} s long{repeated}: its embedding is unreliable"
         if high - low < 1e-3:  # -66 dB of full scale: 16 steps of 16-bit audio to either side
-            return f"{name} is silent: its embedding says nothing about a speaker"
-        if (peak := max(high, -low)) > 100:  # not a codec's overshoot, but integers as floats
-            return f"{name} has samples up to {peak:.3g}, full scale is 1: its embedding suffers"
+            return f"{name} is silent: its embedding is meaningless"
+        if (peak := max(high, -low)) > 100:  # not a codec's overshoot but integers stored as floats
+            return f"{name} has samples up to {peak:.3g}, full scale is 1: its embedding is unreliable"
         if (clipped := float((np.abs(waveform) > 0.999).mean())) > 0.01:
-            return f"{name} is clipped ({100 * clipped:.1f} % of its samples): its embedding suffers"
+            return f"{name} is clipped ({100 * clipped:.1f} % of its samples): its embedding is unreliable"
         return ""
 
 
-class SystemFolder(Folder):
-    """The files under a folder with a system's channel and resampling."""
-
-    def __init__(self, root, channel, crossings):
-        super().__init__(root, channel)
-        self.crossings = crossings
-
-    def name(self, file):
-        return str(self.root / file)
-
-    def open(self, file):
-        return AudioFile(self.name(file), self.channel, self.crossings)
-
-
 def require_finite(embedding, name):
-    """The embedding; UnreadableAudio unless it is finite."""
+    """The embedding itself; UnreadableAudio if it is not finite."""
     if not np.isfinite(embedding).all():
-        raise UnreadableAudio(f"the embedding of {name} is not finite: broken weights, or samples far beyond 1")
+        raise UnreadableAudio(f"the embedding of {name} is not finite: damaged weights, or samples far beyond 1")
     return embedding
 
 
 def crop_starts(length):
-    """Where the five crops of an utterance of at least CROP_SAMPLES begin: evenly spaced from beginning to end."""
+    """First samples of the five crops of an utterance of at least CROP_SAMPLES, evenly spaced."""
     return np.linspace(0, length - CROP_SAMPLES, CROPS).astype(int)
 
 
 def scoring_crops(waveform):
-    """(samples,) -> (5, 48240): evenly spaced from beginning to end; a shorter one is wrapped, once, (1, 48240)."""
-    if len(waveform) <= CROP_SAMPLES:
-        # All five crops would be equal, and so would be their mean.
+    """(samples,) -> (5, 48240) evenly spaced crops; a short utterance gives one crop, wrapped around, (1, 48240)."""
+    if len(waveform) <= CROP_SAMPLES:  # all five crops would be equal
         return waveform[torch.arange(CROP_SAMPLES) % len(waveform)].unsqueeze(0)
     return torch.stack([waveform[start : start + CROP_SAMPLES] for start in crop_starts(len(waveform))])
 
 
 def score_trials(trials, utterances):
     """A TrialList and {file: Utterance} -> (N,) float32 dot products of their vectors."""
+    vectors = np.stack([each.vector for each in utterances.values()])
+    return dot_products(vectors, *trial_rows(trials, utterances))
+
+
+def trial_rows(trials, utterances):
+    """Positions in {file: Utterance} of both sides of a TrialList: (enrol (N,), test (N,)) int64."""
     row = {file: i for i, file in enumerate(utterances)}
-    matrix = np.stack([each.vector for each in utterances.values()])
-    enrol, test = ([row[file] for file in column] for column in (trials.enrol, trials.test))
-    # In blocks: the vectors of a million trials would be gigabytes.
-    blocks = [slice(first, first + 100_000) for first in range(0, len(enrol), 100_000)]
-    return np.concatenate([np.einsum("nd,nd->n", matrix[enrol[block]], matrix[test[block]]) for block in blocks])
+    return [np.array([row[file] for file in side]) for side in (trials.enrol, trials.test)]
+
+
+def dot_products(vectors, enrol, test):
+    """(U, D), rows of the two sides of each trial (N,) -> (N,) float32."""
+    blocks = [slice(first, first + TRIALS_AT_ONCE) for first in range(0, len(enrol), TRIALS_AT_ONCE)]
+    return np.concatenate([np.einsum("nd,nd->n", vectors[enrol[block]], vectors[test[block]]) for block in blocks])

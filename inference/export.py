@@ -1,4 +1,4 @@
-"""A model as ONNX: waveform in, embedding out, for onnxruntime. Called by ``verify.py --export``."""
+"""Export of a model to ONNX: waveform in, embedding out. Called by ``verify.py --export``."""
 
 import copy
 import io
@@ -12,11 +12,11 @@ from tools import InputError, RunError, whole_file
 
 
 def export_onnx(encoder, path):
-    """Write a SpeakerEncoder's network as ONNX, compared with it at other lengths. Returns a line that describes it.
+    """Write a SpeakerEncoder's network as ONNX and check it in onnxruntime; returns a line that describes the file.
 
-    Input ``waveform`` (batch, samples), float32 in [-1, 1] at 16 kHz, at least as long as the network needs (the line
-    says how long); output ``embedding`` (batch, D). InputError when the packages are not installed, RunError when
-    onnxruntime gives other embeddings.
+    Input ``waveform`` (batch, samples), float32 in [-1, 1] at 16 kHz, with the minimum length that the line states;
+    output ``embedding`` (batch, D). InputError when the packages are not installed, RunError when onnxruntime gives
+    other embeddings.
     """
     try:
         import onnx  # noqa: F401 - the exporter uses it
@@ -28,11 +28,9 @@ def export_onnx(encoder, path):
     if isinstance(getattr(network, "torchfbank", None), LogMel):
         network.torchfbank = ExportableFilterbank(network.torchfbank)
     exported = torch.nn.Sequential(network)  # hides the other arguments of forward, which would become inputs
-    shortest = encoder.system.shortest
-    random = torch.Generator().manual_seed(0)
-    buffer = io.BytesIO()
+    shortest, buffer, random = encoder.system.shortest, io.BytesIO(), torch.Generator().manual_seed(0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own, about what it was built with
+        warnings.simplefilter("ignore")  # of the exporter, not for users
         torch.onnx.export(
             exported, (0.1 * torch.randn(2, 2 * shortest, generator=random),), buffer, dynamo=False, opset_version=17,
             input_names=["waveform"], output_names=["embedding"],
@@ -47,7 +45,7 @@ def export_onnx(encoder, path):
         found = torch.from_numpy(session.run(None, {"waveform": waveform.numpy()})[0])
         worst = max(worst, float((found - expected).norm() / expected.norm()))
     if not worst < 1e-4:
-        raise RunError(f"onnxruntime does not agree with the model (relative error {worst:.1e}): nothing written")
+        raise RunError(f"onnxruntime gives other embeddings (relative error {worst:.1e}): nothing written")
     with whole_file(path) as file:
         file.write(buffer.getvalue())
     return (

@@ -1,8 +1,8 @@
-"""Other people's front ends: SpeechBrain's and Kaldi's log-mel energies, exactly as their authors compute them.
+"""Front ends of other systems: SpeechBrain's and Kaldi's log-mel energies, as the original code computes them.
 
-A front end is a module (B, samples) in [-1, 1] at 16 kHz -> (B, 80, T). In a batch of different ``lengths``, (B,)
-samples of each utterance, its first ``frames(lengths)`` frames do not depend on what lies behind its end. The network
-(model.py) subtracts the mean over time; the recipe's own front end is there too.
+A front end is a module (B, samples) in [-1, 1] at 16 kHz -> (B, 80, T). In a batch of different ``lengths`` (B,), in
+samples, the first ``frames(lengths)`` frames of an utterance do not depend on the padding. The network (model.py)
+subtracts the mean over time. The recipe's own front end is in model.py.
 """
 
 import math
@@ -15,10 +15,10 @@ from model import SAMPLE_RATE, reflect, valid_until
 
 
 class Filterbank(nn.Module):
-    """Log-mel energies by two products: frames with a windowed Fourier matrix, power spectra with mel filters.
+    """Log-mel energies by two matrix products: frames by a windowed Fourier matrix, power spectra by mel filters.
 
-    Window and pre-emphasis are inside the Fourier matrix, so that a strided convolution with it is the whole front end
-    up to the power. Nothing here belongs to a checkpoint.
+    The Fourier matrix includes window and pre-emphasis, so the power spectrum is one strided convolution with it. The
+    buffers are not part of a checkpoint.
     """
 
     def __init__(self, frame_matrix, n_fft, mel):
@@ -30,7 +30,7 @@ class Filterbank(nn.Module):
         self.register_buffer("mel", mel.float(), persistent=False)
 
     def frames(self, samples):
-        """How many frames so many samples give."""
+        """Number of frames for a number of samples."""
         return 1 + samples // 160
 
     def energies(self, waveform):
@@ -53,12 +53,12 @@ class SpeechBrainFilterbank(Filterbank):
         window = torch.hamming_window(400, periodic=True, dtype=torch.float64)
         highest = 2595 * math.log10(1 + 8000 / 700)
         hz = 700 * (10 ** (torch.linspace(0, highest, 82, dtype=torch.float64) / 2595) - 1)
-        centre, width = hz[1:-1, None], hz.diff()[:-1, None]  # the lower distance serves both sides
+        centre, width = hz[1:-1, None], hz.diff()[:-1, None]  # both sides have the width of the lower one
         bins = torch.linspace(0, 8000, 201, dtype=torch.float64)
         super().__init__(window.diag(), 400, (1 - (bins - centre).abs() / width).clamp(min=0))
 
     def forward(self, waveform, lengths=None):
-        if lengths is not None:  # each is followed by zeros
+        if lengths is not None:  # zeros after each utterance
             waveform = waveform * valid_until(lengths, waveform.shape[1]).squeeze(1)
         decibels = 10 * self.energies(F.pad(waveform, (200, 200))).clamp(min=1e-10).log10()
         valid = decibels
@@ -70,8 +70,8 @@ class SpeechBrainFilterbank(Filterbank):
 class KaldiFilterbank(Filterbank):
     """Kaldi's fbank without dither: each frame's mean removed, pre-emphasis 0.97, triangles that are linear in mel.
 
-    (B, samples) -> (B, 80, 1 + (samples - 400) // 160): complete frames only. window: "povey" or "hamming"; scale: what
-    a waveform in [-1, 1] is multiplied with.
+    (B, samples) -> (B, 80, 1 + (samples - 400) // 160): complete frames only. window: "povey" or "hamming"; scale:
+    factor on a waveform in [-1, 1].
     """
 
     def __init__(self, window, scale):
@@ -94,8 +94,8 @@ class KaldiFilterbank(Filterbank):
 
     def forward(self, waveform, lengths=None):
         each = F.unfold(self.scale * waveform[:, None, None], (1, 400), stride=(1, 160))  # (B, 400, T)
-        # In the matrix an offset would leave its rounding errors, which the log shows where there is little else; so
-        # would a mean that is itself rounded, hence a second one of what the first has left.
+        # Removing the mean inside the matrix would leave rounding errors of an offset, which the log makes visible in
+        # silence. The mean is itself rounded, hence the second pass.
         for _ in range(2):
             each = each - each.mean(dim=1, keepdim=True)
         energies = self.filtered(self.fourier.squeeze(1) @ each)
@@ -103,7 +103,7 @@ class KaldiFilterbank(Filterbank):
 
 
 class ExportableFilterbank(Filterbank):
-    """The front end of our own network (model.LogMel) without complex numbers, which ONNX's exporter does not take.
+    """The front end of our own network (model.LogMel) without complex numbers, which the ONNX exporter cannot handle.
 
     Same buffers, same numbers to rounding: (B, samples) -> (B, 80, 1 + samples // 160).
     """
@@ -114,6 +114,6 @@ class ExportableFilterbank(Filterbank):
         self.emphasis = emphasis
 
     def forward(self, waveform, lengths=None):
-        # The window sits in the middle of 512 samples: 56 of the 256 that are reflected meet zeros.
+        # The 400-sample window is centred in 512: of the 256 reflected samples, 56 are multiplied by zero.
         padded = reflect(self.emphasis(waveform).unsqueeze(1), 200, lengths).squeeze(1)
         return (self.energies(padded) + 1e-6).log()

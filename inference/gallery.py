@@ -1,7 +1,5 @@
-"""A gallery of known speakers, as ``verify.py --enrol`` fills it and ``--identify`` asks it."""
+"""A gallery of enrolled speakers, for ``verify.py --enrol`` and ``--identify``."""
 
-import contextlib
-import os
 import zipfile
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from tools import InputError, load_arrays, taking_turns, whole_file
 
 
 class Gallery:
-    """Known speakers and the mean of each one's scoring vectors, in an .npz file that may not exist yet.
+    """Enrolled speakers with the mean of each one's scoring vectors, in an .npz file that may not exist yet.
 
     The score of an utterance against a speaker is the mean of its scores against that speaker's utterances, so a
     threshold for pairs of files applies here too. ``speakers``: {name: (mean vector (V,) float32, utterances)}.
@@ -22,30 +20,30 @@ class Gallery:
     def __init__(self, path, encoder, must_exist=False):
         self.path, self.encoder, self.model = Path(path), encoder, encoder.fingerprint()
         if must_exist and not self.path.exists():
-            raise InputError(f"--gallery {path} does not exist: fill it with --enrol")
+            raise InputError(f"--gallery {path} does not exist: enrol speakers first, with --enrol")
         self.speakers = self._read() if self.path.exists() else {}
 
     def _read(self):
         arrays = load_arrays(self.path, "--gallery", "a gallery")
         if not {"names", "vectors", "counts", "model"} <= arrays.keys():
-            raise InputError(f"--gallery {self.path} is not a gallery: it lacks names, vectors, counts or model")
+            raise InputError(f"--gallery {self.path} is not a gallery: names, vectors, counts or model is missing")
         names, vectors, counts = arrays["names"], arrays["vectors"], arrays["counts"]
         if str(arrays["model"]) != self.model:
-            raise InputError(f"--gallery {self.path} was made with another model: the scores would mean nothing")
+            raise InputError(f"--gallery {self.path} was made with another model: the scores would be meaningless")
         fits = names.shape == counts.shape == vectors.shape[:1] and vectors.shape[1:] == (self.encoder.vector_size,)
         if not fits or not names.size:
-            raise InputError(f"--gallery {self.path} is damaged: the shapes of its arrays do not fit together")
+            raise InputError(f"--gallery {self.path} is damaged: the shapes of its arrays do not match")
         return dict(zip(names.tolist(), zip(vectors, counts.tolist())))
 
     def enrol(self, name, vectors):
-        """Add scoring vectors (M, V) to a speaker, new or known. Returns how many utterances the speaker has now.
+        """Add scoring vectors (M, V) to a new or known speaker; returns the speaker's number of utterances.
 
         Several processes may enrol at once. OSError if the file cannot be written; then nothing has changed.
         """
         new = np.stack(vectors)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with taking_turns(self.path.parent):
-            speakers = self._read() if self.path.exists() else {}  # another process may have enrolled somebody
+            speakers = self._read() if self.path.exists() else {}  # another process may have enrolled since
             mean, count = speakers.get(name, (np.float32(0), 0))
             total = count + len(new)
             speakers[name] = (mean * count + new.sum(axis=0, dtype=np.float32)) / total, total
@@ -57,13 +55,11 @@ class Gallery:
         return total
 
     def identify(self, vector):
-        """Scores of a scoring vector (V,) against all speakers: [(score, name)], the highest first."""
+        """[(score, name)] of a scoring vector (V,) against all speakers, highest first."""
         vectors = np.stack([mean for mean, _ in self.speakers.values()])
         return sorted(zip((vectors @ vector).tolist(), self.speakers), reverse=True)
 
 
 def is_gallery(path):
-    """Whether a file looks like a gallery."""
-    with contextlib.suppress(OSError, zipfile.BadZipFile):
-        return os.path.isfile(path) and "counts.npy" in zipfile.ZipFile(path).namelist()
-    return False
+    """Whether a file is the .npz of a gallery."""
+    return zipfile.is_zipfile(path) and "counts.npy" in zipfile.ZipFile(path).namelist()

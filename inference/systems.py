@@ -1,6 +1,6 @@
-"""The published systems that can be used here: what each does differently from model.py, and its names of the layers.
+"""The supported published systems: what each does differently from model.py, and its names of the layers.
 
-Facts about them: the systems' own source and pages, and numbers computed with it, which the tests compare with.
+Sources: the systems' own code and pages; the tests compare with numbers computed by the original code.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from model import ECAPA_TDNN, LogMel, SERes2Block, mean_and_variance, reflect
 
 
 class SequentialECAPA(ECAPA_TDNN):
-    """Each SE-Res2 block takes the output of the one before it, not the sum of all before it; no norm at the end."""
+    """An ECAPA-TDNN whose SE-Res2 blocks take the output of the previous block only; no norm after the embedding."""
 
     def __init__(self, *widths, **named):
         super().__init__(*widths, **named)
@@ -34,7 +34,7 @@ class SequentialECAPA(ECAPA_TDNN):
 
 
 class WeSpeakerECAPA(SequentialECAPA):
-    """wespeaker's: the attention has no norm, and smaller variances count."""
+    """wespeaker's ECAPA-TDNN: no norm in the attention, lower floor of the variances."""
 
     def __init__(self, *widths, **named):
         super().__init__(*widths, **named)
@@ -52,8 +52,10 @@ class WeSpeakerECAPA(SequentialECAPA):
 
 
 class SpeechBrainECAPA(SequentialECAPA):
-    """SpeechBrain's and ModelScope's: reflected padding, a norm after the layer that joins the blocks, the first Res2
-    chunk passes unchanged, and smaller variances count.
+    """SpeechBrain's and ModelScope's ECAPA-TDNN.
+
+    Reflected padding, a norm after the layer that joins the blocks, the first Res2 chunk passes unchanged, lower floor
+    of the variances.
     """
 
     def __init__(self, C=1024, embedding_size=192, aggregation=3072, attention=128, bottleneck=128, front_end=None):
@@ -82,7 +84,7 @@ class SpeechBrainBlock(SERes2Block):
         self.convs = nn.ModuleList(convs)
 
     def res2(self, x, valid=None):
-        """The first chunk takes the place of the last."""
+        """The first chunk passes unchanged instead of the last."""
         return super().res2(x.roll(-self.width, dims=1), valid).roll(self.width, dims=1)
 
 
@@ -99,19 +101,19 @@ class ReflectedConv1d(nn.Conv1d):
 
 
 class System(NamedTuple):
-    """What a published system does apart from its layers' widths, which its tensors tell."""
+    """The properties of a published system, except for the widths of its layers, which its tensors show."""
 
     title: str
     network: type
-    front_end: Callable | None  # makes the module that filterbanks.py describes
-    shortest: int  # samples at 16 kHz
+    front_end: Callable | None  # returns a module as in filterbanks.py
+    shortest: int  # minimum input, samples at 16 kHz
     files: tuple = ()  # its weights in the folder that its authors publish
-    crops: bool = False  # the score looks at each utterance whole and in five crops; else only whole
+    crops: bool = False  # the score uses whole utterances and five crops of each; else whole utterances only
     first_channel: bool = False  # of several channels it takes the first; else their mean
     resampling: int = 32  # sharpness of the filter for other sample rates (audio.low_pass)
     threshold: float | None = None  # the published one
-    above: bool = False  # "same" is a score above the threshold; else one that reaches it
-    decimals: int | None = None  # a verification score is rounded to
+    above: bool = False  # same speaker: score > threshold; else score >= threshold
+    decimals: int | None = None  # to which a score is rounded
     continuous_margin: bool = False  # its AAM-softmax has the continuous far branch (loss.py)
 
 
@@ -140,14 +142,14 @@ SYSTEMS = {
 
 
 def build_network(state, system="ours"):
-    """The network for a state dict under our names, its widths taken from the tensors' shapes; weights not filled in.
+    """The network for a state dict under our names, with widths from the tensors' shapes; the weights are not loaded.
 
-    Raises KeyError or IndexError for a state dict that lacks the tensors that tell.
+    Raises KeyError or IndexError for a state dict without the tensors that show the widths.
     """
     network = SYSTEMS[system].network
     if network is XVectorSincNet:
         return XVectorSincNet(state["embedding.weight"].shape[0])
-    with torch.device("cpu"):  # even where the rest is built without numbers
+    with torch.device("cpu"):  # it has constants, also when the network is built on the meta device
         front_end = SYSTEMS[system].front_end()
     return network(
         C=state["conv1.weight"].shape[0],
@@ -161,44 +163,35 @@ def build_network(state, system="ours"):
 
 # ---- names of the layers ---------------------------------------------------------------------------------------------
 
-
-def _speechbrain_names():
-    """SpeechBrain's and ModelScope's names of the layers -> ours."""
-    names = {
-        "blocks.0.conv.conv": "conv1", "blocks.0.norm.norm": "bn1", "mfa.conv.conv": "layer4", "mfa.norm.norm": "bn4",
-        "asp.tdnn.conv.conv": "attention.0", "asp.tdnn.norm.norm": "attention.2", "asp.conv.conv": "attention.4",
-        "asp_bn.norm": "bn5", "fc.conv": "fc6",
-    }  # fmt: skip
-    for n in (1, 2, 3):
-        for theirs, ours in (("tdnn1", 1), ("tdnn2", 3)):
-            names[f"blocks.{n}.{theirs}.conv.conv"] = f"layer{n}.conv{ours}"
-            names[f"blocks.{n}.{theirs}.norm.norm"] = f"layer{n}.bn{ours}"
-            names[f"blocks.{n}.se_block.conv{(ours + 1) // 2}.conv"] = f"layer{n}.se.se.{ours}"
-        for i in range(7):
-            names[f"blocks.{n}.res2net_block.blocks.{i}.conv.conv"] = f"layer{n}.convs.{i}"
-            names[f"blocks.{n}.res2net_block.blocks.{i}.norm.norm"] = f"layer{n}.bns.{i}"
-    return names
-
-
-def _wespeaker_names():
-    """wespeaker's names of the layers -> ours."""
-    names = {
-        "layer1.conv": "conv1", "layer1.bn": "bn1", "conv": "layer4", "pool.linear1": "attention.0",
-        "pool.linear2": "attention.4", "bn": "bn5", "linear": "fc6",
-    }  # fmt: skip
-    for n in (1, 2, 3):
-        block = f"layer{n + 1}.se_res2block"
-        for theirs, ours in ((0, 1), (2, 3)):
-            names[f"{block}.{theirs}.conv"] = f"layer{n}.conv{ours}"
-            names[f"{block}.{theirs}.bn"] = f"layer{n}.bn{ours}"
-            names[f"{block}.3.linear{(ours + 1) // 2}"] = f"layer{n}.se.se.{ours}"
-        for i in range(7):
-            names[f"{block}.1.convs.{i}"] = f"layer{n}.convs.{i}"
-            names[f"{block}.1.bns.{i}"] = f"layer{n}.bns.{i}"
-    return names
-
-
-NAMES = {"speechbrain": _speechbrain_names(), "modelscope": _speechbrain_names(), "wespeaker": _wespeaker_names()}
-
 PREFIX = "speaker_encoder."  # of the encoder's names in TaoRuijie's files and ours
 
+# Their names of the layers -> ours. n: the SE-Res2 blocks 1 to 3; m = n + 1; i: their convolutions 0 to 6.
+SPEECHBRAIN_NAMES = {
+    "blocks.0.conv.conv": "conv1", "blocks.0.norm.norm": "bn1", "mfa.conv.conv": "layer4", "mfa.norm.norm": "bn4",
+    "asp.tdnn.conv.conv": "attention.0", "asp.tdnn.norm.norm": "attention.2", "asp.conv.conv": "attention.4",
+    "asp_bn.norm": "bn5", "fc.conv": "fc6",
+    "blocks.{n}.tdnn1.conv.conv": "layer{n}.conv1", "blocks.{n}.tdnn1.norm.norm": "layer{n}.bn1",
+    "blocks.{n}.tdnn2.conv.conv": "layer{n}.conv3", "blocks.{n}.tdnn2.norm.norm": "layer{n}.bn3",
+    "blocks.{n}.se_block.conv1.conv": "layer{n}.se.se.1", "blocks.{n}.se_block.conv2.conv": "layer{n}.se.se.3",
+    "blocks.{n}.res2net_block.blocks.{i}.conv.conv": "layer{n}.convs.{i}",
+    "blocks.{n}.res2net_block.blocks.{i}.norm.norm": "layer{n}.bns.{i}",
+}  # fmt: skip
+WESPEAKER_NAMES = {
+    "layer1.conv": "conv1", "layer1.bn": "bn1", "conv": "layer4", "pool.linear1": "attention.0",
+    "pool.linear2": "attention.4", "bn": "bn5", "linear": "fc6",
+    "layer{m}.se_res2block.0.conv": "layer{n}.conv1", "layer{m}.se_res2block.0.bn": "layer{n}.bn1",
+    "layer{m}.se_res2block.2.conv": "layer{n}.conv3", "layer{m}.se_res2block.2.bn": "layer{n}.bn3",
+    "layer{m}.se_res2block.3.linear1": "layer{n}.se.se.1", "layer{m}.se_res2block.3.linear2": "layer{n}.se.se.3",
+    "layer{m}.se_res2block.1.convs.{i}": "layer{n}.convs.{i}", "layer{m}.se_res2block.1.bns.{i}": "layer{n}.bns.{i}",
+}  # fmt: skip
+
+
+def _for_all_blocks(names):
+    indices = [{"n": n, "m": n + 1, "i": i} for n in (1, 2, 3) for i in range(7)]
+    return {theirs.format(**at): ours.format(**at) for at in indices for theirs, ours in names.items()}
+
+
+NAMES = {
+    "speechbrain": _for_all_blocks(SPEECHBRAIN_NAMES), "modelscope": _for_all_blocks(SPEECHBRAIN_NAMES),
+    "wespeaker": _for_all_blocks(WESPEAKER_NAMES),
+}  # fmt: skip

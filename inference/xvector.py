@@ -15,17 +15,17 @@ from model import SAMPLE_RATE, mean_and_variance, valid_until
 
 
 class SincFilters(nn.Module):
-    """Band-pass filters given by their edges: 40 bands, each as an even and an odd filter of 251 samples."""
+    """Band-pass filters with learned edges: 40 bands, each as an even and an odd filter of 251 samples."""
 
-    def __init__(self, bands=40, size=251, lowest_hz=50.0, narrowest_hz=50.0):
+    lowest_hz, narrowest_hz = 50.0, 50.0
+
+    def __init__(self):
         super().__init__()
-        self.lowest_hz, self.narrowest_hz = lowest_hz, narrowest_hz
-        edges = torch.linspace(30.0, SAMPLE_RATE / 2 - lowest_hz - narrowest_hz, bands + 1)
-        half = size // 2
+        edges = torch.linspace(30.0, SAMPLE_RATE / 2 - self.lowest_hz - self.narrowest_hz, 41)
         self.low_hz_ = nn.Parameter(edges[:-1, None].clone())
         self.band_hz_ = nn.Parameter(edges.diff()[:, None].clone())
-        self.register_buffer("window_", torch.hamming_window(size, periodic=False)[:half])
-        self.register_buffer("n_", 2 * math.pi * torch.arange(-half, 0.0)[None] / SAMPLE_RATE)
+        self.register_buffer("window_", torch.hamming_window(251, periodic=False)[:125])
+        self.register_buffer("n_", 2 * math.pi * torch.arange(-125, 0.0)[None] / SAMPLE_RATE)
 
     def filters(self):
         """(80, 1, 251): all even filters, then all odd ones."""
@@ -41,7 +41,7 @@ class SincFilters(nn.Module):
 
 
 class FilterBank(nn.Module):
-    """A strided convolution with SincFilters; the level between is pyannote's key ``filterbank``."""
+    """A strided convolution with SincFilters; a module of its own because pyannote's keys contain ``filterbank``."""
 
     kernel_size, stride = (251,), (10,)
 
@@ -54,7 +54,7 @@ class FilterBank(nn.Module):
 
 
 def instance_norm(x, norm, lengths=None):
-    """Each channel of each utterance to mean 0 and variance 1 over time, then scaled and shifted by ``norm``."""
+    """Normalise each channel of each utterance to mean 0 and variance 1 over time, then scale and shift by ``norm``."""
     mean, variance = mean_and_variance(x, _valid(x, lengths))
     return (x - mean) * (variance + norm.eps).rsqrt() * norm.weight[:, None] + norm.bias[:, None]
 
@@ -69,7 +69,7 @@ def shorter(lengths, kernel_size, stride=1):
 
 
 class SincNet(nn.Module):
-    """(B, 1, samples), lengths (B,) or None -> (B, 60, T), a frame every 270 samples; the frames of each, or None."""
+    """(B, 1, samples), lengths (B,) or None -> (B, 60, T), a frame every 270 samples; lengths in frames or None."""
 
     def __init__(self):
         super().__init__()
@@ -103,16 +103,12 @@ class XVectorSincNet(nn.Module):
             self.tdnns.extend([conv, nn.LeakyReLU(0.01), nn.BatchNorm1d(after)])
         self.embedding = nn.Linear(2 * 1500, embedding_size)
 
-    def features(self, waveform):
-        """What SincNet takes: (B, samples) in [-1, 1] -> (B, 1, samples)."""
-        return waveform.float().unsqueeze(1)
-
     def forward(self, waveform, lengths=None):
         """(B, samples) in [-1, 1] at 16 kHz, at least 5041 -> (B, 512), not length-normalised.
 
-        lengths: (B,) int64 samples of each utterance, None: all. What is behind them is ignored, but must be finite.
+        lengths: (B,) int64 samples of each utterance, None: all. The padding is ignored, but must be finite.
         """
-        x, lengths = self.sincnet(self.features(waveform), lengths)
+        x, lengths = self.sincnet(waveform.float().unsqueeze(1), lengths)
         for i in range(0, len(self.tdnns), 3):
             conv, relu, norm = self.tdnns[i : i + 3]
             x, lengths = norm(relu(conv(x))), shorter(lengths, conv.dilation[0] * (conv.kernel_size[0] - 1) + 1)

@@ -77,7 +77,7 @@ def test_several_second_files(use, encoder, folder):
 def test_without_a_threshold_there_is_no_decision(use, folder):
     torch.save(random_state(taoruijie_shapes(8, 4)), folder / "pretrain.model")
     status, printed, complained = use("wav/a0.wav", "wav/b0.wav", model="pretrain.model")
-    assert status == 2 and float(printed) <= 1 and "pretrain.model came without a threshold" in complained
+    assert status == 2 and float(printed) <= 1 and "pretrain.model has no threshold" in complained
     assert use("wav/a0.wav", "wav/b0.wav", "--threshold", -1, model="pretrain.model")[0] == 0
 
 
@@ -136,7 +136,7 @@ def test_gallery(use, encoder, folder):
         for name, x in (("anna", "a"), ("Bo Ö", "b"))
     }
     expected = sorted(expected.items(), reverse=True)
-    for threshold, answer, code in ((-1, expected[0][1], 0), (1, "nobody", 1)):
+    for threshold, answer, code in ((-1, expected[0][1], 0), (1, "unknown speaker", 1)):
         status, printed, _ = use("--identify", "wav/c0.wav", "--gallery", "people.npz", "--threshold", threshold)
         first, *others = printed.splitlines()[:3]
         assert status == code and first == f"wav/c0.wav: {answer}"
@@ -181,7 +181,7 @@ def test_files_that_are_not_a_gallery_of_this_model(use, folder):
     for name in ("bad", "evil", "embeddings"):
         complained = use("--identify", "wav/a0.wav", "--gallery", f"{name}.npz")[2]
         assert f"{name}.npz is not a gallery" in complained
-    assert "none.npz does not exist: fill it with --enrol" in use("--identify", "wav", "--gallery", "none.npz")[2]
+    assert "none.npz does not exist: enrol speakers first" in use("--identify", "wav", "--gallery", "none.npz")[2]
 
 
 def test_classify(use, encoder, folder):
@@ -229,7 +229,7 @@ def test_paths_in_lists(use, folder):
 
 def test_warnings_are_lines(use, folder):
     soundfile.write(folder / "hush.wav", np.zeros(16000), 16000)
-    warned = "verify.py: warning: hush.wav is silent: its embedding says nothing about a speaker\n"
+    warned = "verify.py: warning: hush.wav is silent: its embedding is meaningless\n"
     assert use("--embed", "hush.wav", "--out", "h.npz")[::2] == (0, warned)
     assert use("wav/a0.wav", "hush.wav")[2] == warned
 
@@ -240,13 +240,13 @@ def test_warnings_are_lines(use, folder):
     (["wav/a0.wav", "wav/b0.wav", "--threshold", "0.1%"], "it must be a number from -1 to 1 or 1%"),
     (["wav/a0.wav", "wav/b0.wav", "--out", "x.npz"], "--out is only for embed"),
     (["--embed", "wav"], "--embed needs --out, an .npz file"),
-    (["--embed", "wav", "--window", "1", "--start", "1", "--out", "x.npz"], "--window goes over whole files"),
+    (["--embed", "wav", "--window", "1", "--start", "1", "--out", "x.npz"], "--window cannot be combined"),
     (["--embed", "wav", "--start", "2", "--end", "1", "--out", "x.npz"], "no excerpt from 2.0 s to 1.0 s"),
-    (["--embed", "wav", "--out", "wav/a0.wav"], "--out wav/a0.wav: name a file that ends in .npz"),
+    (["--embed", "wav", "--out", "wav/a0.wav"], "--out wav/a0.wav: the file's name must end in .npz"),
     (["--embed", "wav", "--out", "some.model/x.npz"], "--out some.model cannot be written to"),
-    (["--export", "some.model"], "--export some.model: name a file that ends in .onnx"),
+    (["--export", "some.model"], "--export some.model: the file's name must end in .onnx"),
     (["--enrol", "anna", "--gallery", "g"], "give files: two to compare, or some with --embed, --enrol NAME"),
-    (["--enrol", "wav/a0.wav", "wav/a1.wav", "--gallery", "g"], "--enrol wav/a0.wav: a speaker's name comes first"),
+    (["--enrol", "wav/a0.wav", "wav/a1.wav", "--gallery", "g"], "--enrol wav/a0.wav: give the speaker's name first"),
     (["--identify", "wav/a0.wav"], "--identify needs --gallery"),
 ])  # fmt: skip
 def test_misuse_gets_one_line(use, arguments, complaint):

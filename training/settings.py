@@ -207,7 +207,7 @@ def of_pretrained_run(args, initial, train_list, held_out):
     """Settings with what a Pretrained model decides: its system and width; scale and sub-centres for its speakers."""
     if not isinstance(initial.network, ECAPA_TDNN):
         raise InputError(f"--initial_model {args.initial_model}: only ECAPA-TDNNs can be trained further")
-    known = set(initial.heard()) & set(held_out)
+    known = set(initial.trained_on()) & set(held_out)
     if known:
         raise InputError(
             f"--valid_speakers {args.valid_speakers} holds out {len(known)} speakers, such as {min(known)}, that "

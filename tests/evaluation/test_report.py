@@ -129,7 +129,7 @@ def test_results_are_those_on_record(experiment):
     head, chosen, last, average, *_ = experiment.page().table("Results")
     low, high = result["interval"]["eer"]
     assert head == [f"{NASTY} 300 trials, 6 speakers, 30 utterances"]
-    assert chosen[0] == "epoch 1, chosen on valid" and chosen[1].startswith("17.17 ")
+    assert chosen[0] == "epoch 1, best on valid" and chosen[1].startswith("17.17 ")
     assert last[:2] == ["epoch 2, the last", f"{result['eer']:.2f} {low:.2f} to {high:.2f}"]
     assert last[3].startswith(f"{result['min_dcf_0.01']:.4f} ") and average[0] == "epoch 2 (average), the last"
 
@@ -172,7 +172,7 @@ def test_what_is_missing_is_said_and_the_rest_goes_on(experiment):
     next(experiment.audio.rglob("*.wav")).unlink()
     (experiment.folder / "scores" / "valid.txt").unlink()
     page = experiment.page()
-    assert "No EER by duration: " in page.text and "No scores to look at: " in page.text
+    assert "No EER by duration: " in page.text and "No scores: " in page.text
     assert page.table(NASTY, "worst speakers")
     path = experiment.trials[NASTY].path
     path.write_text(path.read_text().replace("\n0 ", "\n1 ", 1))
@@ -181,7 +181,7 @@ def test_what_is_missing_is_said_and_the_rest_goes_on(experiment):
 
 def test_an_evaluation_and_a_run_that_was_never_evaluated(experiment):
     experiment.history = []
-    assert "Nothing is evaluated yet" in experiment.page().text
+    assert "No evaluation yet" in experiment.page().text
     (experiment.folder / "settings.json").unlink()
     scores, trials = experiment.scores[NASTY], experiment.trials[NASTY]
     results = {NASTY: compute_metrics(scores, trials)}

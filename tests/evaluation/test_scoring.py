@@ -122,7 +122,7 @@ def test_calibration_is_learned_from_held_out_speakers(evaluated, command, corpu
     folder, printed, model = evaluated
     learned = json.loads((folder / "results.json").read_text())["calibration"]
     assert set(learned["speakers"]) == set(SpeakerEncoder.from_checkpoint(model).held_out)
-    assert f"calibrated on {learned['trials']} trials of 2 speakers who were held out of training" in printed
+    assert f"calibrated on {learned['trials']} trials of 2 speakers held out of training" in printed
     torch.save({**torch.load(model, weights_only=True), "valid_speakers": []}, tmp_path / "none.model")
     status, printed, complained = command(
         trainSpeakerNet, *data_flags(corpus), "--eval", "--calibrate", "--top_n", 3, "--device", "cpu",
@@ -139,7 +139,7 @@ def test_an_unreadable_file_of_a_trial_is_named(evaluated, command, corpus, tmp_
         trainSpeakerNet, *data_flags(corpus), "--eval", "--no_check", "--initial_model", evaluated[2],
         "--eval_path", tmp_path / "eval", "--save_path", tmp_path / "e"
     )  # fmt: skip
-    assert status == 2 and f"{damaged} " in error and "or take its lines out of the list" in error
+    assert status == 2 and f"{damaged} " in error and "or remove its lines from the list" in error
 
 
 def test_a_cohort_may_come_from_a_file(evaluated, corpus, tmp_path):
@@ -208,7 +208,7 @@ def test_tensorboard_is_told_what_metrics_jsonl_is_told(held):
 
 def test_a_report_of_a_run_and_of_an_evaluation(command, held, evaluated):
     """What it shows is tested in test_report.py; here, that it finds what the trainer leaves."""
-    for folder, shown in ((held, "chosen on valid"), (evaluated[0], "trials.calibrated")):
+    for folder, shown in ((held, "best on valid"), (evaluated[0], "trials.calibrated")):
         status, printed, error = command(report, folder)
         assert status == 0 and printed.strip() == str(folder / "report.html"), error
         page = (folder / "report.html").read_text()

@@ -15,8 +15,8 @@ from corpora.lists import TrialList
 from corpora.pack import write_pack
 from inference import encoder as encoder_module
 from inference.checkpoints import Pretrained
+from inference.encoder import AudioWarning, SpeakerEncoder, score_trials
 from tools import InputError, save_checkpoint
-from verify import AudioWarning, SpeakerEncoder, score_trials
 
 SYSTEMS = ["ours", "speechbrain", "modelscope", "wespeaker", "pyannote"]
 
@@ -83,10 +83,10 @@ def test_a_file_is_embedded_as_if_it_were_alone(system, utterances, monkeypatch)
 def test_files_are_read_and_embedded_a_few_at_a_time(tmp_path, monkeypatch):
     """Also where short utterances are repeated; results come early."""
     encoder, opened, batches = encoder_of("pyannote"), [], []
-    forward, open_file = encoder.network.forward, encoder_module.SystemFolder.open
+    forward, open_file = encoder.network.forward, Folder.open
     note_batch = lambda waveforms, lengths: batches.append(waveforms.numel()) or forward(waveforms, lengths)  # noqa: E731
     monkeypatch.setattr(encoder.network, "forward", note_batch)
-    monkeypatch.setattr(encoder_module.SystemFolder, "open", lambda *args: opened.append(args[1]) or open_file(*args))
+    monkeypatch.setattr(Folder, "open", lambda *args: opened.append(args[1]) or open_file(*args))
     monkeypatch.setitem(encoder_module.BATCH_SECONDS, "cpu", 1)
     files = [f"{number}.wav" for number in range(60)]
     for file in files:
@@ -195,7 +195,7 @@ def test_excerpts_that_are_not_there(encoder, utterances):
         with pytest.raises(InputError, match=rf"2\.wav lasts 5\.00 s: no excerpt from {start}"):
             encoder.embed_excerpt(path, start, end)
     for duration, step in ((0, 1), (301, 1), (3, 0), (float("nan"), 1), (3, float("inf"))):
-        with pytest.raises(InputError, match="must be more than 0"):
+        with pytest.raises(InputError, match="must be above 0"):
             encoder.embed_windows(path, duration, step)
 
 
@@ -304,7 +304,7 @@ def test_broken_weights_give_no_scores(utterances):
     network = small_network()
     network.fc6.weight.data[0, 0] = float("nan")
     encoder = SpeakerEncoder(network)
-    with pytest.raises(InputError, match="came without a classifier"):
+    with pytest.raises(InputError, match="has no classifier"):
         encoder.classify(utterances / "2.wav")
     for embed in (encoder.embed, encoder.embed_windows, lambda path: encoder.embed_for_scoring([path])):
         with pytest.raises(UnreadableAudio, match=r"the embedding of .*2\.wav is not finite"):
