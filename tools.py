@@ -318,19 +318,6 @@ def write_text(path, text):
         file.write(text)
 
 
-@contextlib.contextmanager
-def taking_turns(folder):
-    """A lock on a folder: one process at a time changes its files. Without effect where locks are not supported."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl  # not on Windows
-
-            handle = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, handle)
-            fcntl.flock(handle, fcntl.LOCK_EX)  # ends with the handle, so with the process however that ends
-        yield
-
-
 def check_writable(folder, flag):
     """Create the folder and a file in it, before the long work. InputError if that fails."""
     try:

@@ -23,6 +23,7 @@ from corpora.demo import demo_flags, make_demo
 from corpora.make_lists import hold_out, make_trials
 from dataLoader import Augmentation, CropLoader, SpeedPerturbation, to_device
 from evaluation.backend import ScoringBackend
+from evaluation.records import Records
 from evaluation.scoring import VALID, TrialSet, evaluate, open_training_list, open_trial_sets
 from inference.checkpoints import Pretrained, load_pretrained
 from inference.encoder import SpeakerEncoder, choose_device
@@ -41,7 +42,6 @@ from tools import (
 )
 from training import distributed, settings
 from training.meter import Meter, StopSignal, log_line
-from training.records import Records
 from training.run import (
     OPTIMIZERS,
     Run,

@@ -22,7 +22,8 @@ from corpora.lists import TrialList
 from corpora.pack import open_source
 from evaluation.intervals import det_band, speakers_of
 from evaluation.plots import as_svg, bar_plot, course_plot, det_plot, histogram_plot
-from evaluation.scoring import VALID, evaluated_models, read_history, read_scores
+from evaluation.records import evaluated_models, read_history
+from evaluation.scoring import VALID, read_scores
 from tools import InputError, equal_error_rate, run_command, whole_file
 
 WORST = 20  # number of trials of each class, and of speakers, in the tables

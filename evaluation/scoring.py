@@ -1,6 +1,5 @@
 """Evaluation of a model on trial lists: scores, error rates with intervals, and the files of both."""
 
-import json
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -174,27 +173,3 @@ def read_scores(path, trials):
             message = f"{path} line {number} is not '<score> {enrol} {test}': are these scores of {trials.path}?"
             raise InputError(message) from None
     return np.array([float(row[0]) for row in rows])
-
-
-def read_history(path):
-    """The records of a metrics.jsonl, [] if it does not exist; an incomplete last line is ignored."""
-    lines = read_text(path).splitlines() if Path(path).exists() else []
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            if not {"epoch", "lists"} <= record.keys():
-                raise ValueError
-            records.append(record)
-        except (ValueError, AttributeError) as error:
-            if number < len(lines) or not isinstance(error, json.JSONDecodeError):
-                raise InputError(f"{path} line {number} is not the record of an epoch") from None
-    return records
-
-
-def evaluated_models(history):
-    """Yield (record, kind, results) of every model evaluated after epoch 0, averages included."""
-    for record in history:
-        if record["epoch"] > 0:
-            for kind, results in {"model": record["lists"], **record.get("averages", {})}.items():
-                yield record, kind, results

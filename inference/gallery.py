@@ -1,11 +1,13 @@
 """A gallery of enrolled speakers, for ``verify.py --enrol`` and ``--identify``."""
 
+import contextlib
+import os
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from tools import InputError, load_arrays, taking_turns, whole_file
+from tools import InputError, load_arrays, whole_file
 
 
 class Gallery:
@@ -63,3 +65,16 @@ class Gallery:
 def is_gallery(path):
     """Whether a file is the .npz of a gallery."""
     return zipfile.is_zipfile(path) and "counts.npy" in zipfile.ZipFile(path).namelist()
+
+
+@contextlib.contextmanager
+def taking_turns(folder):
+    """A lock on a folder: one process at a time changes its files. Without effect where locks are not supported."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl  # not on Windows
+
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX)  # ends with the handle, so with the process however that ends
+        yield

@@ -21,7 +21,8 @@ from corpora.audio import Folder, UnreadableAudio, read_audio
 from corpora.lists import TrainingList, TrialList, audio_of, check_files
 from corpora.pack import Pack, write_pack
 from evaluation.backend import read_cohort
-from evaluation.scoring import read_history, read_scores
+from evaluation.records import read_history
+from evaluation.scoring import read_scores
 from inference.checkpoints import Pretrained, load_pretrained
 from inference.encoder import SpeakerEncoder
 from inference.gallery import Gallery

@@ -34,8 +34,8 @@ import torch._dynamo  # noqa: E402  # optimizers ask for it: once here, not in e
 from conftest import data_flags, live, make_corpus  # noqa: E402
 
 import trainSpeakerNet  # noqa: E402
+from evaluation import records as records_module  # noqa: E402
 from evaluation import scoring  # noqa: E402
-from training import records as records_module  # noqa: E402
 from training import run as run_module  # noqa: E402
 
 SETTINGS = ["--C", 8, "--num_frames", 60, "--batch_size", 4, "--max_epoch", 3, "--test_step", 2, "--bank_mb", 5,

@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 
 from evaluation.plots import draw_training
-from evaluation.scoring import VALID, evaluated_models, read_history
-from tools import InputError, rank, write_text
+from evaluation.scoring import VALID
+from tools import InputError, rank, read_text, write_text
 
 
 class Records:
@@ -94,3 +94,27 @@ def write_tensorboard(folder, record):
             for name, result in results.items():
                 for metric in ("eer", "min_dcf_0.05", "min_dcf_0.01"):
                     writer.add_scalar(f"{name}/{metric}/{kind}", result[metric], record["epoch"])
+
+
+def read_history(path):
+    """The records of a metrics.jsonl, [] if it does not exist; an incomplete last line is ignored."""
+    lines = read_text(path).splitlines() if Path(path).exists() else []
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            if not {"epoch", "lists"} <= record.keys():
+                raise ValueError
+            records.append(record)
+        except (ValueError, AttributeError) as error:
+            if number < len(lines) or not isinstance(error, json.JSONDecodeError):
+                raise InputError(f"{path} line {number} is not the record of an epoch") from None
+    return records
+
+
+def evaluated_models(history):
+    """Yield (record, kind, results) of every model evaluated after epoch 0, averages included."""
+    for record in history:
+        if record["epoch"] > 0:
+            for kind, results in {"model": record["lists"], **record.get("averages", {})}.items():
+                yield record, kind, results
