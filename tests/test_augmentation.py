@@ -218,7 +218,7 @@ def test_musan_and_rirs_noises_in_all_their_layouts(corpus, tmp_path, capsys):
     ("nowhere", "", "--musan_path .*nowhere is not a folder"),
     ("", "nowhere", "--rir_path .*nowhere is not a folder"),
     ("empty", "", "--musan_path .*empty has no audio in its folder 'noise'"),
-    ("", "empty", "--rir_path .*empty holds no room responses"),
+    ("", "empty", "--rir_path .*empty has no room responses"),
 ])  # fmt: skip
 def test_folders_of_the_wrong_shape_are_named(tmp_path, musan, rirs, complaint):
     (tmp_path / "empty").mkdir()

@@ -518,7 +518,7 @@ def test_the_learning_rate_is_a_function_of_the_step():
     (["--train_list", "{corpus}/trials.txt"], "line 1: expected '<speaker> <path>'"),
     (["--eval_list", "{corpus}/trials.txt", "{tmp}/trials.txt"], "two lists called trials"),
     (["--musan_path", "{tmp}/none"], "--musan_path {tmp}/none is not a folder"),
-    (["--rir_path", "{tmp}"], "--rir_path {tmp} holds no room responses"),
+    (["--rir_path", "{tmp}"], "--rir_path {tmp} has no room responses"),
     (["--n_class", 3], "--n_class 3, but {corpus}/train_list.txt has 6 speakers"),
     (["--train_list", "{tmp}/one.txt"], "one.txt has a single speaker"),
     (["--C", 12], "--C must be a multiple of 8, not 12"),
