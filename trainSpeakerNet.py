@@ -171,7 +171,7 @@ def learning_rate(args, step, steps_per_epoch):
         rate = args.lr * args.lr_decay ** (step // steps_per_epoch)
     elif args.schedule == "exponential":
         rate = args.lr * (args.lr_final / args.lr) ** done
-    else:
+    elif args.schedule == "cosine":
         rate = args.lr_final + (args.lr - args.lr_final) * (1 + math.cos(math.pi * done)) / 2
     return rate * min(1.0, (step + 1) / max(1.0, args.warmup * steps_per_epoch))
 

@@ -107,8 +107,9 @@ def _recognise(path, content, state):
 
 def _load_ours(path, content, _):
     checkpoint = load_checkpoint(path, "model", content)
-    settings, weights = checkpoint["settings"], dict(checkpoint["weights"])
-    classifier = weights.pop("speaker_loss.weight", None)
+    settings, classifier = checkpoint["settings"], checkpoint["weights"].get("speaker_loss.weight")
+    # A loss of the user's own may have further tensors.
+    weights = {key: tensor for key, tensor in checkpoint["weights"].items() if not key.startswith("speaker_loss.")}
     system = settings.get("system", "ours")  # another one, if it was fine-tuned from that
     if system not in SYSTEMS:
         raise InputError(f"{path} is based on a system that is not known: {system!r}")

@@ -545,9 +545,9 @@ def test_the_learning_rate_is_a_function_of_the_step():
     (["--as_norm"], "--as_norm is part of an evaluation: add --eval"),
     (["--eval", "--initial_model", "{model}", "--as_norm", "--cohort", "{tmp}/none.npz"], "{tmp}/none.npz does not"),
     (["--eval_list", "{tmp}/valid.txt"], "--eval_list {tmp}/valid.txt"),
-    (["--ema", 0.9], "--ema has gone: use --average N"),
-    (["--report"], "--report has gone: use python -m evaluation.report"),
-    (["--compare", "a", "b"], "--compare has gone: use python -m evaluation.compare A.txt B.txt LIST"),
+    (["--ema", 0.9], "--ema was removed: use --average N"),
+    (["--report"], "--report was removed: use python -m evaluation.report"),
+    (["--compare", "a", "b"], "--compare was removed: use python -m evaluation.compare A.txt B.txt LIST"),
 ])  # fmt: skip
 def test_misuse_gets_one_line(command, corpus, tmp_path, trained, flags, complaint):
     (tmp_path / "trials.txt").write_text("1 a b\n0 a c\n")

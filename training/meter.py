@@ -1,4 +1,4 @@
-"""What is measured while a run trains: loss, accuracy, throughput, skipped steps; and its wish to be stopped."""
+"""What is measured while a run trains: loss, accuracy, throughput, skipped steps; and a request to stop."""
 
 import signal
 import sys
@@ -22,7 +22,7 @@ class Meter:
 
     def __init__(self, run, loader):
         self.run, self.loader, self.args = run, loader, run.args
-        self.device = run.network.speaker_loss.weight.device
+        self.device = run.device
         self.skipped_in_a_row = 0
 
     def watch(self, batches):

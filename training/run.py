@@ -78,7 +78,7 @@ class Run:
 
     def __init__(self, args, network, optimizer, about):
         self.args, self.network, self.optimizer, self.about = args, network, optimizer, about
-        self.folder, self.device = Path(args.save_path), network.speaker_loss.weight.device
+        self.folder, self.device = Path(args.save_path), next(network.parameters()).device
         self.epoch, self.step, self.sums = 1, 0, None
         self.saved_at, self.saved_time = None, time.monotonic()
         self.last_is_damaged = False

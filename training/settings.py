@@ -52,7 +52,7 @@ def read_settings(parser, arguments, demo=None):
     arguments = [each for one in arguments for each in (file_arguments(one[1:]) if one.startswith("@") else [one])]
     given = {argument[2:].split("=")[0] for argument in arguments if argument.startswith("--")}
     for flag in given & MOVED.keys():
-        raise InputError(f"--{flag} has gone: use {MOVED[flag]}")
+        raise InputError(f"--{flag} was removed: use {MOVED[flag]}")
     if "demo" in given:
         parser.set_defaults(**demo)
         given |= set(demo)
@@ -193,6 +193,9 @@ def of_resumed_run(args, state, train_list):
     args = args.replace(**kept)
     fix = "to resume it use the same, for a new run another --save_path"
     free = FREE_TO_CHANGE - (set() if schedule_is_open(args) else {"max_epoch"})
+    if args.max_epoch < state["epoch"] - 1:
+        done = state["epoch"] - 1
+        raise InputError(f"{args.save_path} has {done} epochs, more than --max_epoch {args.max_epoch}: {fix}")
     for name, value in before.items():
         now = getattr(args, name, value)  # flags that have gone are ignored
         switched = name in ("musan_path", "rir_path") and bool(now) != bool(value)

@@ -29,7 +29,7 @@ def main():
         with torch.inference_mode(), progress_bar(total=len(files), unit="utt") as bar:
             for file in files:
                 waveform = torch.from_numpy(read_audio(Path(root) / file)).unsqueeze(0)
-                yield (front_end(waveform) + 1e-6).log().mean(dim=2)[0].numpy()
+                yield front_end(waveform).mean(dim=2)[0].numpy()
                 bar.update()
 
     centre = np.mean(list(mean_spectra(TrainingList(train_list).files, train_path)), axis=0)
