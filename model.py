@@ -2,8 +2,8 @@
 
 Desplanques, Thienpondt and Demuynck, "ECAPA-TDNN: Emphasized Channel Attention, Propagation and Aggregation in TDNN
 Based Speaker Verification", Interspeech 2020, in the form of the VoxCeleb2 recipe github.com/TaoRuijie/ECAPA-TDNN: the
-state-dict keys are those of its public checkpoint, each SE-Res2 block takes the *sum* of all previous outputs, and the
-last Res2 chunk passes unchanged, not the first. For other published ECAPA-TDNNs see inference/systems.py.
+state-dict keys are those of its public checkpoint. Against the paper, the last Res2 chunk passes unchanged, not the
+first, and the attention has ReLU, batch norm and 256 channels, not 128. Other ECAPA-TDNNs: inference/systems.py.
 
 Shapes: B utterances, C channels, T frames. In a batch of different lengths ``valid`` (B, 1, T) is 1 for the frames of
 an utterance and 0 for the padding after its end, and no embedding depends on the padding; None: all frames are valid.

@@ -433,8 +433,7 @@ def load_tensors(path, stand_in_for=()):
         asked = re.search(r"(?:GLOBAL|function|class) <?(\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and asked:
             raise InputError(f"{path} is refused: it could run code on loading, it asks for {asked[1]}") from error
-        reason = str(error).strip().split("\n")[0][:120]
-        raise InputError(f"{path} is not a checkpoint, or is damaged ({type(error).__name__}: {reason})") from error
+        raise InputError(f"{path} is not a checkpoint, or is damaged ({type(error).__name__})") from error
 
 
 # What a file of each kind must have for anything to be done with it.

@@ -330,6 +330,16 @@ def test_evaluation_needs_nothing_but_model_list_and_audio(command, corpus, tmp_
     assert (tmp_path / "out" / "det.png").stat().st_size > 10_000
 
 
+def test_an_evaluation_does_not_replace_the_scores_of_a_run(command, corpus, trained):
+    scores = (trained / "scores" / "trials.txt").read_text()
+    model = trained / "model" / "model_0001.model"
+    status, _, error = command(
+        trainSpeakerNet, "--eval", "--initial_model", model, *data_flags(corpus), "--save_path", trained
+    )
+    assert status == 2 and f"--save_path {trained} has a training run" in error
+    assert (trained / "scores" / "trials.txt").read_text() == scores
+
+
 def test_fine_tuning_keeps_the_encoder(command, corpus, tmp_path, trained):
     model = trained / "model" / "model_0002.model"
     weights = torch.load(model, weights_only=True)["weights"]
