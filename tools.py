@@ -181,19 +181,6 @@ def min_dcf(scores, labels, p_target=0.01, c_miss=1, c_fa=1):
     return float(cost[best] / min(c_miss * p_target, c_fa * (1 - p_target))), float(thresholds[best])
 
 
-def threshold_at(scores, labels, false_alarm):
-    """The lowest threshold with at most this false-alarm rate, or None when the list is too short to tell.
-
-    (scores (N,), labels (N,), rate) -> a score; a trial is accepted when its score reaches it. Errors as in
-    ``error_curve``.
-    """
-    thresholds, _, rates = error_curve(scores, labels)
-    if false_alarm * np.count_nonzero(np.asarray(labels) == 0) < 1:
-        return None
-    found = thresholds[np.argmax(rates <= false_alarm + 1e-12)]  # exists: the last threshold accepts nothing
-    return float(found) if np.isfinite(found) else None
-
-
 # ---- score normalisation ---------------------------------------------------------------------------------------------
 
 SCORES_AT_ONCE = 2**22  # 16 MB of float32: about what the caches of a CPU hold, and enough to keep a GPU busy
@@ -275,16 +262,6 @@ def in_order(task, items, threads):
             yield ahead.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def one_ahead(items):
-    """Yield from an iterator whose next item is prepared in a thread meanwhile. None ends it."""
-    items = iter(items)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
-            yield item
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from evaluation.calibration import actual_dcf, cllr, min_cllr
 from evaluation.intervals import bootstrap_intervals, speakers_of
 from evaluation.plots import draw_det
 from inference.encoder import score_trials
-from tools import InputError, equal_error_rate, gather, min_dcf, rank, read_text, size, threshold_at, whole_file
+from tools import InputError, equal_error_rate, error_curve, gather, min_dcf, rank, read_text, size, whole_file
 
 VALID = "valid"  # the name of the trials between held-out training speakers
 
@@ -121,6 +121,19 @@ def compute_metrics(scores, trials):
         "speakers": speakers,
         "list_sha256": trials.sha256,
     }  # fmt: skip
+
+
+def threshold_at(scores, labels, false_alarm):
+    """The lowest threshold with at most this false-alarm rate, or None when the list is too short to tell.
+
+    (scores (N,), labels (N,), rate) -> a score; a trial is accepted when its score reaches it. Errors as in
+    ``error_curve``.
+    """
+    thresholds, _, rates = error_curve(scores, labels)
+    if false_alarm * np.count_nonzero(np.asarray(labels) == 0) < 1:
+        return None
+    found = thresholds[np.argmax(rates <= false_alarm + 1e-12)]  # exists: the last threshold accepts nothing
+    return float(found) if np.isfinite(found) else None
 
 
 def calibration_metrics(ratios, trials):

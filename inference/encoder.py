@@ -17,7 +17,7 @@ from corpora.audio import SAMPLE_RATE, Folder, UnreadableAudio
 from corpora.pack import Pack
 from inference.checkpoints import Pretrained, load_pretrained
 from inference.systems import SYSTEMS
-from tools import InputError, in_order, one_ahead, progress_bar
+from tools import InputError, in_order, progress_bar
 
 CROPS = 5  # the customary score uses each whole utterance and five crops of three seconds
 CROP_SAMPLES = 300 * 160 + 240
@@ -393,3 +393,13 @@ def dot_products(vectors, enrol, test):
     """(U, D), rows of the two sides of each trial (N,) -> (N,) float32."""
     blocks = [slice(first, first + TRIALS_AT_ONCE) for first in range(0, len(enrol), TRIALS_AT_ONCE)]
     return np.concatenate([np.einsum("nd,nd->n", vectors[enrol[block]], vectors[test[block]]) for block in blocks])
+
+
+def one_ahead(items):
+    """Yield from an iterator whose next item is prepared in a thread meanwhile. None ends it."""
+    items = iter(items)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item

@@ -9,7 +9,8 @@ import torch
 from sklearn.metrics import det_curve
 
 import tools
-from tools import InputError, equal_error_rate, error_curve, min_dcf, threshold_at
+from evaluation.scoring import threshold_at
+from tools import InputError, equal_error_rate, error_curve, min_dcf
 
 
 def brute_force(scores, labels):

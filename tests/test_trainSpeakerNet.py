@@ -336,7 +336,7 @@ def test_an_evaluation_does_not_replace_the_scores_of_a_run(command, corpus, tra
     status, _, error = command(
         trainSpeakerNet, "--eval", "--initial_model", model, *data_flags(corpus), "--save_path", trained
     )
-    assert status == 2 and f"--save_path {trained} has a training run" in error
+    assert status == 2 and f"--save_path {trained} holds a run" in error
     assert (trained / "scores" / "trials.txt").read_text() == scores
 
 

@@ -120,7 +120,7 @@ def _check_mode(args):
     if not args.initial_model and (args.eval or (args.finetune_margin and not started)):
         raise InputError(f"--{modes[0]} needs --initial_model FILE")
     if args.eval and has_state(args.save_path):
-        raise InputError(f"--save_path {args.save_path} has a training run, whose scores would be replaced: choose another")
+        raise InputError(f"--save_path {args.save_path} holds a run, whose scores --eval would replace: choose another")
     if args.eval and not args.eval_list:
         raise InputError("--eval needs --eval_list with at least one trial list")
     if (args.as_norm or args.calibrate) and not args.eval:
