@@ -3,6 +3,7 @@
 verify.py is its command line; trainSpeakerNet.py evaluates with it.
 """
 
+import concurrent.futures
 import hashlib
 import math
 import warnings
