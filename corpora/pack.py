@@ -44,6 +44,8 @@ def open_source(path, flag, channel=None):
 class PackedFile:
     """One file of a pack, with the methods of an AudioFile. ``packed``: its samples, int16 or float32."""
 
+    rate = SAMPLE_RATE  # that of the file it was made from is not kept
+
     def __init__(self, packed):
         self.packed, self.length = packed, len(packed)
 
