@@ -28,7 +28,7 @@ from evaluation.scoring import open_training_list
 from inference.encoder import SpeakerEncoder, choose_device
 from loss import AAMsoftmax
 from model import ECAPA_TDNN, compiled
-from tools import InputError, check_writable, keep_memory, run_command, write_text
+from tools import InputError, Parser, check_writable, keep_memory, run_command, write_text
 from training.run import SpeakerNet, multiplies_bf16
 from trainSpeakerNet import train_step
 
@@ -40,7 +40,7 @@ EMBEDDED_SECONDS = {"cpu": 128, "cuda": 8192}  # of audio in one repetition of -
 def read_settings(arguments):
     """The command line (a list of strings) as a namespace. Raises InputError naming the flag."""
     formatter = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=24, width=120)
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=formatter)
+    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=formatter)
     add = parser.add_argument
     add("--embed", action="store_true", help="measure embedding instead of training")
     add("--synthetic_gb", type=float, default=0.2, help="GB of generated audio (0.2); above the RAM: measures disks")

@@ -24,21 +24,21 @@ from corpora.lists import TrainingList, check_files
 from corpora.make_lists import from_folder, from_kaldi, write_lists
 from corpora.pack import write_pack
 from corpora.unpack import unpack as unpack_archives
-from tools import InputError, RunError, run_command, sha256
+from tools import InputError, Parser, RunError, count, run_command, sha256
 
 
 def unpack(args):
     """Unpack the downloaded archives of VoxCeleb, MUSAN and RIRS_NOISES in DIR. Repeat the command to continue."""
     files, new = unpack_archives(args.folder, args.to, args.n_cpu, args.any_md5)
-    print(f"{args.to}: {files} files, {new} of them new")
+    print(f"{args.to}: {count(files, 'file')}, {new} of them new")
 
 
 def convert(args):
     """Convert all audio in DIR to 16 kHz mono in the same layout, with ffmpeg. Repeat the command to continue."""
     written, existed, failed = convert_folder(args.folder, args.to, args.format, args.n_cpu)
-    print(f"{args.to}: {written} files written, {existed} existed, {len(failed)} failed")
+    print(f"{args.to}: {count(written, 'file')} written, {existed} existed, {len(failed)} failed")
     if failed:
-        raise RunError(f"{len(failed)} files failed, see {args.to}/failed.tsv: {next(iter(failed.values()))}")
+        raise RunError(f"{count(len(failed), 'file')} failed, see {args.to}/failed.tsv: {next(iter(failed.values()))}")
 
 
 def lists(args):
@@ -48,7 +48,7 @@ def lists(args):
     kept, trials = write_lists(found, root, folder, args.valid_speakers, args.seed)
     command = ["python", "trainSpeakerNet.py", "--train_list", f"{folder}/train_list.txt", "--train_path", root]
     command += ["--eval_list", f"{folder}/trials.txt", "--eval_path", root] if trials else ["--eval_list"]
-    print(f"{folder}/train_list.txt: {len(kept)} utterances of {len(kept.speakers)} speakers")
+    print(f"{folder}/train_list.txt: {count(len(kept), 'utterance')} of {count(len(kept.speakers), 'speaker')}")
     if trials:
         print(f"{folder}/trials.txt: {len(trials)} trials, half of them same-speaker, of other speakers")
     command += ["--musan_path", "", "--rir_path", "", "--save_path", "exps/own"]
@@ -85,8 +85,8 @@ def pack(args):
         kind, files = "responses", find_responses(source, root)
     written = write_pack(args.folder, kind, source, files, speakers, list_sha256, args.n_cpu)
     content, size = written.content, f"{written.samples.nbytes / 1e9:.2f} GB"
-    print(f"{args.folder}: {content['entries']} files, {size}, {content['unreadable']} unreadable; train with {flag} "
-          f"{args.folder}")  # fmt: skip
+    print(f"{args.folder}: {count(content['entries'], 'file')}, {size}, {content['unreadable']} unreadable; "
+          f"train with {flag} {args.folder}")  # fmt: skip
 
 
 def demo(args):
@@ -118,18 +118,14 @@ FLAGS = [
 ]
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise InputError(f"{message}; see {self.prog} --help")
-
-
 def read_arguments(arguments):
     """The command line (a list of strings) as a namespace. ``--check`` etc., anywhere in it, selects the sub-parser."""
     style = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = Parser(description=__doc__, usage="%(prog)s --ACTION ... [flags]", **style)
-    actions = parser.add_subparsers(required=True, metavar="|".join(f"--{name}" for name in ACTIONS))
+    parsers = {}
     for name, act in ACTIONS.items():
-        added = actions.add_parser(name, prog=f"{parser.prog} --{name}", description=act.__doc__, **style)
+        parser.add_argument(f"--{name}", action="store_true", help=argparse.SUPPRESS)
+        added = parsers[name] = Parser(prog=f"{parser.prog} --{name}", description=act.__doc__, **style)
         added.set_defaults(act=act)
         if act is check:
             added.add_argument("check", nargs="?", default="headers", choices=["headers", "full"])
@@ -141,9 +137,12 @@ def read_arguments(arguments):
     for position, word in enumerate(arguments):
         name, _, value = word.removeprefix("--").partition("=")
         if word.startswith("--") and name in ACTIONS:
-            arguments = [name, *[value] * bool(value), *arguments[position + 1 :], *arguments[:position]]
+            arguments = [*[value] * bool(value), *arguments[position + 1 :], *arguments[:position]]
+            args = parsers[name].parse_args(arguments)
             break
-    args = parser.parse_args(arguments)
+    else:
+        parser.parse_args(arguments)
+        parser.error(f"give one of --{', --'.join(ACTIONS)}")
     for name, least in (("n_cpu", 1), ("seed", 0)):
         if getattr(args, name, least) < least:
             raise InputError(f"--{name} must be at least {least}, not {getattr(args, name)}")

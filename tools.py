@@ -1,9 +1,11 @@
 """What every room uses: errors of one line, progress, several processes, error rates, AS-norm, files, checkpoints."""
 
+import argparse
 import collections
 import concurrent.futures
 import contextlib
 import ctypes
+import difflib
 import errno
 import hashlib
 import os
@@ -43,6 +45,20 @@ def one_line(text, most=2000):
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def count(number, noun):
+    """1 step, 2 steps."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are InputErrors and that suggests the flag closest to a misspelt one."""
+
+    def error(self, message):
+        misspelt = re.match("unrecognized arguments: (--[^ =]+)", message)
+        near = misspelt and difflib.get_close_matches(misspelt[1], self._option_string_actions, 1)
+        raise InputError(f"{message}{f': did you mean {near[0]}?' if near else ''}; see {self.prog} --help")
+
+
 def run_command(main, failure=1):
     """Run a script's main and exit: with its status; an InputError gives one line and 2, another failure ``failure``.
 
@@ -58,7 +74,11 @@ def run_command(main, failure=1):
             shown.add(str(message))
             write(f"{script}: warning: {message}", file=sys.stderr)
 
+    def stop(number, _):
+        raise KeyboardInterrupt(number)
+
     warnings.showwarning = warn
+    signal.signal(signal.SIGTERM, stop)
     try:
         sys.exit(main())
     except BrokenPipeError:  # the reader of the output has ended, as head does
@@ -71,19 +91,31 @@ def run_command(main, failure=1):
             time.sleep(2)  # usually the first process has the same error; when it exits, torchrun ends this one
         print(f"{script}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else failure)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(f"{script}: stopped", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
     except Exception:
         traceback.print_exc()
         sys.exit(failure)
 
 
+class BarLines:
+    """The file of a progress bar where there is no terminal: each drawing is a line."""
+
+    def write(self, text):
+        if text.strip():
+            print(text.strip(), file=sys.__stderr__, flush=True)  # sys.stderr may go to a log.txt, too
+
+    def flush(self):
+        pass
+
+
 def progress_bar(**settings):
-    """A tqdm bar; in a log file it is redrawn every half minute, and of several processes the first one shows it."""
-    terminal = sys.stderr.isatty()
-    settings.setdefault("disable", rank() > 0)
-    return tqdm(dynamic_ncols=terminal, leave=False, mininterval=0.2 if terminal else 30, **settings)
+    """A tqdm bar; in a file it is a line every half minute, and of several processes the first one shows it."""
+    where = {"mininterval": 0.2, "dynamic_ncols": True}
+    if not sys.stderr.isatty():
+        where = {"mininterval": 30, "maxinterval": 60, "delay": 1, "file": BarLines()}
+    return tqdm(**{"disable": rank() > 0, "leave": False, **where, **settings})
 
 
 def keep_memory():

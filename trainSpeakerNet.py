@@ -23,7 +23,7 @@ from corpora.demo import demo_flags, make_demo
 from corpora.make_lists import hold_out, make_trials
 from dataLoader import Augmentation, CropLoader, SpeedPerturbation, to_device
 from evaluation.backend import ScoringBackend
-from evaluation.records import Records
+from evaluation.records import Records, logged
 from evaluation.scoring import VALID, TrialSet, evaluate, open_training_list, open_trial_sets
 from inference.checkpoints import Pretrained, load_pretrained
 from inference.encoder import SpeakerEncoder, choose_device
@@ -31,8 +31,9 @@ from inference.systems import SYSTEMS
 from model import ECAPA_TDNN, compiled
 from tools import (
     InputError,
+    Parser,
     RunError,
-    check_writable,
+    count,
     keep_memory,
     ran_out_of_memory,
     rank,
@@ -60,7 +61,7 @@ from training.state import has_state, load_state, only_run_in
 
 def build_parser():
     """The command line is the configuration: a flag a line with its default, its unit and its meaning."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__, usage="%(prog)s [flags]", allow_abbrev=False,
         epilog="@FILE stands for the flags in a file such as training/strong.args.",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=120),
@@ -123,6 +124,7 @@ def build_parser():
     add("--save_minutes",  15.0,    "save the training state at least this often, to resume after a crash")
     add("--seed",          0,       "of weights, order, crops and augmentation")
     add("--tensorboard",   False,   "write the numbers of metrics.jsonl for TensorBoard, too (pip install tensorboard)")
+    add("--wandb",         False,   "send them to Weights & Biases, too (pip install wandb); WANDB_MODE=offline: keep")
 
     group = parser.add_argument_group("evaluation (with --eval)")
     add("--as_norm",       False,   "also score with the training mean subtracted, and with adaptive s-norm against a "
@@ -223,7 +225,8 @@ def start(args, train_list, held_out, device):
     if state:
         run.resume(state, last_is_damaged)
         run.check_models_to_average(records.epochs())
-        print(f"{run.folder}: resuming after step {run.step} of epoch {run.epoch}")
+        if args.max_epoch not in records.epochs():
+            print(f"{run.folder}: resuming after step {run.step} of epoch {run.epoch}")
     return run, records, args
 
 
@@ -262,25 +265,27 @@ def train(args):
         args = args.replace(amp="bf16" if multiplies_bf16(device) else "off")
     train_list, source, trial_sets, held_out = open_data(args)
     run, records, args = start(args, train_list, held_out, device)
+    if args.max_epoch in records.epochs():
+        return print_end(run, records, trial_sets)
     loader, augmentation = make_loader(args, train_list, source, device)
     check_data(args, run.about["earlier_speakers"])
     lists = {args.train_list: train_list.sha256, **hashes_of(trial_sets, args)}
     distributed.check_same((run.epoch, run.step, lists), "--save_path and the lists must lie on a disk they all see")
-    records.write_settings(provenance(args, lists), trial_sets)
+    records.begin(provenance(args, lists), trial_sets)
     network, optimizer = distributed.parallel(run.network, device), run.optimizer
     if args.compile:
         network = compiled(network)
     torch.backends.cudnn.benchmark = True  # all batches have one shape: worth a search for the fastest kernels
     print(
         f"{run.folder}: {describe(run.network.speaker_encoder)}, {device}{f' x {size()} processes' * (size() > 1)}, "
-        f"amp {args.amp}; {len(train_list)} utterances of {len(train_list.speakers)} speakers, {loader.steps} steps of "
-        f"{args.batch_size} an epoch; each utterance {' or '.join(augmentation.kinds)}"
+        f"amp {args.amp}; {count(len(train_list), 'utterance')} of {len(train_list.speakers)} speakers, "
+        f"{count(loader.steps, 'step')} of {args.batch_size} an epoch; each utterance {' or '.join(augmentation.kinds)}"
         f"{', at one of three speeds' * args.speed_perturb}"
     )
     if run.saved_at is None:
         run.save(None)  # from now on the folder is known by its settings
     if trial_sets and not records.epochs():  # a baseline, and proof that evaluation will work
-        records.add({"epoch": 0}, evaluate_run(run, records, trial_sets), args.tensorboard)
+        records.add({"epoch": 0}, evaluate_run(run, records, trial_sets))
 
     meter = Meter(run, loader)
     while run.epoch <= args.max_epoch:
@@ -308,10 +313,22 @@ def train(args):
             results = evaluate_run(run, records, trial_sets) if due else {}
             if not due and run.epoch > args.max_epoch - args.average:
                 run.save_model("model", run.network, {})  # for the average at the end
-            records.add(summary, results, args.tensorboard)
+            records.add(summary, results)
         run.next_epoch()
+    print_end(run, records, trial_sets)
+
+
+def print_end(run, records, trial_sets):
+    """Print what the run came to, and what to do next."""
+    args, folder = run.args, run.folder
     more = "; a larger --max_epoch continues from here" if settings.schedule_is_open(args) else ""
-    print(f"{run.folder}: {args.max_epoch} epochs done{more}{records.summary()}")
+    print(f"{folder}: {count(args.max_epoch, 'epoch')} done{more}{records.summary()}")
+    print(f"curves: {folder}/training.png; a page of all results: python -m evaluation.report {folder}")
+    if args.demo:
+        trials = trial_sets["trials"].trials
+        files = [f"{args.eval_path}/{side[trials.label.argmax()]}" for side in (trials.enrol, trials.test)]
+        model = f"{run.model_file('model', args.max_epoch)}"
+        print(f"compare two voices: {shlex.join(['python', 'verify.py', *files, '--model', model])}")
 
 
 def open_data(args):
@@ -394,19 +411,18 @@ def main():
     keep_memory()
     args = settings.read_settings(build_parser(), sys.argv[1:], DEMO)
     with distributed.connected(), contextlib.ExitStack() as lock:
-        distributed.first(check_writable, args.save_path, "--save_path")
         distributed.first(lambda: lock.enter_context(only_run_in(args.save_path)))
+        distributed.first(lambda: lock.enter_context(logged(Path(args.save_path) / "log.txt")))
         try:
             if args.demo:
                 distributed.first(make_demo, Path(args.save_path) / "corpus")
                 args = args.replace(**demo_flags(Path(args.save_path) / "corpus"))
             (evaluate_only if args.eval else train)(args)
         except KeyboardInterrupt as interrupt:
-            resumes = not args.eval and has_state(args.save_path)
-            kept = f"; {args.save_path}/state.pt has everything up to when it was last saved" if resumes else ""
             command = shlex.join(["python", *sys.argv]) if size() == 1 else "the same torchrun command"
+            more = f"; to resume from {args.save_path}/state.pt: {command}"
             if rank() == 0:
-                print(f"\nstopped{kept}. To resume: {command}", file=sys.stderr)
+                print(f"\nstopped{more if not args.eval and has_state(args.save_path) else ''}", file=sys.stderr)
             return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):

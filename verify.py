@@ -28,7 +28,7 @@ from inference.encoder import AudioWarning, SpeakerEncoder, choose_device
 from inference.export import export_onnx
 from inference.gallery import Gallery, is_gallery
 from inference.systems import SYSTEMS
-from tools import InputError, check_writable, keep_memory, progress_bar, run_command, whole_file
+from tools import InputError, Parser, check_writable, keep_memory, progress_bar, run_command, whole_file
 
 DEFAULT_MODEL = "speechbrain/spkrec-ecapa-voxceleb"
 FAILURE = 2  # exit status after an error or an unreadable file; 1 is an answer: different speakers
@@ -196,8 +196,8 @@ def set_threshold(encoder, given):
 
 def build_parser():
     # fmt: off
-    parser = argparse.ArgumentParser(description=__doc__, usage="%(prog)s [files] [flags]", allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, usage="%(prog)s [files] [flags]", allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("files", nargs="*", metavar="PATH", help="audio, anything libsndfile reads, at any sampling rate")
     add("--model",      metavar="M", help="a *.model or the folder of a run of ours; a published system's name, file "

@@ -8,9 +8,9 @@ import re
 
 import numpy as np
 
-from corpora.audio import SUFFIXES, find_audio
+from corpora.audio import AUDIO_SUFFIXES, SUFFIXES, find_audio
 from corpora.pack import Pack
-from tools import InputError, read_text, sha256
+from tools import InputError, count, read_text, sha256
 
 
 def read_lines(path, flag):
@@ -157,9 +157,12 @@ def check_files(listed, source, flag, anywhere=False):
     missing = source.missing(list(lines))
     if missing:
         number, file = min((lines[file], file) for file in missing)
+        stem, suffix = os.path.splitext(file)
+        other = next((each for each in sorted(AUDIO_SUFFIXES) if not source.missing([stem + each])), None)
+        fix = rf"but {stem}{other} does: sed -i 's/\{suffix}/{other}/g' {listed.path}"
         raise InputError(
-            f"{listed.path} line {number}: {source.name(file)} does not exist ({len(missing)} of {len(lines)} files "
-            f"are missing); is {flag} right?"
+            f"{listed.path} line {number}: {source.name(file)} does not exist ({len(missing)} of "
+            f"{count(len(lines), 'file')} missing){f', {fix}' if other else f'; is {flag} right?'}"
         )
 
 

@@ -28,7 +28,7 @@ def from_folder(root):
     """[(speaker, path)] of <root>/<speaker>/<file> and <root>/<speaker>/<session>/<file>, sorted.
 
     Hidden files are left out; so are, with a message, files in no speaker's folder, files to be converted first, and
-    linked folders. InputError: no audio, a single speaker, a path with a blank, a folder that cannot be read.
+    linked folders. InputError: no audio, a single speaker, only deeper files, a blank in a path, an unreadable folder.
     """
 
     def stop(error):
@@ -52,8 +52,10 @@ def from_folder(root):
             tqdm.write(f"{root}: left out, because {len(left_out)} {why}, such as {min(left_out)}", file=sys.stderr)
     found = sorted((path.split("/", 1)[0], path) for path in found)
     speakers = {speaker for speaker, _ in found}
-    if len(speakers) < 2:
+    deeper = len(speakers) > 1 and all(path.count("/") > 2 for _, path in found)
+    if len(speakers) < 2 or deeper:
         what = f"a single speaker, {min(speakers)}" if speakers else f"no audio ({', '.join(sorted(AUDIO_SUFFIXES))})"
+        what = f"only files in deeper folders, such as {found[0][1]}" if deeper else what
         raise InputError(f"--lists {root} has {what}: expected <speaker>/<file> or <speaker>/<session>/<file> in it")
     refuse_blanks(found, root)
     return found

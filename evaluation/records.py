@@ -1,9 +1,13 @@
-"""The records of a run: metrics.jsonl, from which score.txt, the plots and TensorBoard's files are made."""
+"""The records of a run: metrics.jsonl, from which score.txt, the plots and what trackers show are made; log.txt."""
 
+import contextlib
 import json
 import math
+import sys
+import time
 from pathlib import Path
 
+from evaluation.intervals import METRICS
 from evaluation.plots import draw_training
 from evaluation.scoring import VALID
 from tools import InputError, rank, read_text, write_text
@@ -17,21 +21,22 @@ class Records:
 
     def __init__(self, folder, resumed):
         self.folder = Path(folder)
-        self.history = read_history(self.folder / "metrics.jsonl")
+        self.history, self.trackers = read_history(self.folder / "metrics.jsonl"), []
         if self.history and not resumed:
             raise InputError(f"--save_path {folder} has results of a run but no state.pt to resume: choose another")
 
-    def write_settings(self, settings, trial_sets):
-        """settings.json, and the trials of held-out speakers as a list."""
+    def begin(self, about, trial_sets):
+        """settings.json, the trials of held-out speakers as a list, and the trackers of the settings."""
         if rank() == 0:
-            write_text(self.folder / "settings.json", json.dumps(settings, indent=2) + "\n")
+            write_text(self.folder / "settings.json", json.dumps(about, indent=2) + "\n")
             if VALID in trial_sets:
                 write_text(trial_sets[VALID].trials.path, trial_sets[VALID].trials.text())
+            self.trackers = open_trackers(self.folder, about["settings"])
 
     def epochs(self):
         return {record["epoch"] for record in self.history}
 
-    def add(self, summary, results, tensorboard=False):
+    def add(self, summary, results):
         """Add an epoch: the meter's summary and {kind: evaluation results}, kind "model" or "average".
 
         metrics.jsonl counts: once an epoch is in there, a resumed run will not evaluate it again.
@@ -43,8 +48,8 @@ class Records:
             write_text(self.folder / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in self.history))
             write_text(self.folder / "score.txt", "".join(score_lines(self.history)))
             draw_training(self.folder / "training.png", self.history)
-            if tensorboard:
-                write_tensorboard(self.folder / "tensorboard", record)
+            for track in self.trackers:
+                track(scalars(record), record["epoch"])
 
     def lowest_valid_eer(self):
         """The lowest EER on the held-out speakers so far; infinity without any."""
@@ -82,18 +87,67 @@ def score_lines(history):
         )
 
 
-def write_tensorboard(folder, record):
-    """The numbers of a record as TensorBoard's scalars."""
-    from torch.utils.tensorboard import SummaryWriter  # an optional package
+def scalars(record):
+    """{name: number} of a record, as trackers show them."""
+    found = {f"training/{name}": value for name, value in record.items() if isinstance(value, float)}
+    for kind, results in {"model": record["lists"], **record.get("averages", {})}.items():
+        for name, result in results.items():
+            found |= {f"{name}/{metric}/{kind}": result[metric] for metric in METRICS}
+    return found
 
-    with SummaryWriter(folder) as writer:
-        for name, value in record.items():
-            if isinstance(value, float):
-                writer.add_scalar(f"training/{name}", value, record["epoch"])
-        for kind, results in {"model": record["lists"], **record.get("averages", {})}.items():
-            for name, result in results.items():
-                for metric in ("eer", "min_dcf_0.05", "min_dcf_0.01"):
-                    writer.add_scalar(f"{name}/{metric}/{kind}", result[metric], record["epoch"])
+
+def open_trackers(folder, settings):
+    """[function (numbers, epoch)] of TensorBoard and Weights & Biases, optional packages, as the settings ask for."""
+    trackers = []
+    if settings["tensorboard"]:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(folder / "tensorboard", flush_secs=1)
+        trackers.append(lambda numbers, epoch: [writer.add_scalar(*number, epoch) for number in numbers.items()])
+    if settings["wandb"]:
+        import wandb
+
+        known = folder / "wandb" / "id.txt"  # by which a resumed run is the same one there
+        if not known.exists():
+            write_text(known, wandb.util.generate_id())
+        run = wandb.init(dir=folder, project="speakers", name=folder.name, id=read_text(known), resume="allow",
+                         config=settings, settings=wandb.Settings(console="off"))  # fmt: skip
+        trackers.append(lambda numbers, epoch: run.log({**numbers, "epoch": epoch}))
+    return trackers
+
+
+class Logged:
+    """A stream whose lines also go to a file, with date and time; progress bars, drawn by carriage returns, do not."""
+
+    def __init__(self, stream, path):
+        self.stream, self.path, self.line = stream, path, ""
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        if "\r" not in text:
+            *lines, self.line = (self.line + text).split("\n")
+            self.log(lines)
+        return self.stream.write(text)
+
+    def log(self, lines):
+        lines = [f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n" for line in lines if line.strip()]
+        if lines:
+            with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(lines)
+
+
+@contextlib.contextmanager
+def logged(path):
+    """As long as this lasts, what is printed also goes to a file; so does the error that ends it, if it had begun."""
+    with contextlib.redirect_stdout(Logged(sys.stdout, path)), contextlib.redirect_stderr(Logged(sys.stderr, path)):
+        try:
+            yield
+        except Exception as error:
+            if path.exists():
+                sys.stderr.log([str(error)])
+            raise
 
 
 def read_history(path):

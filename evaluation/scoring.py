@@ -12,7 +12,7 @@ from corpora.pack import Pack, open_source
 from evaluation.calibration import actual_dcf, cllr, min_cllr
 from evaluation.intervals import bootstrap_intervals, speakers_of
 from evaluation.plots import draw_det
-from tools import InputError, equal_error_rate, error_curve, gather, min_dcf, rank, read_text, size, whole_file
+from tools import InputError, count, equal_error_rate, error_curve, gather, min_dcf, rank, read_text, size, whole_file
 
 TRIALS_AT_ONCE = 100_000  # the vectors of a million trials would take gigabytes
 VALID = "valid"  # the name of the trials between held-out training speakers
@@ -88,7 +88,7 @@ def evaluate(encoder, trial_sets, args, backend=None, kind=""):
             print(f"  {result_line(f'{name} ({kind})' if kind else name, results[name])}")
     if curves and writes:
         draw_det(Path(args.save_path) / "det.png", curves)
-    print(f"  {sum(map(len, utterances.values()))} utterances, {time.perf_counter() - began:.0f} s")
+    print(f"  {count(sum(map(len, utterances.values())), 'utterance')}, {time.perf_counter() - began:.0f} s")
     return results
 
 
@@ -177,14 +177,16 @@ def calibration_metrics(ratios, trials):
 def result_line(name, result):
     """A result as one line for the terminal; 95 % intervals in brackets."""
     low, high = result["interval"]["eer"]
-    parts = [f"{name}: EER {result['eer']:.2f}% [{low:.2f}, {high:.2f}]"]
+    known = high < 100  # the whole range is no answer
+    interval = f"[{low:.2f}, {high:.2f}]" if known else "(too few speakers for intervals)"
+    parts = [f"{name}: EER {result['eer']:.2f}% {interval}"]
     for prior in ("0.05", "0.01"):
         low, high = result["interval"][f"min_dcf_{prior}"]
-        parts.append(f"minDCF({prior}) {result[f'min_dcf_{prior}']:.4f} [{low:.3f}, {high:.3f}]")
+        parts.append(f"minDCF({prior}) {result[f'min_dcf_{prior}']:.4f}{f' [{low:.3f}, {high:.3f}]' * known}")
     if "cllr" in result:
         parts.append(f"Cllr {result['cllr']:.3f}, at best {result['min_cllr']:.3f}")
         parts.append(f"actDCF {result['act_dcf_0.05']:.4f}, {result['act_dcf_0.01']:.4f}")
-    parts.append(f"{result['trials']} trials, {result['utterances']} utterances, {result['speakers']} speakers")
+    parts.append(", ".join(count(result[f"{noun}s"], noun) for noun in ("trial", "utterance", "speaker")))
     parts.append(f"list {result['list_sha256'][:8]}")
     if "cohort" in result:
         parts.append(f"cohort {result['cohort']}")

@@ -43,10 +43,10 @@ class Meter:
                 if batch is None:
                     return
                 yield batch
-                bar.update()
                 if time.perf_counter() - self.shown > 1.0:
                     self.shown = time.perf_counter()
-                    bar.set_postfix_str(self._short(self._summary(self._sums(self.total))))
+                    bar.set_postfix_str(self._short(self._summary(self._sums(self.total))), refresh=False)
+                bar.update()
 
     @staticmethod
     def _short(now):
@@ -137,11 +137,13 @@ class StopSignal:
 
 
 def log_line(summary, args):
+    faults = {"unreadable": summary["unreadable_files"], "skipped": summary["skipped_steps"]}
     return (
-        f"epoch {summary['epoch']}/{args.max_epoch} | step {summary['step']} | loss {summary['loss']:.3f} | accuracy "
+        f"epoch {summary['epoch']}/{args.max_epoch} | step {summary['step']} | loss {summary['loss']:.3f} | acc "
         f"{summary['accuracy']:.2f}% | lr {summary['learning_rate']:.6f} | margin {summary['margin']:.2f} | "
-        f"{summary['utterances_per_second']:.0f} utt/s | waiting {summary['waiting_percent']:.0f}% | unreadable "
-        f"{summary['unreadable_files']} | skipped {summary['skipped_steps']} | {clock(summary['seconds_left'])} left"
+        f"{summary['utterances_per_second']:.0f} utt/s | waiting {summary['waiting_percent']:.0f}% | "
+        f"{''.join(f'{name} {number} | ' for name, number in faults.items() if number)}"
+        f"{clock(summary['seconds_left'])} left"
     )
 
 

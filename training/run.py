@@ -2,6 +2,8 @@
 
 import copy
 import platform
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -213,6 +215,14 @@ def versions():
     }  # fmt: skip
 
 
+def git_commit():
+    """The commit of this code, with -dirty if files were changed since; None where git does not know it."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    if shutil.which("git"):
+        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() or None
+
+
 def provenance(args, lists):
     """What a result rests on but the audio, for settings.json and results.json. lists: {path: SHA-256}."""
-    return {"settings": args.as_dict(), "sha256": lists, "versions": versions(), "command": sys.argv}
+    code = {**versions(), "git_commit": git_commit()}
+    return {"settings": args.as_dict(), "sha256": lists, "versions": code, "command": sys.argv}

@@ -14,16 +14,9 @@ DATA_FLAGS = {"train_list", "train_path", "eval_list", "eval_path", "musan_path"
 
 # What a resumed run may change: where things lie, how often it evaluates, how long it trains, how it is computed.
 FREE_TO_CHANGE = DATA_FLAGS | {
-    "save_path", "max_epoch", "test_step", "n_cpu", "device", "compile", "accumulate", "tensorboard", "save_minutes",
-    "paths_anywhere", "no_check",
+    "save_path", "max_epoch", "test_step", "n_cpu", "device", "compile", "accumulate", "tensorboard", "wandb",
+    "save_minutes", "paths_anywhere", "no_check",
 }  # fmt: skip
-
-MOVED = {  # flags of earlier versions, and what to use now
-    "compare": "python -m evaluation.compare A.txt B.txt LIST",
-    "report": "python -m evaluation.report exps/exp1",
-    "ema": "--average N, the mean of the last N models",
-}
-
 
 class Settings(argparse.Namespace):
     """Read-only settings. ``given``: names of the flags on the command line."""
@@ -51,8 +44,6 @@ def read_settings(parser, arguments, demo=None):
     """
     arguments = [each for one in arguments for each in (file_arguments(one[1:]) if one.startswith("@") else [one])]
     given = {argument[2:].split("=")[0] for argument in arguments if argument.startswith("--")}
-    for flag in given & MOVED.keys():
-        raise InputError(f"--{flag} was removed: use {MOVED[flag]}")
     if "demo" in given:
         parser.set_defaults(**demo)
         given |= set(demo)
@@ -128,8 +119,9 @@ def _check_mode(args):
     for name in {"cohort", "top_n"} & args.given:
         if not (args.as_norm or args.calibrate):
             raise InputError(f"--{name} needs --eval with --as_norm or --calibrate")
-    if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise InputError("--tensorboard needs a package that is not installed: pip install tensorboard")
+    for package in ("tensorboard", "wandb"):
+        if getattr(args, package) and importlib.util.find_spec(package) is None:
+            raise InputError(f"--{package} needs a package that is not installed: pip install {package}")
 
 
 def _check_numbers(args):
@@ -195,14 +187,16 @@ def of_resumed_run(args, state, train_list):
     args = args.replace(**kept)
     fix = "to resume it use the same, for a new run another --save_path"
     free = FREE_TO_CHANGE - (set() if schedule_is_open(args) else {"max_epoch"})
-    if args.max_epoch < state["epoch"] - 1:
-        done = state["epoch"] - 1
-        raise InputError(f"{args.save_path} has {done} epochs, more than --max_epoch {args.max_epoch}: {fix}")
+    if args.max_epoch < state["epoch"]:
+        raise InputError(f"{args.save_path} is in epoch {state['epoch']}, past --max_epoch {args.max_epoch}: {fix}")
+    changed = []
     for name, value in before.items():
         now = getattr(args, name, value)  # flags that have gone are ignored
         switched = name in ("musan_path", "rir_path") and bool(now) != bool(value)
         if switched or (name not in free and now != value):
-            raise InputError(f"{args.save_path} was started with --{name} {value}, not {now}: {fix}")
+            changed.append(f"--{name} {value}, not {now}")
+    if changed:
+        raise InputError(f"{args.save_path} was started with {'; '.join(changed)}: {fix}")
     if state["speakers"] != train_list.speakers or state["train_list_sha256"] != train_list.sha256:
         raise InputError(f"{args.save_path} was started with a --train_list of other content: {fix}")
     return args
