@@ -28,7 +28,7 @@ from inference.encoder import AudioWarning, SpeakerEncoder, choose_device
 from inference.export import export_onnx
 from inference.gallery import Gallery, is_gallery
 from inference.systems import SYSTEMS
-from tools import InputError, Parser, check_writable, keep_memory, progress_bar, run_command, whole_file
+from tools import InputError, Parser, check_writable, count, keep_memory, progress_bar, run_command, whole_file
 
 DEFAULT_MODEL = "speechbrain/spkrec-ecapa-voxceleb"
 FAILURE = 2  # exit status after an error or an unreadable file; 1 is an answer: different speakers
@@ -69,7 +69,7 @@ def embed(encoder, args, files):
         threshold = np.nan if encoder.cosine_threshold is None else encoder.cosine_threshold
         with whole_file(args.out) as file:
             np.savez(file, model=np.array(encoder.fingerprint()), cosine_threshold=threshold, **columns)
-    print(f"{args.out}: {len(rows)} embeddings from {len(files) - failed} of {len(files)} files")
+    print(f"{args.out}: {count(len(rows), 'embedding')} from {len(files) - failed} of {count(len(files), 'file')}")
     return FAILURE if failed else 0
 
 
@@ -131,9 +131,10 @@ def enrol(encoder, args, files):
     vectors = scoring_vectors(encoder, files, args)
     if not vectors:
         raise InputError(f"none of the files could be embedded: {args.gallery} is unchanged")
-    count, failed = gallery.enrol(args.enrol, list(vectors.values())), len(set(files)) - len(vectors)
-    more = f"; {failed} files could not be read: fix and enrol only those" if failed else ""
-    print(f"{args.gallery}: {args.enrol} has {count} utterances; {len(gallery.speakers)} speakers{more}")
+    said, failed = gallery.enrol(args.enrol, list(vectors.values())), len(set(files)) - len(vectors)
+    more = f"; {count(failed, 'file')} could not be read: fix and enrol only those" if failed else ""
+    speakers = count(len(gallery.speakers), "speaker")
+    print(f"{args.gallery}: {args.enrol} has {count(said, 'utterance')}; {speakers}{more}")
     return FAILURE if failed else 0
 
 

@@ -22,7 +22,7 @@ import soundfile
 from corpora.audio import SAMPLE_RATE, AudioFile, UnreadableAudio, find_noises, find_responses
 from corpora.lists import TrainingList, TrialList, first_lines, leads_out
 from corpora.pack import Pack, open_source
-from tools import InputError, in_order, one_line, progress_bar, sha256
+from tools import InputError, count, in_order, one_line, progress_bar, sha256
 
 SEVERITIES = ("note", "warning", "error")  # the exit status is the index of the worst
 QUICK = 200  # number of training files, and of evaluation files, whose headers the quick check reads
@@ -338,4 +338,4 @@ def table(findings):
         text += [f"{'':17}    {one_line(example, 300)}" for example in each.examples]
         text += [f"{'':17}  > {one_line(each.fix)}"] if each.fix else []
     counts = collections.Counter(each.severity for each in findings)
-    return "\n".join([*text, ", ".join(f"{counts[severity]} {severity}s" for severity in reversed(SEVERITIES))])
+    return "\n".join([*text, ", ".join(count(counts[severity], severity) for severity in reversed(SEVERITIES))])

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from corpora.audio import AUDIO_SUFFIXES, SUFFIXES, Folder, check_folder
 from corpora.lists import TrainingList, TrialList, leads_out
-from tools import InputError, check_writable, progress_bar, read_text, write_text
+from tools import InputError, check_writable, count, progress_bar, read_text, write_text
 
 
 def from_folder(root):
@@ -46,10 +46,11 @@ def from_folder(root):
             if suffix in SUFFIXES and not name.startswith("."):
                 kind = unconverted if suffix not in AUDIO_SUFFIXES else loose if inside == "." else found
                 kind.append(f"{inside}/{name}")
-    for left_out, why in ((loose, "files are in no speaker's folder"), (linked, "folders are links"),
-                          (unconverted, "files have a format that must be converted first (--convert)")):  # fmt: skip
+    for left_out, noun, why in ((loose, "file", "in no speaker's folder"), (linked, "folder", "behind links"),
+                                (unconverted, "file", "to be converted first (--convert)")):  # fmt: skip
         if left_out:
-            tqdm.write(f"{root}: left out, because {len(left_out)} {why}, such as {min(left_out)}", file=sys.stderr)
+            which = f"{count(len(left_out), noun)} {why}, such as {min(left_out)}"
+            tqdm.write(f"{root}: left out {which}", file=sys.stderr)
     found = sorted((path.split("/", 1)[0], path) for path in found)
     speakers = {speaker for speaker, _ in found}
     deeper = len(speakers) > 1 and all(path.count("/") > 2 for _, path in found)

@@ -18,10 +18,9 @@ STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "
 
 def draw_det(path, results):
     """Detection error trade-off curves (Martin et al. 1997): results {name: (scores, labels)} -> a PNG file."""
-    figure = Figure(figsize=(6, 6), layout="constrained")  # not pyplot, which may need a display
-    axes = figure.add_subplot()
-    det_plot(axes, results)
-    axes.legend(loc="upper right")
+    figure = Figure(figsize=(6, 6 + 0.22 * len(results)), layout="constrained")  # not pyplot, which may need a display
+    det_plot(figure.add_subplot(), results)
+    figure.legend(loc="outside upper left", frameon=False)
     save_png(figure, path)
 
 
@@ -34,6 +33,7 @@ def draw_training(path, history):
     for axes, key, unit, colour in ((upper, "loss", "", "tab:blue"), (upper.twinx(), "accuracy", " (%)", "tab:orange")):
         axes.plot([r["epoch"] for r in trained], [r[key] for r in trained], color=colour, marker=".")
         axes.set_ylabel(f"training {key}{unit}", color=colour)
+        axes.set_ylim(0, max(1, 1.05 * axes.dataLim.ymax))
     for name in tested[-1]["lists"] if tested else []:
         points = [(r["epoch"], r["lists"][name]["eer"]) for r in tested if name in r["lists"]]
         last, lowest = points[-1][1], min(eer for _, eer in points)

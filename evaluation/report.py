@@ -24,7 +24,7 @@ from evaluation.intervals import det_band, speakers_of
 from evaluation.plots import as_svg, bar_plot, course_plot, det_plot, histogram_plot
 from evaluation.records import evaluated_models, read_history
 from evaluation.scoring import VALID, read_scores
-from tools import InputError, equal_error_rate, run_command, whole_file
+from tools import InputError, count, equal_error_rate, run_command, whole_file
 
 WORST = 20  # number of trials of each class, and of speakers, in the tables
 DURATIONS = [0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, math.inf]  # edges of the bins, seconds
@@ -53,7 +53,7 @@ def write_report(folder):
         title=folder.resolve().name, about=about, command=shlex.join(about["command"]), history=history,
         results=results, training=training_pictures(history), det=det_pictures(scored), errors=errors,
         lists={name: describe_list(*each) for name, each in scored.items()},
-        basename=os.path.basename, dumps=json.dumps,
+        basename=os.path.basename, count=count, dumps=json.dumps,
     )  # fmt: skip
     with whole_file(folder / "report.html") as file:
         file.write(page.encode("utf-8", "backslashreplace"))  # a file name may be invalid UTF-8

@@ -106,7 +106,7 @@ def test_embed_files_folders_and_lists(use, encoder, folder):
         for file, embedding in zip(expected, found["embeddings"]):
             assert relative_error(embedding, encoder.embed(folder / file)) < 1e-5
     status, printed, complained = use("--embed", "wav/a0.wav", "no.wav", "--out", "e.npz")
-    assert (status, printed) == (2, "e.npz: 1 embeddings from 1 of 2 files\n")
+    assert (status, printed) == (2, "e.npz: 1 embedding from 1 of 2 files\n")
     assert complained == "verify.py: no.wav does not exist; left out\n"
 
 
@@ -252,7 +252,7 @@ def test_files_with_odd_names_and_formats(use, folder):
     assert use("--embed", "odd", "--out", "o.npz") == (0, "o.npz: 2 embeddings from 2 of 2 files\n", "")
     (folder / "odd/none.wav").write_bytes(b"")
     status, printed, complained = use("--enrol", "anna", "wav", "odd/none.wav", "--gallery", "all.npz")
-    assert status == 2 and "anna has 6 utterances; 1 speakers; 1 files could not be read" in printed
+    assert status == 2 and "anna has 6 utterances; 1 speaker; 1 file could not be read" in printed
     assert complained == "verify.py: odd/none.wav is an empty file\n"
 
 

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from model import ECAPA_TDNN
-from tools import InputError, read_text
+from tools import InputError, count, read_text
 from training.state import has_state
 
 DATA_FLAGS = {"train_list", "train_path", "eval_list", "eval_path", "musan_path", "rir_path"}
@@ -209,8 +209,8 @@ def of_pretrained_run(args, initial, train_list, held_out):
     known = set(initial.trained_on()) & set(held_out)
     if known:
         raise InputError(
-            f"--valid_speakers {args.valid_speakers} holds out {len(known)} speakers, such as {min(known)}, that "
-            f"{args.initial_model} was trained on: use the --valid_speakers of that run"
+            f"--valid_speakers {args.valid_speakers} holds out {count(len(known), 'speaker')}, such as {min(known)}, "
+            f"that {args.initial_model} was trained on: use the --valid_speakers of that run"
         )
     args = with_width(args, initial.network).replace(system=initial.system)
     if initial.classifier is not None and initial.speakers == train_list.speakers:

@@ -51,14 +51,15 @@ def test_folder_and_what_is_left_out_of_it(tree, capsys):
     (root / "linked").symlink_to(root / "anna")
     assert from_folder(root) == expected
     said = capsys.readouterr().err
-    assert "1 files are in no speaker's folder" in said and "loose.wav" in said
-    assert "1 files have a format that must be converted" in said and "anna/1.m4a" in said
-    assert "1 folders are links" in said
+    assert "left out 1 file in no speaker's folder, such as" in said and "loose.wav" in said
+    assert "1 file to be converted first" in said and "anna/1.m4a" in said
+    assert "1 folder behind links" in said
 
 
 @pytest.mark.parametrize("names, said", [
     ([], "has no audio .*expected <speaker>/<file>"), (["a/1.m4a", "b/1.m4a"], "has no audio"),
-    (["wav/a/1.wav", "wav/b/1.wav"], "single"), (["a/1.wav", "b/my voice.wav"], "has a blank"),
+    (["wav/a/1.wav", "wav/b/1.wav"], "single"), (["x/a/s/1.wav", "y/b/s/1.wav"], "deeper folders, such as x/a/s/1"),
+    (["a/1.wav", "b/my voice.wav"], "has a blank"),
     (["a/1.wav", "b/x\u20281.wav"], "has a blank"), (["a/1.wav", os.fsdecode(b"b/\xff.wav")], "not UTF-8"),
 ])  # fmt: skip
 def test_folders_that_make_no_list(tmp_path, names, said):

@@ -35,10 +35,10 @@ def finish(process):
 
 
 def wait_for(text, process):
-    """Until the process has written this to its standard error."""
+    """Until the process has printed this."""
     shown = ""
     while text not in shown:
-        letter = process.stderr.read(1)
+        letter = process.stdout.read(1)
         assert letter, shown  # it has ended
         shown += letter
 
@@ -165,7 +165,7 @@ def test_stopped_as_two_and_continued_as_one(one, tmp_path):
     folder = tmp_path / "e"
     flags = [*flags, "--batch_size", 4, "--max_epoch", 20, "--save_path", folder]
     process = start(2, *flags)
-    wait_for("epoch 2/20:", process)
+    wait_for("epoch 1/20 |", process)
     time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     status, _, complained = finish(process)
@@ -182,7 +182,7 @@ def test_a_process_that_dies_ends_the_others(one, tmp_path):
     flags, alone = one
     flags = [*flags, "--save_path", tmp_path / "e"]
     process = start(2, *flags, "--max_epoch", 50)
-    wait_for("epoch 2/50:", process)
+    wait_for("epoch 1/50 |", process)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(children[-1]), signal.SIGKILL)
     status, _, complained = finish(process)
