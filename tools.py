@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         misspelt = re.match("unrecognized arguments: (--[^ =]+)", message)
-        near = misspelt and difflib.get_close_matches(misspelt[1], self._option_string_actions, 1)
+        near = misspelt and difflib.get_close_matches(misspelt[1], self._option_string_actions, 1, 0.7)
         raise InputError(f"{message}{f': did you mean {near[0]}?' if near else ''}; see {self.prog} --help")
 
 

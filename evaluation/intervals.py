@@ -60,6 +60,11 @@ def speakers_of(trials):
     return speaker[enrol], speaker[test], count
 
 
+def tells(result):
+    """Whether the intervals of a result say anything: with few speakers, or up to an EER of 100 %, they do not."""
+    return result["speakers"] >= 5 and result["interval"]["eer"][1] < 100
+
+
 class WeightedTrials:
     """The trials of a list, sorted once, for error rates with many different weights of the speakers.
 

@@ -33,7 +33,7 @@ def draw_training(path, history):
     for axes, key, unit, colour in ((upper, "loss", "", "tab:blue"), (upper.twinx(), "accuracy", " (%)", "tab:orange")):
         axes.plot([r["epoch"] for r in trained], [r[key] for r in trained], color=colour, marker=".")
         axes.set_ylabel(f"training {key}{unit}", color=colour)
-        axes.set_ylim(0, max(1, 1.05 * axes.dataLim.ymax))
+        axes.set_ylim(0, max([1, *(1.05 * r[key] for r in trained)]))
     for name in tested[-1]["lists"] if tested else []:
         points = [(r["epoch"], r["lists"][name]["eer"]) for r in tested if name in r["lists"]]
         last, lowest = points[-1][1], min(eer for _, eer in points)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import secrets
 import sys
 import time
 from pathlib import Path
@@ -109,7 +110,7 @@ def open_trackers(folder, settings):
 
         known = folder / "wandb" / "id.txt"  # by which a resumed run is the same one there
         if not known.exists():
-            write_text(known, wandb.util.generate_id())
+            write_text(known, secrets.token_hex(4))
         run = wandb.init(dir=folder, project="speakers", name=folder.name, id=read_text(known), resume="allow",
                          config=settings, settings=wandb.Settings(console="off"))  # fmt: skip
         trackers.append(lambda numbers, epoch: run.log({**numbers, "epoch": epoch}))

@@ -20,7 +20,7 @@ from scipy.stats import norm
 from corpora.audio import SAMPLE_RATE
 from corpora.lists import TrialList
 from corpora.pack import open_source
-from evaluation.intervals import det_band, speakers_of
+from evaluation.intervals import det_band, speakers_of, tells
 from evaluation.plots import as_svg, bar_plot, course_plot, det_plot, histogram_plot
 from evaluation.records import evaluated_models, read_history
 from evaluation.scoring import VALID, read_scores
@@ -53,7 +53,8 @@ def write_report(folder):
         title=folder.resolve().name, about=about, command=shlex.join(about["command"]), history=history,
         results=results, training=training_pictures(history), det=det_pictures(scored), errors=errors,
         lists={name: describe_list(*each) for name, each in scored.items()},
-        basename=os.path.basename, count=count, dumps=json.dumps,
+        main=[name for name in results if not any(name.startswith(f"{other}.") for other in results)],
+        basename=os.path.basename, count=count, dumps=json.dumps, tells=tells,
     )  # fmt: skip
     with whole_file(folder / "report.html") as file:
         file.write(page.encode("utf-8", "backslashreplace"))  # a file name may be invalid UTF-8

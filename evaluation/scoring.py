@@ -10,7 +10,7 @@ from corpora.audio import Folder, UnreadableAudio, check_folder
 from corpora.lists import TrainingList, TrialList, check_files
 from corpora.pack import Pack, open_source
 from evaluation.calibration import actual_dcf, cllr, min_cllr
-from evaluation.intervals import bootstrap_intervals, speakers_of
+from evaluation.intervals import bootstrap_intervals, speakers_of, tells
 from evaluation.plots import draw_det
 from tools import InputError, count, equal_error_rate, error_curve, gather, min_dcf, rank, read_text, size, whole_file
 
@@ -177,7 +177,7 @@ def calibration_metrics(ratios, trials):
 def result_line(name, result):
     """A result as one line for the terminal; 95 % intervals in brackets."""
     low, high = result["interval"]["eer"]
-    known = high < 100  # the whole range is no answer
+    known = tells(result)
     interval = f"[{low:.2f}, {high:.2f}]" if known else "(too few speakers for intervals)"
     parts = [f"{name}: EER {result['eer']:.2f}% {interval}"]
     for prior in ("0.05", "0.01"):

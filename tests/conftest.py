@@ -133,7 +133,7 @@ def live(script, main, arguments, prepare=None):
 
 def start_script(*arguments):
     command = [sys.executable, "trainSpeakerNet.py", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
 

@@ -1,14 +1,20 @@
 """Error rates and AS-norm against brute force and scikit-learn; files that appear whole; checkpoints and text."""
 
+import io
 import itertools
 import os
+import re
+import sys
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import det_curve
 
+import benchmark
+import prepareData
 import tools
+import verify
 from evaluation.scoring import threshold_at
 from tools import InputError, equal_error_rate, error_curve, min_dcf
 
@@ -142,6 +148,27 @@ def test_text_in_another_encoding(tmp_path, content, complaint):
 def test_a_message_is_one_line_whatever_it_quotes():
     assert str(InputError("a\nb\x1b[2Jc\u2028ü\udcff")) == r"a\nb\x1b[2Jc\u2028ü\udcff"
     assert tools.one_line("a" * 10_000) == "a" * 1000 + " ... " + "a" * 1000
+
+
+def test_a_progress_bar_in_a_file_is_whole_lines(monkeypatch):
+    monkeypatch.setattr(sys, "__stderr__", io.StringIO())
+    for _ in tools.progress_bar(iterable=range(3), desc="reading", delay=0, mininterval=0, miniters=1):
+        pass
+    *lines, end = sys.__stderr__.getvalue().split("\n")
+    assert [re.match(r"reading: +\d+%\|.*\| (\d)/3 ", line)[1] for line in lines] == ["0", "1", "2", "3"] and not end
+
+
+@pytest.mark.parametrize(("parse", "flags", "said"), [
+    (verify.read_arguments, ["a", "b", "--tresh", "1"], "--tresh 1: did you mean --threshold?; see .* --help"),
+    (benchmark.read_settings, ["--batchsize=4"], "did you mean --batch_size?"),
+    (prepareData.read_arguments, ["--list", "a", "--to", "b"], "did you mean --lists?"),
+    (prepareData.read_arguments, ["--check", "--evallist=b"], "did you mean --eval_list?"),
+    (prepareData.read_arguments, ["--to", "b"], "unrecognized arguments: --to b; see"),
+    (prepareData.read_arguments, [], "give one of --unpack, --convert, --lists"),
+])  # fmt: skip
+def test_a_misspelt_flag_gets_a_suggestion(parse, flags, said):
+    with pytest.raises(InputError, match=said.replace("?", r"\?")):
+        parse(flags)
 
 
 def test_threshold_at_a_rate_of_false_alarms():

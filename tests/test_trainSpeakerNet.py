@@ -346,7 +346,7 @@ def test_evaluation_needs_nothing_but_model_list_and_audio(command, corpus, tmp_
     noted = results(trained)[2]["lists"]["trials"]
     few = f"EER {noted['eer']:.2f}% (too few speakers for intervals) | minDCF(0.05) {noted['min_dcf_0.05']:.4f} |"
     assert noted["interval"]["eer"][1] == 100 and f"  trials: {few}" in printed
-    noted["interval"]["eer"] = [2.344, 56.789]
+    noted["interval"]["eer"], noted["speakers"] = [2.344, 56.789], 5
     assert result_line("O", noted).startswith(f"O: EER {noted['eer']:.2f}% [2.34, 56.79] | minDCF(0.05) ")
     assert "120 trials, 16 utterances, 4 speakers" in printed and "second: EER" in printed and "60 trials" in printed
     found = json.loads((tmp_path / "out" / "results.json").read_text())["results"]

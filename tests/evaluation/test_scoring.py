@@ -1,6 +1,8 @@
 """Evaluation as users do it: several lists at once, the back-end, held-out speakers, two systems compared."""
 
+import importlib.util
 import json
+import re
 import shutil
 
 import numpy as np
@@ -25,7 +27,10 @@ SMALL = ["--C", 8, "--num_frames", 60, "--batch_size", 8, "--max_epoch", 2, "--b
 def held(corpus, tmp_path_factory):
     """A run of two epochs with two of the six speakers held out."""
     folder = tmp_path_factory.mktemp("exps") / "held"
-    run_script(*data_flags(corpus), *SMALL, "--valid_speakers", 2, "--tensorboard", "--save_path", folder, check=True)
+    wandb = ["--wandb"] * bool(importlib.util.find_spec("wandb"))
+    flags = [*data_flags(corpus), *SMALL, "--valid_speakers", 2, "--tensorboard", *wandb, "--save_path", folder]
+    for epochs in (1, 2):
+        run_script(*flags, "--max_epoch", epochs, check=True)
     return folder
 
 
@@ -205,6 +210,16 @@ def test_tensorboard_is_told_what_metrics_jsonl_is_told(held):
         ("trials/eer/model", {record["epoch"]: record["lists"]["trials"]["eer"] for record in records}),
     ):
         assert {event.step: event.value for event in events.Scalars(tag)} == pytest.approx(values, rel=1e-6)
+
+
+def test_wandb_is_told_the_same_by_a_run_and_its_continuation(held):
+    pytest.importorskip("wandb")
+    first, second = sorted(path for path in (held / "wandb").glob("offline-run-*") if path.is_dir())
+    assert first.name.split("-")[-1] == second.name.split("-")[-1] == (held / "wandb/id.txt").read_text()
+    assert len(list((held / "tensorboard").iterdir())) == 2  # a file for each, too
+    for folder, record in zip((first, second), history(held)[1:]):
+        told = next(folder.glob("*.wandb")).read_bytes()
+        assert re.search(rf"training/loss\W*{record['loss']}".encode(), told) and b"valid/eer/model" in told
 
 
 def test_a_report_of_a_run_and_of_an_evaluation(command, held, evaluated):
