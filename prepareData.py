@@ -142,7 +142,7 @@ def read_arguments(arguments):
             break
     else:
         parser.parse_args(arguments)
-        parser.error(f"give one of --{', --'.join(ACTIONS)}")
+        parser.error(f"give one of --{'|--'.join(ACTIONS)}")
     for name, least in (("n_cpu", 1), ("seed", 0)):
         if getattr(args, name, least) < least:
             raise InputError(f"--{name} must be at least {least}, not {getattr(args, name)}")

@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 import traceback
+import types
 import warnings
 import zipfile
 
@@ -99,22 +100,17 @@ def run_command(main, failure=1):
         sys.exit(failure)
 
 
-class BarLines:
-    """The file of a progress bar where there is no terminal: each drawing is a line."""
+def progress_bar(**settings):
+    """A tqdm bar; in a file it is a line every half minute, and of several processes the first one shows it."""
 
-    def write(self, text):
+    def write_line(text):
         if text.strip():
             print(text.strip(), file=sys.__stderr__, flush=True)  # sys.stderr may go to a log.txt, too
 
-    def flush(self):
-        pass
-
-
-def progress_bar(**settings):
-    """A tqdm bar; in a file it is a line every half minute, and of several processes the first one shows it."""
     where = {"mininterval": 0.2, "dynamic_ncols": True}
     if not sys.stderr.isatty():
-        where = {"mininterval": 30, "maxinterval": 60, "delay": 1, "file": BarLines()}
+        file = types.SimpleNamespace(write=write_line, flush=lambda: None)
+        where = {"mininterval": 30, "maxinterval": 60, "delay": 1, "file": file}
     return tqdm(**{"disable": rank() > 0, "leave": False, **where, **settings})
 
 

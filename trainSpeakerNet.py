@@ -266,7 +266,7 @@ def train(args):
     train_list, source, trial_sets, held_out = open_data(args)
     run, records, args = start(args, train_list, held_out, device)
     if args.max_epoch in records.epochs():
-        return print_end(run, records, trial_sets)
+        return print_end(run, records)
     loader, augmentation = make_loader(args, train_list, source, device)
     check_data(args, run.about["earlier_speakers"])
     lists = {args.train_list: train_list.sha256, **hashes_of(trial_sets, args)}
@@ -315,20 +315,19 @@ def train(args):
                 run.save_model("model", run.network, {})  # for the average at the end
             records.add(summary, results)
         run.next_epoch()
-    print_end(run, records, trial_sets)
+    print_end(run, records)
 
 
-def print_end(run, records, trial_sets):
+def print_end(run, records):
     """Print what the run came to, and what to do next."""
     args, folder = run.args, run.folder
     more = "; a larger --max_epoch continues from here" if settings.schedule_is_open(args) else ""
     print(f"{folder}: {count(args.max_epoch, 'epoch')} done{more}{records.summary()}")
     print(f"curves: {folder}/training.png; a page of all results: python -m evaluation.report {folder}")
     if args.demo:
-        trials = trial_sets["trials"].trials
-        files = [f"{args.eval_path}/{side[trials.label.argmax()]}" for side in (trials.enrol, trials.test)]
-        model = f"{run.model_file('model', args.max_epoch)}"
-        print(f"compare two voices: {shlex.join(['python', 'verify.py', *files, '--model', model])}")
+        files = [f"{args.eval_path}/id20001/session{number}/00001.wav" for number in (1, 2)]
+        command = ["python", "verify.py", *files, "--model", str(run.model_file("model", args.max_epoch))]
+        print(f"compare two recordings: {shlex.join(command)}")
 
 
 def open_data(args):

@@ -133,10 +133,9 @@ class Logged:
         return self.stream.write(text)
 
     def log(self, lines):
-        lines = [f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n" for line in lines if line.strip()]
-        if lines:
+        for line in filter(str.strip, lines):
             with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.writelines(lines)
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import socket
 import warnings
 from pathlib import Path
@@ -59,42 +60,32 @@ def has_state(folder):
 def only_run_in(folder):
     """Keep other runs from writing to a folder as long as this lasts. InputError naming the process that does already.
 
-    The lock is the kernel's: it ends with the process, however that ends. The file .lock stays and means nothing alone;
-    but after an error before anything else was written, the folder is left as it was.
+    The lock is the kernel's: it ends with the process, however that ends. The file .lock stays and means nothing alone.
+    If an error comes before anything else is written, the folder is removed.
     """
-    folder = Path(folder)
-    before = os.listdir(folder) if folder.is_dir() else None
     check_writable(folder, "--save_path")
-    try:
-        with open(folder / ".lock", "a+", encoding="utf-8") as file:
-            lock(file, folder)
-            for inner in (".", "model", "scores"):  # what a run that was killed left half written
-                for leftover in (folder / inner).glob(".*.part"):
-                    leftover.unlink(missing_ok=True)
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+    with open(Path(folder) / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            who = file.read().strip() or "another process"
+            raise InputError(
+                f"--save_path {folder} is being written to by {who}: wait for it to end, or choose another folder"
+            ) from error
+        except OSError as error:  # some network disks have no locks
+            complaint = f"{folder} cannot be locked ({error.strerror}): make sure that no other run writes there"
+            warnings.warn(complaint, stacklevel=3)
+        for inner in (".", "model", "scores"):  # what a run that was killed left half written
+            for leftover in (Path(folder) / inner).glob(".*.part"):
+                leftover.unlink(missing_ok=True)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        try:
             yield
-    except Exception:
-        added = set(os.listdir(folder)).difference(before or [])
-        if added <= {".lock", "log.txt"}:
-            for name in added:
-                (folder / name).unlink()
-            if before is None:
-                folder.rmdir()
-        raise
-
-
-def lock(file, folder):
-    try:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        who = file.read().strip() or "another process"
-        raise InputError(
-            f"--save_path {folder} is being written to by {who}: wait for it to end, or choose another folder"
-        ) from error
-    except OSError as error:  # some network disks have no locks
-        complaint = f"{folder} cannot be locked ({error.strerror}): make sure that no other run writes there"
-        warnings.warn(complaint, stacklevel=4)
+        except Exception:
+            if set(os.listdir(folder)) <= {".lock", "log.txt"}:
+                shutil.rmtree(folder)
+            raise
