@@ -3,7 +3,6 @@
 import ast
 import json
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import torch

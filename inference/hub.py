@@ -42,7 +42,8 @@ def local_model(name, flag=""):
         return _modelscope(f"iic/{repository}", revision)
     if str(name) == "TaoRuijie/ECAPA-TDNN":
         path = Path(torch.hub.get_dir(), "checkpoints", *TAORUIJIE.split("/"), "pretrain.model")
-        return _download(f"{GITHUB}/{TAORUIJIE}/exps/pretrain.model", path, digest=TAORUIJIE_ID)
+        url = f"{GITHUB}/{TAORUIJIE}/exps/pretrain.model"
+        return path if path.is_file() else _download(url, path, digest=TAORUIJIE_ID)
     is_path = Path(owner).exists() or Path(name).suffix in (".model", ".pt", ".ckpt", ".bin")
     if is_path and owner not in ("speechbrain", "pyannote", "Wespeaker"):
         fix = "give a file, a folder, or a name such as speechbrain/spkrec-ecapa-voxceleb (docs/use.md)"
@@ -91,7 +92,7 @@ def _modelscope(name, revision):
         return folder
     endpoint = os.environ.get("MODELSCOPE_ENDPOINT") or "https://modelscope.cn"
     api, query = f"{endpoint}/api/v1/models/{name}/repo", {"Revision": revision or "master"}
-    with _opened(f"{api}/files?{parse.urlencode(query)}") as response:
+    with _opened(f"{api}/files?{parse.urlencode({**query, 'Recursive': True})}") as response:
         files = {file["Path"]: file for file in json.load(response)["Data"]["Files"]}
     wanted = [path for path in files if "/" not in path and any(Path(path).match(pattern) for pattern in PATTERNS)]
     for path in sorted(wanted, key="configuration.json".__eq__):  # that comes last: then all is there
@@ -131,7 +132,7 @@ def _download(url, path, size=None, digest=None):
                         bar.update(file.write(block))
         content = part.read_bytes()
         if len(content) < size:
-            raise RunError(f"{url} broke off after {len(content)} of {size} bytes: try again, which continues there")
+            raise RunError(f"{url} broke off after {len(content)} of {size} bytes: try again")
         git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
         if len(content) > size or (digest and digest not in (git, hashlib.sha256(content).hexdigest())):
             part.unlink()

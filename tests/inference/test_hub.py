@@ -1,5 +1,6 @@
 """Models by name, from a small hub on 127.0.0.1 that answers as Hugging Face, ModelScope and GitHub do, or fails."""
 
+import contextlib
 import hashlib
 import http.server
 import json
@@ -50,10 +51,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
 def publish(name, revision, files):
     """The pages of a model, in the forms of all three hubs."""
     theirs = [{"Path": k, "Size": len(v), "Sha256": hashlib.sha256(v).hexdigest()} for k, v in files.items()]
-    tree = [{"type": "file", "path": file, "size": len(content), "oid": "0"} for file, content in files.items()]
+    tree = [{"type": "file", "path": k, "size": len(v), "oid": "0"} for k, v in files.items()]
     api, modelscope = f"/api/models/{name}", f"/api/v1/models/{name}/repo"
-    listings = {f"{modelscope}/files?Revision={revision}": {"Data": {"Files": theirs}}, f"{api}/tree/{COMMIT}": tree,
-                f"{api}/revision/{revision}": {"id": name, "sha": COMMIT}}  # fmt: skip
+    about = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]}
+    listings = {f"{modelscope}/files?Revision={revision}&Recursive=True": {"Data": {"Files": theirs}},
+                f"{api}/tree/{COMMIT}": tree, f"{api}/revision/{revision}": about}  # fmt: skip
     Hub.pages |= {page: json.dumps(content).encode() for page, content in listings.items()}
     for page in (f"/{name}/resolve/{COMMIT}/", f"/{name}/{COMMIT}/", f"{modelscope}?Revision={revision}&FilePath="):
         Hub.pages |= {f"{page}{file}": content for file, content in files.items()}
@@ -109,9 +111,9 @@ def test_downloaded_once(server, tmp_path, capsys, name, again, system, threshol
     with pytest.raises(RunError, match="arrived damaged"):
         load_pretrained(name)
     Hub.fault = lambda content: content[: len(content) // 2]
-    if system != "speechbrain":  # whose package tries again by itself
-        with pytest.raises(RunError, match="broke off after"):
-            load_pretrained(name)
+    with contextlib.suppress(RunError):
+        load_pretrained(name)
+        assert system == "speechbrain"  # huggingface_hub 2 tries again by itself
     found = load_pretrained(name)
     assert any(start for _, start in Hub.asked) == (system == "modelscope")  # continued
     assert (found.system, found.threshold, found.speakers) == (system, threshold, speakers)
