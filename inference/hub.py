@@ -97,7 +97,7 @@ def _modelscope(name, revision):
     wanted = [path for path in files if "/" not in path and any(Path(path).match(pattern) for pattern in PATTERNS)]
     for path in sorted(wanted, key="configuration.json".__eq__):  # that comes last: then all is there
         url = f"{api}?{parse.urlencode({**query, 'FilePath': path})}"
-        _download(url, folder / path, files[path]["Size"], files[path].get("Sha256"))
+        _download(url, folder / path, files[path].get("Size"), files[path].get("Sha256"))
     return folder
 
 
