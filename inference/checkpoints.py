@@ -2,15 +2,16 @@
 
 import ast
 import json
-from pathlib import Path
+import sys
 from typing import NamedTuple
 
 import torch
 import yaml
 
+from inference.hub import local_model
 from inference.systems import NAMES, PREFIX, SYSTEMS, build_network
 from model import SAMPLE_RATE
-from tools import InputError, load_checkpoint, load_tensors, read_text
+from tools import InputError, load_checkpoint, load_tensors, rank, read_text
 
 # Packages whose classes a Lightning checkpoint may name. None is imported: a Placeholder stands in for each class.
 STAND_IN_FOR = (
@@ -41,14 +42,16 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained(path, system=None):
-    """Pretrained of a file, or of the folder that a system's authors publish; the network on the CPU, in eval mode.
+    """Pretrained of a file, of the folder that a system's authors publish or a run writes, or of a published name.
 
+    The network is on the CPU, in eval mode. Names are those of ``local_model``, which downloads what is not yet there.
     system: a key of SYSTEMS; None: recognised from the contents. Nothing in the files is executed. InputError when they
     are absent, damaged, of no known system, of another one than named, or ambiguous.
     """
     if system is not None and system not in SYSTEMS:
         raise InputError(f"system {system!r} is not known: choose from {', '.join(SYSTEMS)}")
-    path = _weights_in(Path(path), system) if Path(path).is_dir() else Path(path)
+    path = local_model(path)
+    path = _weights_in(path, system) if path.is_dir() else path
     content = load_tensors(path, stand_in_for=STAND_IN_FOR)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
@@ -70,19 +73,28 @@ def load_pretrained(path, system=None):
 
 
 def _weights_in(folder, system):
-    """The weights file in the folder that a system's authors publish."""
+    """The weights file in the folder that a system's authors publish, or the best or last model in a run's folder."""
     patterns, found = [], []
     for name in [system] if system else SYSTEMS:
         patterns += SYSTEMS[name].files
         matches = (sorted(folder.glob(pattern)) for pattern in SYSTEMS[name].files)
         found += next(filter(None, matches), [])  # wespeaker's average comes before the models it is made of
+    ours = [*folder.glob("*.model"), *folder.glob("model/*.model")] if system in (None, "ours") else []
+    if ours and not found:
+        found = [max(ours, key=_precedence)]
+        if rank() == 0:
+            print(f"{folder}: took {found[0].relative_to(folder)}", file=sys.stderr)
     if not found:
-        ours = sorted(folder.glob("*.model"))
-        fix = f": name one of its models, such as {ours[-1].name}" if ours else ""
-        raise InputError(f"{folder} is a folder without {', '.join(patterns) or 'a known file'}{fix}")
+        raise InputError(f"{folder} is a folder without {', '.join([*patterns, '*.model'])}")
     if len(found) > 1:
         raise InputError(f"{folder} has several models: name one of {', '.join(path.name for path in found)}")
     return found[0]
+
+
+def _precedence(path):
+    """Orders a run's models: model_0079, model_0080, average_0080, best."""
+    kind, _, number = path.stem.rpartition("_")
+    return path.stem == "best", int(number) if number.isdecimal() else -1, kind == "average", path.stem
 
 
 def _recognise(path, content, state):

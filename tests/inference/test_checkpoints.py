@@ -25,7 +25,9 @@ from published import (
 
 import verify
 from inference.checkpoints import STAND_IN_FOR, load_pretrained
-from tools import InputError, load_tensors
+from inference.systems import PREFIX
+from model import ECAPA_TDNN
+from tools import InputError, load_tensors, save_checkpoint
 from verify import SpeakerEncoder
 
 
@@ -341,3 +343,14 @@ def test_lightning_classes_are_not_needed(tmp_path):
     write_lightning(tmp_path / "pytorch_model.bin", random_state(pyannote_shapes()))
     found = load_pretrained(tmp_path)
     assert found.system == "pyannote" and found.classifier.shape == (24, 512) and found.classifier.isfinite().all()
+
+
+def test_a_folder_of_a_run(tmp_path, capsys):
+    """Its best model, else the last: after training the average, which is better than what it is the average of."""
+    weights = {f"{PREFIX}{key}": value for key, value in ECAPA_TDNN(C=8).state_dict().items()}
+    (tmp_path / "metrics.jsonl").write_text("")
+    for name in ("model_0009", "model_0010", "average_0010", "best"):
+        path = tmp_path / "model" / f"{name}.model"
+        save_checkpoint(path, {"kind": "model", "settings": {}, "weights": weights, "speakers": [name]})
+        assert load_pretrained(tmp_path).speakers == load_pretrained(tmp_path / "model", "ours").speakers == [name]
+        assert f"took model/{name}.model" in capsys.readouterr().err
