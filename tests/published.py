@@ -2,6 +2,7 @@
 
 import enum
 import json
+import math
 import sys
 import types
 from pathlib import Path
@@ -176,6 +177,31 @@ def pyannote_shapes():
     return _flat(shapes)
 
 
+def campplus_shapes(embedding_size=192):
+    """Of 3D-Speaker's CAM++ (speakerlab/models/campplus, 09e7806)."""
+    layers = {f"head.conv{i}": {"weight": (32, before, 3, 3)} for i, before in ((1, 1), (2, 32))}
+    layers |= {"head.bn1": _norm(32), "head.bn2": _norm(32)}
+    for block in (f"head.layer{i}.{j}" for i in (1, 2) for j in (0, 1)):
+        layers |= {f"{block}.conv{i}": {"weight": (32, 32, 3, 3)} for i in (1, 2)}
+        layers |= {f"{block}.bn{i}": _norm(32) for i in (1, 2)}
+        if block.endswith("0"):
+            layers |= {f"{block}.shortcut.0": {"weight": (32, 32, 1, 1)}, f"{block}.shortcut.1": _norm(32)}
+    layers |= {"xvector.tdnn.linear": {"weight": (128, 320, 5)}, "xvector.tdnn.nonlinear.batchnorm": _norm(128)}
+    for n, first, last in ((1, 128, 512), (2, 256, 1024), (3, 512, 1024)):
+        for i, channels in enumerate(range(first, last, 32), start=1):
+            layer = f"xvector.block{n}.tdnnd{i}"
+            layers |= {
+                f"{layer}.nonlinear1.batchnorm": _norm(channels), f"{layer}.linear1": {"weight": (128, channels, 1)},
+                f"{layer}.nonlinear2.batchnorm": _norm(128), f"{layer}.cam_layer.linear_local": {"weight": (32, 128, 3)},
+                f"{layer}.cam_layer.linear1": _conv(64, 128, 1), f"{layer}.cam_layer.linear2": _conv(32, 64, 1),
+            }  # fmt: skip
+        transit = {"linear": {"weight": (last // 2, last, 1)}, "nonlinear.batchnorm": _norm(last)}
+        layers |= {f"xvector.transit{n}.{name}": shapes for name, shapes in transit.items()}
+    layers |= {"xvector.out_nonlinear.batchnorm": _norm(512), "xvector.dense.linear": {"weight": (embedding_size, 1024, 1)}}
+    norm = {name: shape for name, shape in _norm(embedding_size).items() if name not in ("weight", "bias")}
+    return _flat({**layers, "xvector.dense.nonlinear.batchnorm": norm})
+
+
 def random_state(shapes, seed=0):
     """Random numbers in these shapes, of sizes with which a network gives sensible numbers."""
     random = torch.Generator().manual_seed(seed)
@@ -190,6 +216,6 @@ def random_state(shapes, seed=0):
         elif len(shape) < 2:
             state[key] = 0.1 * torch.randn(shape, generator=random) + float("weight" in key)
         else:
-            fan_in = shape[1] * (shape[2] if len(shape) > 2 else 1)
+            fan_in = shape[1] * math.prod(shape[2:])
             state[key] = torch.randn(shape, generator=random) / fan_in**0.5
     return state
