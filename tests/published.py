@@ -179,27 +179,25 @@ def pyannote_shapes():
 
 def campplus_shapes(embedding_size=192):
     """Of 3D-Speaker's CAM++ (speakerlab/models/campplus, 09e7806)."""
-    layers = {f"head.conv{i}": {"weight": (32, before, 3, 3)} for i, before in ((1, 1), (2, 32))}
-    layers |= {"head.bn1": _norm(32), "head.bn2": _norm(32)}
-    for block in (f"head.layer{i}.{j}" for i in (1, 2) for j in (0, 1)):
-        layers |= {f"{block}.conv{i}": {"weight": (32, 32, 3, 3)} for i in (1, 2)}
-        layers |= {f"{block}.bn{i}": _norm(32) for i in (1, 2)}
+    layers = {"head.conv1": (32, 1, 3, 3), "head.bn1": 32, "head.conv2": (32, 32, 3, 3), "head.bn2": 32}
+    for block in ("head.layer1.0", "head.layer1.1", "head.layer2.0", "head.layer2.1"):
+        layers |= {f"{block}.conv{i}": (32, 32, 3, 3) for i in (1, 2)} | {f"{block}.bn{i}": 32 for i in (1, 2)}
         if block.endswith("0"):
-            layers |= {f"{block}.shortcut.0": {"weight": (32, 32, 1, 1)}, f"{block}.shortcut.1": _norm(32)}
-    layers |= {"xvector.tdnn.linear": {"weight": (128, 320, 5)}, "xvector.tdnn.nonlinear.batchnorm": _norm(128)}
+            layers |= {f"{block}.shortcut.0": (32, 32, 1, 1), f"{block}.shortcut.1": 32}
+    layers |= {"xvector.tdnn.linear": (128, 320, 5), "xvector.tdnn.nonlinear.batchnorm": 128}
     for n, first, last in ((1, 128, 512), (2, 256, 1024), (3, 512, 1024)):
         for i, channels in enumerate(range(first, last, 32), start=1):
             layer = f"xvector.block{n}.tdnnd{i}"
-            layers |= {
-                f"{layer}.nonlinear1.batchnorm": _norm(channels), f"{layer}.linear1": {"weight": (128, channels, 1)},
-                f"{layer}.nonlinear2.batchnorm": _norm(128), f"{layer}.cam_layer.linear_local": {"weight": (32, 128, 3)},
-                f"{layer}.cam_layer.linear1": _conv(64, 128, 1), f"{layer}.cam_layer.linear2": _conv(32, 64, 1),
-            }  # fmt: skip
-        transit = {"linear": {"weight": (last // 2, last, 1)}, "nonlinear.batchnorm": _norm(last)}
-        layers |= {f"xvector.transit{n}.{name}": shapes for name, shapes in transit.items()}
-    layers |= {"xvector.out_nonlinear.batchnorm": _norm(512), "xvector.dense.linear": {"weight": (embedding_size, 1024, 1)}}
-    norm = {name: shape for name, shape in _norm(embedding_size).items() if name not in ("weight", "bias")}
-    return _flat({**layers, "xvector.dense.nonlinear.batchnorm": norm})
+            layers |= {f"{layer}.nonlinear1.batchnorm": channels, f"{layer}.nonlinear2.batchnorm": 128}
+            layers |= {f"{layer}.linear1": (128, channels, 1), f"{layer}.cam_layer.linear_local": (32, 128, 3)}
+            layers |= {f"{layer}.cam_layer.linear1": (64, 128, 1), f"{layer}.cam_layer.linear2": (32, 64, 1)}
+        layers |= {f"xvector.transit{n}.linear": (last // 2, last, 1), f"xvector.transit{n}.nonlinear.batchnorm": last}
+    layers |= {"xvector.out_nonlinear.batchnorm": 512, "xvector.dense.linear": (embedding_size, 1024, 1)}
+    shapes = _flat({name: _norm(each) if isinstance(each, int) else {"weight": each} for name, each in layers.items()})
+    with_bias = [name for name in layers if name.endswith(("cam_layer.linear1", "cam_layer.linear2"))]
+    biases = {f"{name}.bias": layers[name][:1] for name in with_bias}
+    norm = {f"xvector.dense.nonlinear.batchnorm.running_{name}": (embedding_size,) for name in ("mean", "var")}
+    return {**shapes, **biases, **norm, "xvector.dense.nonlinear.batchnorm.num_batches_tracked": ()}
 
 
 def random_state(shapes, seed=0):

