@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import PaddedConv1d, mean_and_variance, mean_over_time, valid_until
+from model import PaddedConv1d, mean_and_variance, mean_over_time, resample, valid_until
 
 BLOCKS = (12, 1), (24, 2), (16, 2)  # layers and dilation of each dense block
 GROWTH = 32  # channels that each of these layers adds
@@ -54,7 +54,7 @@ class CAMPPlus(nn.Module):
                 x = torch.cat([x, layer(x, valid)], dim=1)
             x = transit(x)
         if weights is not None:
-            valid = F.interpolate(weights.unsqueeze(1), x.shape[2])
+            valid = resample(weights, x)
         mean, variance = mean_and_variance(norm(x), valid, unbiased=True)
         return dense(torch.cat([mean, variance.sqrt()], dim=1)).squeeze(2)
 
