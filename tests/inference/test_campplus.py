@@ -16,9 +16,10 @@ from test_model import standardised
 
 import trainSpeakerNet
 from corpora.lists import TrialList
+from evaluation.scoring import score_trials
 from inference.campplus import CAMPPlus
 from inference.checkpoints import load_pretrained
-from inference.encoder import SpeakerEncoder, score_trials
+from inference.encoder import SpeakerEncoder
 from inference.export import export_onnx
 from tools import InputError, equal_error_rate
 from training.settings import of_pretrained_run
