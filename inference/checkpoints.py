@@ -107,6 +107,8 @@ def _recognise(path, content, state):
         return ["taoruijie"]
     if "pyannote.audio" in content or any(name.startswith("sincnet.") for name in state):
         return ["pyannote"]
+    if any(".cam_layer." in name for name in state):
+        return ["campplus"]
     layers = {name.rpartition(".")[0] for name in state}
     known = [system for system, names in NAMES.items() if len(layers & names.keys()) > len(names) / 2]
     if len(known) > 1:  # SpeechBrain's and ModelScope's names are the same: the files beside the weights may tell
@@ -193,9 +195,16 @@ def _load_pyannote(path, content, state):
     return Pretrained("pyannote", _network(path, state, "pyannote"), None if columns is None else columns.t())
 
 
+def _load_campplus(path, _, state):
+    if "projection.weight" in state:
+        raise InputError(f"{path} is wespeaker's CAM++, which has another front end: only 3D-Speaker's is supported")
+    threshold, origin = _modelscope_configuration(path).get("yesOrno_thr"), "its configuration.json"
+    return Pretrained("campplus", _network(path, state, "campplus"), threshold=threshold, origin=origin)
+
+
 LOADERS = {
     "ours": _load_ours, "taoruijie": _load_taoruijie, "speechbrain": _load_speechbrain, "modelscope": _load_modelscope,
-    "wespeaker": _load_wespeaker, "pyannote": _load_pyannote,
+    "wespeaker": _load_wespeaker, "pyannote": _load_pyannote, "campplus": _load_campplus,
 }  # fmt: skip
 
 
@@ -222,7 +231,8 @@ def _network(path, state, system, prefix=""):
     except KeyError as error:
         raise InputError(f"{path}: the tensor {name_in_file(error.args[0])} is missing") from error
     except (IndexError, ValueError, RuntimeError) as error:
-        width = "conv1.weight" if "conv1.weight" in ours else "embedding.weight"
+        widths = "conv1.weight", "embedding.weight", "xvector.dense.linear.weight"
+        width = next(name for name in widths if name in ours)
         raise InputError(f"{path}: the tensor {name_in_file(width)} has an unknown shape ({error})") from error
     expected, filled = {name_in_file(key): (key, blank) for key, blank in network.state_dict().items()}, {}
     wrong = [f"{name} is unexpected" for name in state if name not in expected]

@@ -10,6 +10,7 @@ from conftest import SHARED, relative_error
 from published import (
     HYPERPARAMS,
     WRITERS,
+    campplus_shapes,
     golden_state,
     pyannote_shapes,
     random_state,
@@ -202,6 +203,7 @@ FULL = {
     "pyannote": (pyannote_shapes, 4_346_366, None),
     "wespeaker": (lambda: wespeaker_shapes(1024), 14_657_088, None),
     "wespeaker c512": (lambda: wespeaker_shapes(512), 6_190_720, None),
+    "campplus": (campplus_shapes, 6_848_544, None),
 }
 
 
@@ -222,7 +224,8 @@ def test_full_width(tmp_path, name):
 
 
 SHAPES = {"speechbrain": lambda: speechbrain_shapes(16), "taoruijie": lambda: taoruijie_shapes(16, 5),
-          "wespeaker": lambda: wespeaker_shapes(16), "pyannote": pyannote_shapes}  # fmt: skip
+          "wespeaker": lambda: wespeaker_shapes(16), "pyannote": pyannote_shapes,
+          "campplus": campplus_shapes}  # fmt: skip
 
 
 @pytest.mark.parametrize("system", SHAPES)
