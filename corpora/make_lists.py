@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from corpora.audio import AUDIO_SUFFIXES, SUFFIXES, Folder, check_folder
-from corpora.lists import TrainingList, TrialList, leads_out
+from corpora.lists import TrainingList, TrialList, check_files, leads_out, read_lines
 from tools import InputError, check_writable, progress_bar, read_text, write_text
 
 
@@ -28,15 +28,11 @@ def from_folder(root):
     """[(speaker, path)] of <root>/<speaker>/<file> and <root>/<speaker>/<session>/<file>, sorted.
 
     Hidden files are left out; so are, with a message, files in no speaker's folder, files to be converted first, and
-    linked folders. InputError: no audio, a single speaker, a path with a blank, a folder that cannot be read.
+    linked folders. InputError: no audio, a single speaker, a path with a blank.
     """
-
-    def stop(error):
-        raise InputError(f"--lists {root}: {error.filename} cannot be read ({error.strerror})") from error
-
     check_folder(root, "--lists")
     found, loose, unconverted, linked = [], [], [], []
-    walk = progress_bar(iterable=os.walk(root, onerror=stop), desc="searching", unit=" folders", delay=2)
+    walk = progress_bar(iterable=os.walk(root), desc="searching", unit=" folders", delay=2)
     for folder, folders, names in walk:  # does not follow links, which may be circular
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         inside = pathlib.Path(folder).relative_to(root).as_posix()
@@ -62,52 +58,38 @@ def from_folder(root):
 def from_kaldi(folder, root):
     """[(speaker, path)] of Kaldi's wav.scp and utt2spk, sorted; paths are relative to root, or absolute and inside it.
 
-    Commands in wav.scp are never run. InputError naming the line: a command, no speaker, a file that is missing,
-    outside root, or of two speakers.
+    Commands in wav.scp are never run. InputError naming the line: a command, no speaker, a file outside root or absent.
     """
     folder = pathlib.Path(folder)
     check_folder(root, "--lists")
     if (folder / "segments").exists():
         raise InputError(f"--kaldi {folder} has segments: write each segment to a file first")
-    speaker_of_utterance, speaker_of_file, line_of_file = {}, {}, {}
-    for number, utterance, speaker in two_fields(folder / "utt2spk"):
-        if " " in speaker or speaker_of_utterance.setdefault(utterance, speaker) != speaker:
-            raise InputError(f"{folder / 'utt2spk'} line {number}: expected one speaker for {utterance}")
+    speaker_of = {utterance: speaker for _, utterance, speaker in two_fields(folder / "utt2spk")}
+    speakers, files = [], []
     for number, utterance, file in two_fields(folder / "wav.scp"):
         line = f"{folder / 'wav.scp'} line {number}"
         if "|" in file:
             raise InputError(f"{line} is a command, which is not run: write its output to a file")
-        if utterance not in speaker_of_utterance:
+        if utterance not in speaker_of:
             raise InputError(f"{line}: {utterance} has no speaker in {folder / 'utt2spk'}")
-        if os.path.isabs(file):
-            file = os.path.relpath(os.path.normpath(file), os.path.abspath(root))
+        file = os.path.relpath(os.path.join(root, file), root)
         if leads_out(file):
             raise InputError(f"{line}: {file[:200]} is not in {root}: give --lists a folder that has all files")
-        file, speaker = posixpath.normpath(file), speaker_of_utterance[utterance]
-        line_of_file.setdefault(file, number)
-        if speaker_of_file.setdefault(file, speaker) != speaker:
-            before = f"{speaker_of_file[file]} in line {line_of_file[file]}"
-            raise InputError(f"{line}: {file} is of {speaker}, but of {before}")
-    if not speaker_of_file:
-        raise InputError(f"--kaldi {folder / 'wav.scp'} is empty")
-    found = sorted((speaker, file) for file, speaker in speaker_of_file.items())
+        speakers.append(speaker_of[utterance])
+        files.append(file)
+    check_files(TrainingList.of(folder / "wav.scp", speakers, files), Folder(root), "--lists")
+    found = sorted(set(zip(speakers, files)))
     refuse_blanks(found, folder / "wav.scp")
-    missing = Folder(root).missing(list(speaker_of_file))
-    if missing:
-        first = min(missing, key=line_of_file.get)
-        raise InputError(f"{folder / 'wav.scp'} line {line_of_file[first]}: {os.path.join(root, first)} does not exist "
-                         f"({len(missing)} of {len(found)} files are missing); is --lists {root} right?")  # fmt: skip
     return found
 
 
 def two_fields(path):
     """Yield (line number, first field, rest of the line) of one of Kaldi's files."""
-    for number, line in enumerate(read_text(path, "--kaldi").splitlines(), 1):
-        fields = line.split(maxsplit=1)
+    lines, _ = read_lines(path, "--kaldi")
+    for number, fields in lines:
         if len(fields) == 1:
             raise InputError(f"{path} line {number}: expected two fields, got {fields[0][:200]!r}")
-        if fields:
-            yield number, fields[0], fields[1].strip()
+        yield number, fields[0], " ".join(fields[1:])
 
 
 def refuse_blanks(found, source):
