@@ -107,8 +107,7 @@ class CropLoader:
     def lines_of(self, epoch, step):
         """The lines of the training list from which a whole batch is made."""
         batch = self._order(epoch)[0][step * self.batch_size : (step + 1) * self.batch_size]
-        names, label, files = self.train_list.speakers, self.train_list.label, self.train_list.files
-        return [f"{names[label[index]]} {files[index]}\n" for index in batch]
+        return [f"{self.train_list.line(index)}\n" for index in batch]
 
     def _start_reading(self, pool, index, fraction):
         waveform = torch.empty(len(index), self.samples, dtype=torch.int16, pin_memory=self.pin_memory)

@@ -130,12 +130,10 @@ def hold_out(train_list, count, seed=0, asked="--valid_speakers"):
     """
     utterances = utterances_of(train_list)
     enough = [speaker for speaker, files in enumerate(utterances) if len(files) > 1]
-    if count < 2:
-        raise InputError(f"{asked} {count}: at least 2 are needed for trials between different speakers")
-    if count > len(enough):
-        raise InputError(f"{asked} {count}: only {len(enough)} speakers in {train_list.path} have two utterances")
-    if len(utterances) - count < 2:
-        raise InputError(f"{asked} {count}: fewer than 2 of the {len(utterances)} speakers in {train_list.path} remain")
+    most = min(len(enough), len(utterances) - 2)
+    if not 2 <= count <= most:
+        about = f"{len(enough)} of the {len(utterances)} speakers in {train_list.path} have two utterances"
+        raise InputError(f"{asked} {count}: must be from 2 to {most}, because {about}, and two speakers must remain")
     held = np.isin(train_list.label, np.random.default_rng(seed).choice(enough, count, replace=False))
     return train_list.subset(np.flatnonzero(~held)), train_list.subset(np.flatnonzero(held))
 
@@ -145,7 +143,7 @@ def make_trials(train_list, name, seed=0, most=10_000):
 
     most: limit for each kind. Each pair of utterances occurs at most once. All speakers occur equally often, whatever
     their number of utterances, until one has no more pairs. The utterances of a same-speaker trial are from different
-    sessions (folders) if the speaker has several. InputError if there are no trials of one kind.
+    sessions (folders) if the speaker has several. InputError if there are no trials.
     """
     random = np.random.default_rng(seed)
     utterances = [sorted(sorted(files), key=posixpath.dirname) for files in utterances_of(train_list)]
@@ -154,10 +152,6 @@ def make_trials(train_list, name, seed=0, most=10_000):
     pairs = [int(each.sum()) for each in partners]
     different = (sum(size) ** 2 - sum(each**2 for each in size)) // 2
     order = random.permutation(len(size)).tolist()
-    if not sum(pairs):
-        raise InputError(f"{train_list.path}: no same-speaker trials, because no speaker has two utterances")
-    if not different:
-        raise InputError(f"{train_list.path}: no different-speaker trials, because there is a single speaker")
     count = min(most, sum(pairs), different)
 
     enrol, test = [], []

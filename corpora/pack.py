@@ -22,7 +22,6 @@ from tools import InputError, RunError, check_writable, in_order, progress_bar, 
 
 FORMAT = 1
 DTYPE = np.dtype("<i2")
-COMMIT_BYTES = 256_000_000  # samples that an interruption loses at most
 
 
 def open_source(path, flag):
@@ -118,7 +117,7 @@ def _encoded(name):
 def write_pack(path, source, train_list, threads=4):
     """Pack the files of a TrainingList, in a Folder -> Pack, unless it exists. An unfinished one is continued.
 
-    Files that cannot be read are reported and have length 0 in the index. InputError if the folder has other content;
+    Files that cannot be read are reported and have length 0 in the index. InputError if the folder has another pack;
     RunError for a full disk or a source that disappears, after which the same call continues.
     """
     path = pathlib.Path(path)
@@ -136,8 +135,6 @@ def write_pack(path, source, train_list, threads=4):
     begun = path / "packing.json"
     if begun.exists():
         _check_origin(path, json.loads(read_text(begun)), origin)
-    elif any(not file.name.startswith(".") for file in path.iterdir()):  # ".": of an interrupted write
-        raise InputError(f"--pack {path} has other content: give a new or empty folder")
     else:
         write_text(begun, json.dumps(origin, indent=2) + "\n")
 
@@ -167,19 +164,15 @@ def _append(path, source, files, speakers, threads):
         done, end, unreadable = _cut_to_whole_entries(index, samples, files, speakers)
         decoded = in_order(lambda file: _decode(source, file), files[done:], threads)
         settings = {"total": len(files), "initial": done, "desc": "packing", "unit": " files"}
-        lines, committed = [], end
         for speaker, file, waveform in progress_bar(iterable=zip(speakers[done:], files[done:], decoded), **settings):
             samples.write(waveform)
-            lines.append(_encoded(f"{speaker}\t{file}\t{end}\t{len(waveform)}\t{zlib.crc32(waveform)}\n"))
+            index.write(_encoded(f"{speaker}\t{file}\t{end}\t{len(waveform)}\t{zlib.crc32(waveform)}\n"))
+            index.flush()
             end += len(waveform)
             unreadable += not len(waveform)
-            if (end - committed) * DTYPE.itemsize >= COMMIT_BYTES or file == files[-1]:
-                samples.flush()
-                os.fsync(samples.fileno())  # before their lines in the index
-                index.write(b"".join(lines))
-                index.flush()
-                os.fsync(index.fileno())
-                lines, committed = [], end
+        for written in (samples, index):
+            written.flush()
+            os.fsync(written.fileno())  # before pack.json says that they are whole
     return end, unreadable
 
 
