@@ -4,11 +4,10 @@
     python benchmark.py --C 64 --batch_size 64                   a small network, for a CPU: a minute
     python benchmark.py --train_list LIST --train_path ROOT      the same with a corpus, from files or a pack
 
-Rates are medians of repetitions after a warm-up, with quartiles.
+It takes the flags of a training (trainSpeakerNet.py -h), such as --recipe strong --speed_perturb. Rates are medians of
+repetitions after a warm-up, with quartiles.
 """
 
-import argparse
-import functools
 import itertools
 import math
 import sys
@@ -22,48 +21,29 @@ import torch
 from corpora.audio import SAMPLE_RATE, Folder
 from corpora.lists import TrainingList
 from corpora.pack import Pack, write_pack
-from dataLoader import Augmentation, CropLoader, to_device
+from dataLoader import to_device
 from evaluation.scoring import open_training_list
 from inference.encoder import choose_device
-from loss import AAMsoftmax
 from model import ECAPA_TDNN, compiled
-from tools import InputError, check_writable, keep_memory, run_command, write_text
-from training.run import SpeakerNet, multiplies_bf16
-from trainSpeakerNet import train_step
+from tools import check_writable, keep_memory, run_command, write_text
+from training import settings
+from training.run import make_network, make_optimizer, multiplies_bf16
+from trainSpeakerNet import build_parser, make_loader, train_step
 
-UTTERANCES, SPEAKERS, EPOCHS = 1_092_009, 5_994, 80  # of VoxCeleb2 dev, and of the recipe
+UTTERANCES, SPEAKERS = 1_092_009, 5_994  # of VoxCeleb2 dev
 UTTERANCE_SECONDS = 8  # the mean of VoxCeleb2: 2,360 hours / 1,092,009
 GENERATED = 800  # utterances of noise, in place of a corpus: 0.2 GB
 
 
 def read_settings(arguments):
-    """The command line (a list of strings) as a namespace. Raises InputError naming the flag."""
-    formatter = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=24, width=120)
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=formatter)
-    add = parser.add_argument
-    add("--work", default="exps/benchmark", help="folder for generated audio (exps/benchmark)")
-    add("--seconds", type=float, default=5, help="time for each stage, which is repeated at least three times (5)")
-    # As in trainSpeakerNet.py.
-    add("--train_list", default="", help="training list; without it, noise is generated")
-    add("--train_path", default="", help="folder that its paths start from, or its pack")
-    add("--paths_anywhere", action="store_true", help="allow absolute paths and .. in lists")
-    add("--musan_path", default="", help="MUSAN; '' for none")
-    add("--rir_path", default="", help="room responses; '' for none")
-    add("--bank_mb", type=float, default=512, help="memory for noises and responses, MB (512)")
-    add("--C", type=int, default=1024, help="channels of the network (1024)")
-    add("--batch_size", type=int, default=400, help="crops per step (400)")
-    add("--num_frames", type=int, default=200, help="length of a crop in frames of 10 ms (200)")
-    add("--n_cpu", type=int, default=4, help="threads that read audio (4)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto)")
-    add("--amp", choices=["auto", "bf16", "off"], default="auto", help="mixed precision (auto)")
-    add("--compile", action="store_true", help="torch.compile the network")
-    parser.set_defaults(accumulate=1, clip=0)  # for train_step
-    args = parser.parse_args(arguments)
-    if bool(args.train_list) != bool(args.train_path):
-        raise InputError("give both --train_list and --train_path, or neither to generate noise")
-    if args.C < 8 or args.C % 8:
-        raise InputError(f"--C must be a multiple of 8, not {args.C}")
-    return args
+    """The command line (a list of strings) as Settings. Raises InputError naming the flag."""
+    parser = build_parser()
+    parser.description = __doc__
+    group = parser.add_argument_group("benchmark")
+    group.add_argument("--work", default="exps/benchmark", help="folder for generated audio (exps/benchmark)")
+    group.add_argument("--seconds", type=float, default=5, help="for each stage, measured at least three times (5)")
+    parser.set_defaults(train_list="", train_path="", musan_path="", rir_path="")
+    return settings.read_settings(parser, arguments)
 
 
 def write_noise(root, names, seconds, decay=math.inf):
@@ -75,19 +55,19 @@ def write_noise(root, names, seconds, decay=math.inf):
         soundfile.write(root / name, noise * np.exp(-time_in_seconds / decay), SAMPLE_RATE)
 
 
-def use_generated_corpus(args):
-    """Set the data flags to a packed corpus of noise in --work, which is generated unless it exists."""
+def with_generated_corpus(args):
+    """The settings with the data flags of a packed corpus of noise in --work, which is generated unless it exists."""
     work = Path(args.work) / "noise"
-    names = [f"id{number:05d}/{number}.wav" for number in range(GENERATED)]
-    args.train_list, args.train_path = str(work / "train_list.txt"), str(work / "pack")
-    args.musan_path, args.rir_path = str(work / "musan"), str(work / "rirs")
-    if not Path(args.train_list).exists():  # it is written last
+    if not (work / "train_list.txt").exists():  # it is written last
+        names = [f"id{number:05d}/{number}.wav" for number in range(GENERATED)]
+        train_list = TrainingList.of("train_list.txt", [name.split("/")[0] for name in names], names)
         write_noise(work / "wav", names, UTTERANCE_SECONDS)
         write_noise(work / "musan", [f"{kind}/{i}.wav" for kind in ("noise", "music", "speech") for i in range(20)], 10)
         write_noise(work / "rirs", [f"{i}.wav" for i in range(50)], 0.5, decay=0.1)
-        train_list = TrainingList.of(args.train_list, [name.split("/")[0] for name in names], names)
         write_pack(work / "pack", Folder(work / "wav"), train_list, args.n_cpu)
-        write_text(args.train_list, train_list.text())
+        write_text(work / "train_list.txt", train_list.text())
+    paths = {"train_list": "train_list.txt", "train_path": "pack", "musan_path": "musan", "rir_path": "rirs"}
+    return args.replace(**{flag: str(work / name) for flag, name in paths.items()})
 
 
 def measure(stage, count, work, device, seconds):
@@ -106,19 +86,16 @@ def measure(stage, count, work, device, seconds):
 
 def benchmark(args, device):
     """Print rates of reading, augmentation, training steps and all of it; what limits training; hours for VoxCeleb2."""
-    if not args.train_list:
-        use_generated_corpus(args)
     train_list, source = open_training_list(args)
-    size, samples = args.batch_size, args.num_frames * 160 + 240
-    loader = CropLoader(train_list, source, samples, size, 0, args.n_cpu, pin_memory=device.type == "cuda")
-    augmentation = Augmentation(args.musan_path, args.rir_path, samples, args.bank_mb, 0, args.n_cpu).to(device)
+    args = args.replace(n_class=max(SPEAKERS, len(train_list.speakers)), system="ours")
+    loader, augmentation = make_loader(args, train_list, source, device)
     augmentation.redraw(1)
-    network = SpeakerNet(ECAPA_TDNN(C=args.C), AAMsoftmax(max(SPEAKERS, len(train_list.speakers)))).to(device)
-    optimizer = torch.optim.Adam(network.parameters(), weight_decay=2e-5, fused=device.type != "mps")
+    network = make_network(args, ECAPA_TDNN(C=args.C), device)
+    optimizer = make_optimizer(args, network.parameters(), device)
     network = compiled(network) if args.compile else network
 
     def train(waveform, label):
-        train_step(args, network, optimizer, augmentation, (1, 0), waveform, label, lr=0.001, margin=0.2)
+        train_step(args, network, optimizer, augmentation, (1, 0), waveform, label, args.lr, args.m)
 
     batches = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count(1))
     _, *batch = next(batches)
@@ -130,15 +107,16 @@ def benchmark(args, device):
         waited.append(time.perf_counter() - began)
         train(*batch)
 
+    size = args.batch_size
     read = measure("read", 8 * size, lambda: [len(next(batches)) for _ in range(8)], device, args.seconds)
     augment = measure("augment", size, lambda: augmentation(*on_device, 1, 0), device, args.seconds)
     steps = measure("training step", 4 * size, lambda: [train(*batch) for _ in range(4)], device, args.seconds)
     end = measure("end to end", 4 * size, lambda: [read_and_train() for _ in range(4)], device, args.seconds)
     waiting = 100 * np.mean(waited[4:]) * end / size
-    hours = UTTERANCES * EPOCHS / end / 3600
+    hours = UTTERANCES * args.max_epoch / end / 3600
     advice = advise(read, augment, steps, end, isinstance(source, Pack))
     print(f"\n{advice}; {waiting:.0f} % of the time is spent waiting for batches")
-    print(f"{EPOCHS} epochs of VoxCeleb2 ({UTTERANCES:,} utterances): {hours:,.1f} hours, if reading is as fast")
+    print(f"{args.max_epoch} epochs of VoxCeleb2, {UTTERANCES:,} utterances: {hours:,.1f} hours, if reading is as fast")
 
 
 def advise(read, augment, steps, end, packed):
@@ -158,14 +136,14 @@ def main():
     check_writable(args.work, "--work")
     device = choose_device(args.device)
     if args.amp == "auto":
-        args.amp = "bf16" if multiplies_bf16(device) else "off"
+        args = args.replace(amp="bf16" if multiplies_bf16(device) else "off")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(
         f"{device} ({name}), torch {torch.__version__}; C={args.C}, batch {args.batch_size}, {args.num_frames} frames, "
         f"amp {args.amp}{', compiled' * args.compile}; {args.n_cpu} reading threads\n"
     )
     print(f"{'stage':<24} {'utterances/s':>12} {'quartiles':>25} {'µs each':>11}")
-    benchmark(args, device)
+    benchmark(args if args.train_list else with_generated_corpus(args), device)
 
 
 if __name__ == "__main__":
