@@ -27,22 +27,21 @@ from tools import InputError, check_writable, progress_bar, read_text, write_tex
 def from_folder(root):
     """[(speaker, path)] of <root>/<speaker>/<file> and <root>/<speaker>/<session>/<file>, sorted.
 
-    Hidden files are left out; so are, with a message, files in no speaker's folder, files to be converted first, and
-    linked folders. InputError: no audio, a single speaker, a path with a blank.
+    Hidden files are left out; so are, with a message, files in no speaker's folder and files to be converted first.
+    InputError: no audio, a single speaker, a path with a blank.
     """
     check_folder(root, "--lists")
-    found, loose, unconverted, linked = [], [], [], []
-    walk = progress_bar(iterable=os.walk(root), desc="searching", unit=" folders", delay=2)
-    for folder, folders, names in walk:  # does not follow links, which may be circular
+    found, loose, unconverted = [], [], []
+    walk = progress_bar(iterable=os.walk(root, followlinks=True), desc="searching", unit=" folders", delay=2)
+    for folder, folders, names in walk:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         inside = pathlib.Path(folder).relative_to(root).as_posix()
-        linked += [f"{inside}/{name}" for name in folders if os.path.islink(os.path.join(folder, name))]
         for name in names:
             suffix = os.path.splitext(name)[1].lower()
             if suffix in SUFFIXES and not name.startswith("."):
                 kind = unconverted if suffix not in AUDIO_SUFFIXES else loose if inside == "." else found
                 kind.append(f"{inside}/{name}")
-    for left_out, why in ((loose, "files are in no speaker's folder"), (linked, "folders are links"),
+    for left_out, why in ((loose, "files are in no speaker's folder"),
                           (unconverted, "files have a format that must be converted first (--convert)")):  # fmt: skip
         if left_out:
             tqdm.write(f"{root}: left out, because {len(left_out)} {why}, such as {min(left_out)}", file=sys.stderr)

@@ -152,16 +152,12 @@ def compare(first_scores, second_scores, labels, enrol_speaker, test_speaker, re
     """{metric: Difference} of METRICS of two systems on the same trials. Negative: the second is better.
 
     Each replicate has the same speakers for both systems, so the difficulty that they share cancels. The p-value is at
-    least 1 / (replicates + 1). Scores may be (runs, N), of a system trained with several seeds: then the means over the
-    runs are compared (for these seeds, not for others). Other arguments as for ``bootstrap_intervals``.
+    least 1 / (replicates + 1). Other arguments as for ``bootstrap_intervals``.
     """
-    first, second = np.atleast_2d(first_scores), np.atleast_2d(second_scores)
-    systems = [WeightedTrials(scores, labels, enrol_speaker, test_speaker) for scores in (*first, *second)]
+    systems = [WeightedTrials(scores, labels, enrol_speaker, test_speaker) for scores in (first_scores, second_scores)]
     estimate, drawn = _bootstrap(systems, metrics_of, replicates, seed)
-    estimate = [estimate[: len(first)].mean(axis=0), estimate[len(first) :].mean(axis=0)]
     difference = estimate[1] - estimate[0]
-    drawn = drawn[:, len(first) :].mean(axis=1) - drawn[:, : len(first)].mean(axis=1)
-    spread, degrees = _spread(drawn, systems[0])
+    spread, degrees = _spread(drawn[:, 1] - drawn[:, 0], systems[0])
     half = student.ppf(0.975, degrees) * spread
     distance = np.divide(np.abs(difference), spread, out=np.full(len(METRICS), np.inf), where=spread > 0)
     p = np.where(difference == 0, 1.0, np.maximum(2 * student.sf(distance, degrees), 1 / (replicates + 1)))
