@@ -46,17 +46,18 @@ class ECAPA_TDNN(nn.Module):
         self.fc6 = nn.Linear(2 * aggregation, embedding_size)
         self.bn6 = nn.BatchNorm1d(embedding_size)
 
-    def forward(self, waveform, aug=False, masks=None, lengths=None):
+    def forward(self, waveform, aug=False, masks=None, lengths=None, weights=None):
         """Embed a batch of utterances: (B, samples) -> (B, embedding_size), not length-normalised.
 
         waveform: floating point in [-1, 1] at 16 kHz, at least 257 samples.
         aug: apply SpecAugment; masks: (B, 4) random numbers for it; None: drawn here.
         lengths: (B,) int64 samples of each utterance; None: all. The padding after them is ignored, but must be finite.
+        weights: (B, any number of frames), how much each counts in the pooling; not with lengths; None: alike.
         """
         x = self.features(waveform, lengths)
         if aug:
             x = self.specaug(x, masks)
-        return self.embed(x, self._valid_frames(x, lengths))
+        return self.embed(x, self._valid_frames(x, lengths), weights)
 
     def features(self, waveform, lengths=None):
         """Mean-normalised log-mel energies, always float32: (B, samples) -> (B, 80, T), T = 1 + samples // 160."""
@@ -69,14 +70,14 @@ class ECAPA_TDNN(nn.Module):
     def _valid_frames(self, x, lengths):
         return None if lengths is None else valid_until(self.torchfbank.frames(lengths), x.shape[2])
 
-    def embed(self, x, valid=None):
+    def embed(self, x, valid=None, weights=None):
         """The network after the front end: features (B, 80, T) -> (B, embedding_size)."""
         x = self.bn1(self.relu(self.conv1(x, valid)))
         x1 = self.layer1(x, valid)
         x2 = self.layer2(x + x1, valid)
         x3 = self.layer3(x + x1 + x2, valid)
         x = self.bn4(self.relu(self.layer4(torch.cat([x1, x2, x3], dim=1))))
-        return self.bn6(self.fc6(self.bn5(self.pool(x, valid))))
+        return self.bn6(self.fc6(self.bn5(self.pool(x, valid if weights is None else resample(weights, x)))))
 
     def pool(self, x, valid=None):
         """Attentive statistics with global context: (B, C, T) -> (B, 2 C), weighted means and standard deviations."""
@@ -227,8 +228,13 @@ def valid_until(lengths, size):
     return (torch.arange(size, device=lengths.device) < lengths[:, None, None]).float()
 
 
+def resample(weights, x):
+    """Weights (B, any number of frames) for the frames of x (B, C, T), each the nearest: (B, 1, T)."""
+    return F.interpolate(weights.unsqueeze(1), x.shape[2])
+
+
 def mean_over_time(x, valid=None):
-    """The mean over valid frames, (B, C, T) -> (B, C, 1)."""
+    """The mean over valid frames, (B, C, T) -> (B, C, 1); valid may also be weights."""
     if valid is None:
         return x.mean(dim=2, keepdim=True)
     return (x * valid).sum(dim=2, keepdim=True) / valid.sum(dim=2, keepdim=True)
@@ -239,8 +245,10 @@ def mean_and_variance(x, valid=None, unbiased=False):
     mean = mean_over_time(x, valid)
     if valid is None:
         return mean, x.var(dim=2, unbiased=unbiased, keepdim=True)
-    squares = ((x - mean).square() * valid).sum(dim=2, keepdim=True)
-    return mean, squares / (valid.sum(dim=2, keepdim=True) - int(unbiased))
+    squares, total = ((x - mean).square() * valid).sum(dim=2, keepdim=True), valid.sum(dim=2, keepdim=True)
+    # Of n frames: n - 1. Of weights: en.wikipedia.org/wiki/Weighted_arithmetic_mean#Reliability_weights
+    lost = valid.square().sum(dim=2, keepdim=True) / total if unbiased else 0
+    return mean, squares / (total - lost).clamp(min=1e-8)
 
 
 def reflect(x, padding, lengths=None):

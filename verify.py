@@ -1,16 +1,21 @@
 """Use a trained model, ours or a published system's (docs/use.md), recognised from its file or folder.
 
-    python verify.py a.wav PATH ... --model FILE                         the same speaker? exit status 0 yes, 1 no
-    python verify.py --embed PATH ... --out FILE.npz --model FILE        embeddings
-    python verify.py --enrol NAME PATH ... --gallery FILE --model FILE   add a speaker to a gallery
-    python verify.py --identify PATH ... --gallery FILE --model FILE     closest speakers of the gallery
-    python verify.py --classify PATH ... --model FILE                    the most similar training speaker
-    python verify.py --export FILE.onnx --model FILE                     for onnxruntime: waveform in, embedding out
+    python verify.py a.wav PATH ...                         the same speaker? exit status 0 yes, 1 no
+    python verify.py --embed PATH ... --out FILE.npz        embeddings
+    python verify.py --score PAIRS                          a score for each line "<path> <path>" of a list
+    python verify.py --matrix PATH ...                      the scores of all pairs, as a table
+    python verify.py --enrol NAME PATH ... --gallery FILE   add a speaker to a gallery
+    python verify.py --identify PATH ... --gallery FILE     closest speakers of the gallery
+    python verify.py --classify PATH ...                    the most similar training speaker
+    python verify.py --export FILE.onnx                     for onnxruntime: waveform in, embedding out
 
-A PATH may be audio, a folder, or a list of audio (.txt, .lst, .list).
+A PATH may be audio, a folder, or a list of audio (.txt, .lst, .list, Kaldi's .scp). --model M takes another model than
+speechbrain/spkrec-ecapa-voxceleb.
 """
 
 import argparse
+import os
+import struct
 import sys
 import warnings
 from pathlib import Path
@@ -18,13 +23,14 @@ from pathlib import Path
 import numpy as np
 
 from corpora.audio import SAMPLE_RATE, SUFFIXES, AudioFile, UnreadableAudio
-from corpora.lists import audio_of
+from corpora.lists import audio_of, read_pairs
 from inference.encoder import AudioWarning, SpeakerEncoder, choose_device
 from inference.export import export_onnx
 from inference.gallery import Gallery, is_gallery
 from inference.systems import SYSTEMS
 from tools import InputError, check_writable, keep_memory, progress_bar, run_command, whole_file
 
+DEFAULT_MODEL = "speechbrain/spkrec-ecapa-voxceleb"
 FAILURE = 2  # exit status after an error or an unreadable file; 1 is an answer: different speakers
 
 
@@ -39,6 +45,8 @@ def compare(encoder, args, files):
     for other, answer in zip(found, answers):
         verdict = {None: "", True: "  same speaker", False: "  different speakers"}[answer.same_speaker]
         print(f"{answer.score:8.5f}{verdict}" + (f"  {other}" if len(others) > 1 else ""))
+        if answer.score < 0.9999 and os.path.samefile(first, other):
+            print("  (the same file: its score is below 1, because its crops are compared with each other, too)")
     print_threshold(encoder, args)
     return FAILURE if len(found) < len(others) else 0 if all(answer.same_speaker for answer in answers) else 1
 
@@ -46,18 +54,21 @@ def compare(encoder, args, files):
 def embed(encoder, args, files):
     """Write the embeddings to --out; for windows and excerpts also their start and end in seconds."""
     rows, failed = [], 0
-    results = embedded(encoder, args, files)
-    for file, found, times in progress_bar(iterable=results, total=len(files), desc="embedding", unit="file", delay=1):
+    for file, found, times in embedded(encoder, args, files):
         if isinstance(found, InputError):
             print_error(f"{found}; left out")
             failed += 1
         else:
-            rows += [(file, *row) for row in zip(found, *times)]
+            rows += [(args.names[file], *row) for row in zip(found, *times)]
     if not rows:
         raise InputError(f"none of {len(files)} files could be embedded: nothing written")
     columns = dict(zip(("files", "embeddings", "start", "end"), zip(*rows)))
-    with whole_file(args.out) as file:
-        np.savez(file, model=np.array(encoder.fingerprint()), **columns)
+    if args.out.endswith(".ark"):
+        write_ark(args.out, rows)
+    else:
+        threshold = np.nan if encoder.cosine_threshold is None else encoder.cosine_threshold
+        with whole_file(args.out) as file:
+            np.savez(file, model=np.array(encoder.fingerprint()), cosine_threshold=threshold, **columns)
     print(f"{args.out}: {len(rows)} embeddings from {len(files) - failed} of {len(files)} files")
     return FAILURE if failed else 0
 
@@ -70,17 +81,48 @@ def embedded(encoder, args, files):
                 warnings.warn(remark, AudioWarning, stacklevel=2)
             yield file, found if isinstance(found, InputError) else found[None], ()
         return
-    for file in files:
+    start = args.start or 0.0
+    for file in progress_bar(iterable=files, desc="embedding", unit="file", delay=1):
         try:
             if args.window is not None:
-                found, times = encoder.embed_windows(file, args.window, args.step or args.window)
+                step = args.step or args.window
+                found, times = encoder.embed_windows(file, args.window, step, start, args.end, args.last)
                 yield file, found, times.T
             else:
                 with AudioFile(file) as audio:
                     end = audio.length / SAMPLE_RATE if args.end is None else args.end
-                yield file, encoder.embed_excerpt(file, args.start or 0.0, end)[None], ([args.start or 0.0], [end])
+                yield file, encoder.embed_excerpt(file, start, end)[None], ([start], [end])
         except InputError as error:
             yield file, error, ()
+
+
+def write_ark(path, rows):
+    """Kaldi's binary vectors, and an .scp beside that says where each lies. rows: (name, vector[, start, end in s])."""
+    with whole_file(path) as ark, whole_file(Path(path).with_suffix(".scp"), "w") as scp:
+        for name, vector, *times in rows:
+            name = "-".join([*name.split(), *(f"{100 * time:07.0f}" for time in times)])
+            ark.write(f"{name} ".encode())
+            scp.write(f"{name} {path}:{ark.tell()}\n")
+            ark.write(b"\0BFV \4" + struct.pack("<i", len(vector)) + vector.tobytes())
+
+
+def score(encoder, args, files):
+    """Print a line "<score> <path> <path>" for each pair of the list."""
+    vectors = scoring_vectors(encoder, files, args)
+    for pair in args.pairs:
+        first, second = (vectors.get(os.path.join(args.root, file)) for file in pair)
+        if first is not None and second is not None:
+            print(f"{encoder.decide(first @ second).score:.8f} {' '.join(pair)}")
+    return FAILURE if len(vectors) < len(set(files)) else 0
+
+
+def matrix(encoder, args, files):
+    """Print the scores of all pairs of files, separated by tabs, under a line of their names."""
+    vectors = scoring_vectors(encoder, files, args)
+    print("", *vectors, sep="\t")
+    for file, vector in vectors.items():
+        print(file, *(f"{encoder.decide(vector @ other).score:.5f}" for other in vectors.values()), sep="\t")
+    return FAILURE if len(vectors) < len(set(files)) else 0
 
 
 def enrol(encoder, args, files):
@@ -158,7 +200,8 @@ def build_parser():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("files", nargs="*", metavar="PATH", help="audio, anything libsndfile reads, at any sampling rate")
-    add("--model",      required=True, metavar="PATH", help="a *.model of ours, or a published system's file or folder")
+    add("--model",      metavar="M", help="a *.model or the folder of a run of ours; a published system's name, file "
+                                          f"or folder (default: {DEFAULT_MODEL})")
     add("--system",     choices=SYSTEMS, help="the system, if it cannot be recognised from the file")
     add("--channel",    type=int, metavar="N", help="of several channels take this one (0, 1, ...); default: their "
                                                     "mean, for modelscope and wespeaker the first, as in the originals")
@@ -169,6 +212,8 @@ def build_parser():
     group = parser.add_argument_group("what to do with the files (default: compare the first with each of the others)")
     add = group.add_mutually_exclusive_group().add_argument
     add("--embed",      nargs="+", metavar="PATH", help="write their embeddings to --out")
+    add("--score",      metavar="PAIRS", help="score each pair of a list, lines <path> <path>")
+    add("--matrix",     nargs="+", metavar="PATH", help="score all pairs of these")
     add("--enrol",      metavar="NAME", help="add the files to this speaker in the --gallery")
     add("--identify",   nargs="+", metavar="PATH", help="find the speaker of each file in the --gallery")
     add("--classify",   nargs="+", metavar="PATH", help="find the most similar training speaker of each file")
@@ -178,9 +223,11 @@ def build_parser():
                                           "rate on its trial list (default: the model's own)")
     add("--gallery",    metavar="FILE", help="the .npz of the enrolled speakers, for --enrol and --identify")
     add = parser.add_argument_group("with --embed").add_argument
-    add("--out",        metavar="FILE", help="the .npz to write")
+    add("--out",        metavar="FILE", help="the .npz to write, or Kaldi's .ark with an .scp beside")
     add("--window",     type=float, metavar="S", help="length of a sliding window in seconds")
     add("--step",       type=float, metavar="S", help="seconds from one window to the next (default: no overlap)")
+    add("--last",       choices=["shift", "pad"], help="the last window: moved back to the end, or filled with zeros "
+                                                       "(default: pad for pyannote's model, else shift)")
     add("--start",      type=float, metavar="S", help="start of an excerpt in seconds (0)")
     add("--end",        type=float, metavar="S", help="end of an excerpt in seconds (the file's)")
     # fmt: on
@@ -188,33 +235,41 @@ def build_parser():
 
 
 ONLY_WITH = {"out": ["embed"], "window": ["embed"], "step": ["embed"], "start": ["embed"], "end": ["embed"],
-             "gallery": ["enrol", "identify"], "threshold": ["compare", "identify"]}  # fmt: skip
+             "last": ["embed"], "gallery": ["enrol", "identify"], "threshold": ["compare", "identify"]}  # fmt: skip
+ACTIONS = "embed", "score", "matrix", "enrol", "identify", "classify", "export"
 
 
 def read_arguments(arguments):
-    """(args, name of the action, files). InputError naming the flag."""
+    """(args, name of the action, files); args.names: {file: its name in the output}. InputError naming the flag."""
     args = build_parser().parse_intermixed_args(arguments)
     given = {name: value for name, value in vars(args).items() if value is not None}
-    action = next((name for name in ("embed", "enrol", "identify", "classify", "export") if name in given), "compare")
+    action = next((name for name in ACTIONS if name in given), "compare")
     for flag, actions in ONLY_WITH.items():
         if flag in given and action not in actions:
             raise InputError(f"--{flag} is only for {' and '.join(actions)}")
         if flag in ("out", "gallery") and action in actions and flag not in given:
             raise InputError(f"--{action} needs --{flag}, an .npz file")
-    for flag, suffix in (("out", ".npz"), ("export", ".onnx")):
-        if flag in given and Path(given[flag]).suffix != suffix:  # a slip must not overwrite a recording or a model
-            raise InputError(f"--{flag} {given[flag]}: the file's name must end in {suffix}")
+    for flag, suffixes in (("out", [".npz", ".ark"]), ("export", [".onnx"])):
+        if flag in given and Path(given[flag]).suffix not in suffixes:  # never overwrite a recording or a model
+            raise InputError(f"--{flag} {given[flag]}: the file's name must end in {' or '.join(suffixes)}")
         if flag in given:
             check_writable(Path(given[flag]).parent, f"--{flag}")
     if action == "embed" and Path(args.out).is_file() and is_gallery(args.out):
         raise InputError(f"--out {args.out} is a gallery: name another file")
-    if ("step" in given and "window" not in given) or ("window" in given and given.keys() & {"start", "end"}):
-        raise InputError("--step needs --window, and --window cannot be combined with --start and --end")
+    if "window" not in given and given.keys() & {"step", "last"}:
+        raise InputError("--step and --last need --window")
     if action == "enrol" and (not args.enrol.strip() or Path(args.enrol).suffix.lower() in SUFFIXES):
         raise InputError(f"--enrol {args.enrol}: give the speaker's name first, then the files")
-    paths = args.files + (given[action] if action in ("embed", "identify", "classify") else [])
-    first = paths[:1] if action == "compare" else []  # must be one file, no folder or list
-    files = first + [file for path in paths[len(first) :] for file in audio_of(path, args.root, args.paths_anywhere)]
+    paths = args.files + (given[action] if isinstance(given.get(action), list) else [])
+    files = paths[:1] if action == "compare" else []  # must be one file, no folder or list
+    args.names = {}
+    for path in paths[len(files) :]:
+        args.names |= audio_of(path, args.root, args.paths_anywhere)
+    files += args.names
+    if action == "score":
+        args.pairs = read_pairs(args.score, args.paths_anywhere)
+        args.root = args.root or os.path.dirname(args.score)
+        files = [os.path.join(args.root, file) for pair in args.pairs for file in pair]
     if len(files) < {"export": 0, "compare": 2}.get(action, 1):
         raise InputError("give files: two to compare, or some with --embed, --enrol NAME, --identify or --classify")
     return args, action, files
@@ -223,6 +278,9 @@ def read_arguments(arguments):
 def main():
     args, action, files = read_arguments(sys.argv[1:])
     keep_memory()
+    if args.model is None:
+        args.model = DEFAULT_MODEL
+        print(f"model: {args.model} (--model takes another one)", file=sys.stderr)
     encoder = SpeakerEncoder.from_checkpoint(args.model, choose_device(args.device), args.system)
     encoder.channel = args.channel
     if args.threshold is not None:
@@ -230,7 +288,8 @@ def main():
     if action == "export":
         print(export_onnx(encoder, args.export))
         return 0
-    actions = {"compare": compare, "embed": embed, "enrol": enrol, "identify": identify, "classify": classify}
+    actions = {"compare": compare, "embed": embed, "score": score, "matrix": matrix, "enrol": enrol,
+               "identify": identify, "classify": classify}  # fmt: skip
     return actions[action](encoder, args, files)
 
 

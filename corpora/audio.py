@@ -1,6 +1,7 @@
 """Audio as 16 kHz mono: whole files or parts, of any format and sample rate; folders of audio, MUSAN, responses."""
 
 import functools
+import io
 import math
 import os
 import pathlib
@@ -39,28 +40,31 @@ def low_pass(up, down, crossings):
 
 
 class AudioFile:
-    """An open audio file (any format of libsndfile) as 16 kHz mono, resampled if necessary.
+    """An open audio file (any format of libsndfile; a path or a BytesIO) as 16 kHz mono, resampled if necessary.
 
     channel: index of the channel to read; None: the mean of all. crossings: sharpness of the resampling filter
     (low_pass); torchaudio's default of 6 lets frequencies up to 1 kHz above the new half rate alias. ``length``: number
-    of samples at 16 kHz. UnreadableAudio, naming the file, when it is not audio, empty, or has a wrong header.
+    of samples at 16 kHz; ``rate``: the file's own. UnreadableAudio, naming the file, when it is not audio, empty, or
+    has a wrong header.
     """
 
     def __init__(self, path, channel=None, crossings=32):
         self.path, self.crossings = path, crossings
         self.position = 0  # in the file, where the last read ended
-        if not os.path.isfile(path):  # opening a pipe could block forever
+        in_memory = isinstance(path, io.BytesIO)
+        if not in_memory and not os.path.isfile(path):  # opening a pipe could block forever
             raise UnreadableAudio(f"{path} {'is not a regular file' if os.path.exists(path) else 'does not exist'}")
-        size = os.path.getsize(path)
+        size = len(path.getbuffer()) if in_memory else os.path.getsize(path)
         try:
             # As bytes, because file names may be invalid UTF-8.
-            self.file = soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path)
+            self.file = soundfile.SoundFile(path if in_memory or os.name != "posix" else os.fsencode(path))
         except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: .raw without a header
             reason = "cannot be read as audio" if size else "is an empty file"
             if pathlib.Path(path).suffix.lower() in FFMPEG_SUFFIXES:
                 reason += ": convert it to wav with prepareData.py --convert"
             raise UnreadableAudio(f"{path} {reason}") from error
-        rate, frames, channels = self.file.samplerate, self.file.frames, self.file.channels
+        self.rate = rate = self.file.samplerate
+        frames, channels = self.file.frames, self.file.channels
         reason = ""
         if not 1000 <= rate <= 400_000:
             reason = f"claims a sample rate of {rate} Hz"

@@ -155,20 +155,21 @@ def check_files(listed, source, flag, anywhere=False):
 
 
 def audio_of(path, root=None, anywhere=False):
-    """The audio files of a path: the file itself, all files in a folder, or those of a list (.txt, .lst, .list).
+    """{file: its name} of a path: the file itself, all files in a folder, or those of a list (.txt, .lst, .list, .scp).
 
     Each line of a list is a path, or a line of a training or trial list. Paths start from root, or from the list's
-    folder; InputError if one leaves it (unless ``anywhere``), a line has another form, or a folder has no audio.
+    folder; InputError if one leaves it (unless ``anywhere``), a line has another form, or a folder has no audio. A name
+    is the path of the file, or the utterance of Kaldi's wav.scp.
     """
     given, path = os.fspath(path), pathlib.Path(path)
     if path.is_dir():
-        files = [str(file) for file in find_audio(path, SUFFIXES)]
+        files = {str(file): str(file) for file in find_audio(path, SUFFIXES)}
         if not files:
             raise InputError(f"{path} has no audio ({', '.join(sorted(SUFFIXES))})")
         return files
-    if path.suffix.lower() not in (".txt", ".lst", ".list"):
-        return [given]
-    flag, root, files = "--root" if root else "the folder of the list", pathlib.Path(root or path.parent), []
+    if path.suffix.lower() not in (".txt", ".lst", ".list", ".scp"):
+        return {given: given}
+    flag, root, files = "--root" if root else "the folder of the list", pathlib.Path(root or path.parent), {}
     for number, fields in read_lines(path, "list")[0]:
         line = " ".join(fields)
         if len(fields) == 1 or os.path.isfile(root / line):  # a path with spaces
@@ -179,5 +180,18 @@ def audio_of(path, root=None, anywhere=False):
         for file in fields[1:]:
             if leads_out(file) and not anywhere:
                 raise refuse_to_leave(path, number, file, flag)
-            files.append(str(root / file))
-    return list(dict.fromkeys(files))
+            files[str(root / file)] = fields[0] if path.suffix == ".scp" else str(root / file)
+    return files
+
+
+def read_pairs(path, anywhere=False):
+    """[(first, second)] paths of a list with lines ``[<1|0>] <path> <path>``. InputError."""
+    pairs = []
+    for number, fields in read_lines(path, "--score")[0]:
+        if len(fields) != 2 and (len(fields) != 3 or fields[0] not in ("0", "1")):
+            raise InputError(f"{path} line {number}: expected '<path> <path>', got {' '.join(fields)[:200]!r}")
+        for file in fields[-2:]:
+            if leads_out(file) and not anywhere:
+                raise refuse_to_leave(path, number, file, "--root")
+        pairs.append(tuple(fields[-2:]))
+    return pairs

@@ -38,6 +38,8 @@ def open_source(path, flag):
 class PackedFile:
     """One file of a pack, with the methods of an AudioFile. ``packed``: its samples, int16."""
 
+    rate = SAMPLE_RATE  # that of the file it was made from is not kept
+
     def __init__(self, packed):
         self.packed, self.length = packed, len(packed)
 

@@ -14,14 +14,12 @@ import numpy as np
 from corpora.audio import UnreadableAudio
 from corpora.make_lists import hold_out, make_trials
 from evaluation.calibration import fit_llr
-from evaluation.scoring import embed_utterances, open_training_list, split_over_processes
-from inference.encoder import dot_products, trial_rows
+from evaluation.scoring import dot_products, embed_utterances, open_training_list, split_over_processes, trial_rows
 from tools import (
     InputError,
     cohort_statistics,
     gather,
     load_arrays,
-    progress_bar,
     rank,
     sha256,
     symmetric_norm,
@@ -166,8 +164,7 @@ def make_cohort(encoder, train_list, source, threads):
     files = [train_list.files[line] for line in lines]
 
     def embed(own):
-        found = encoder.embed_files(own, source, threads)
-        return {file: each for file, each, _ in progress_bar(iterable=found, total=len(own), desc="cohort", delay=1)}
+        return {file: each for file, each, _ in encoder.embed_files(own, source, threads)}
 
     embedded = split_over_processes(embed, files)
     readable = np.array([not isinstance(embedded[file], UnreadableAudio) for file in files])

@@ -12,9 +12,9 @@ from corpora.pack import Pack, open_source
 from evaluation.calibration import actual_dcf, cllr, min_cllr
 from evaluation.intervals import bootstrap_intervals, speakers_of
 from evaluation.plots import draw_det
-from inference.encoder import score_trials
 from tools import InputError, equal_error_rate, error_curve, gather, min_dcf, rank, read_text, size, whole_file
 
+TRIALS_AT_ONCE = 100_000  # the vectors of a million trials would take gigabytes
 VALID = "valid"  # the name of the trials between held-out training speakers
 
 
@@ -73,6 +73,9 @@ def evaluate(encoder, trial_sets, args, backend=None, kind=""):
         for step, scores in steps.items():
             name = f"{set_name}.{step}" if step else set_name
             results[name] = compute_metrics(scores, trials)
+            if not step and encoder.system.crops:  # for users who compare embeddings
+                cosines = trial_cosines(trials, utterances[source])
+                results[name]["cosine_threshold"] = equal_error_rate(cosines, trials.label)[1]
             if step in ("mean", "as_norm", "calibrated"):
                 top_n = min(args.top_n, len(backend.cohort.vectors))
                 nearest = "" if step == "mean" else f", the nearest {top_n} of each utterance"
@@ -102,6 +105,31 @@ def split_over_processes(embed, files):
     """The whole dict of embed(files) -> {file: ...}, to which each process (torchrun) contributes its share."""
     found = gather(embed(list(dict.fromkeys(files))[rank() :: size()]))
     return {file: each for part in found for file, each in part.items()}
+
+
+def score_trials(trials, utterances):
+    """A TrialList and {file: Utterance} -> (N,) float32 dot products of their vectors."""
+    vectors = np.stack([each.vector for each in utterances.values()])
+    return dot_products(vectors, *trial_rows(trials, utterances))
+
+
+def trial_cosines(trials, utterances):
+    """The same with the cosines of whole utterances, which are another score where crops are scored, too."""
+    vectors = np.stack([each.embedding for each in utterances.values()])
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return dot_products(vectors, *trial_rows(trials, utterances))
+
+
+def trial_rows(trials, utterances):
+    """Positions in {file: Utterance} of both sides of a TrialList: (enrol (N,), test (N,)) int64."""
+    row = {file: i for i, file in enumerate(utterances)}
+    return [np.array([row[file] for file in side]) for side in (trials.enrol, trials.test)]
+
+
+def dot_products(vectors, enrol, test):
+    """(U, D), rows of the two sides of each trial (N,) -> (N,) float32."""
+    blocks = [slice(first, first + TRIALS_AT_ONCE) for first in range(0, len(enrol), TRIALS_AT_ONCE)]
+    return np.concatenate([np.einsum("nd,nd->n", vectors[enrol[block]], vectors[test[block]]) for block in blocks])
 
 
 def compute_metrics(scores, trials):

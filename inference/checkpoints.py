@@ -29,6 +29,7 @@ class Pretrained(NamedTuple):
     origin: str = ""  # where the threshold comes from, in words
     thresholds: dict = {}  # ours: {"EER": ..., "1%": at 1 % false alarms, ...}
     trial_list: str = ""  # the list that they are from
+    cosine_threshold: float | None = None  # ours: equal error rate of whole utterances' cosines on it
     scale: float | None = None  # ours: s of its loss
     held_out: list | None = None  # ours: names of speakers in its training list that it was not trained on
     mean: torch.Tensor | None = None  # (D,) SpeechBrain's mean embedding, which verification does not use
@@ -121,7 +122,8 @@ def _load_ours(path, content, _):
     return Pretrained(
         system, _network(path, weights, system, PREFIX), classifier, checkpoint.get("speakers") or None,
         thresholds.get("EER"), origin, thresholds, trial_list, scale=float(settings.get("s", 30)),
-        held_out=checkpoint.get("valid_speakers") or [], earlier=checkpoint.get("earlier_speakers") or [],
+        held_out=checkpoint.get("valid_speakers") or [],
+        cosine_threshold=results.get("cosine_threshold"), earlier=checkpoint.get("earlier_speakers") or [],
     )  # fmt: skip
 
 

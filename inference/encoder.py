@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from corpora.audio import SAMPLE_RATE, Folder, UnreadableAudio
-from corpora.pack import Pack
+from corpora.pack import Pack, PackedFile
 from inference.checkpoints import Pretrained, load_pretrained
 from inference.systems import SYSTEMS
+from inference.waveforms import Recordings, as_number, as_rows, as_tensor, open_audio, remark_on
 from tools import InputError, in_order, progress_bar
 
 CROPS = 5  # the customary score uses each whole utterance and five crops of three seconds
@@ -27,7 +28,6 @@ BATCH_SECONDS = {"cpu": 30, "mps": 120, "cuda": 300}
 LONG_SECONDS = 300  # longer utterances are embedded in windows: the activations of the whole would take gigabytes
 WINDOW_SECONDS = 60
 MAX_WARNINGS = 10  # about the utterances of one evaluation
-TRIALS_AT_ONCE = 100_000  # the vectors of a million trials would take gigabytes
 
 
 class Utterance(NamedTuple):
@@ -49,12 +49,21 @@ class Verification(NamedTuple):
 class Classification(NamedTuple):
     """The closest training speaker, and the cosine with that speaker's class vector."""
 
-    speaker: str
+    speaker: str  # "class 17" where the model does not name its speakers
     score: float
 
 
+class BatchClassification(NamedTuple):
+    """The same of a batch, in the order of SpeechBrain's classify_batch."""
+
+    scores: torch.Tensor  # (B, speakers) cosines
+    score: torch.Tensor  # (B,) the highest
+    index: torch.Tensor  # (B,) of the highest
+    speaker: list  # B names
+
+
 class AudioWarning(UserWarning):
-    """An utterance was embedded that is very short, silent or clipped."""
+    """An utterance was embedded that is hardly fit for it, or not all of it was."""
 
 
 def choose_device(name="auto"):
@@ -79,9 +88,10 @@ class SpeakerEncoder:
 
     threshold: the lowest score that counts as the same speaker (with ``system.above``: scores must be above it), or
     None; origin: where it comes from, for printing; thresholds: further ones of our own models, {"1%": at 1 % false
-    alarms, ...}, set on the trial list ``trial_list``. channel: of several channels take this one; None: the system's
-    default. held_out: speakers held out of its training, or None; trained_on: the known training speakers of this model
-    and of those that it was fine-tuned from. mean: SpeechBrain's mean embedding (D,) or None; its
+    alarms, ...}, set on the trial list ``trial_list``. cosine_threshold: the one for cosines of embeddings, which are
+    another score where crops are scored, too (``system.crops``). channel: of several channels take this one; None: the
+    system's default. held_out: speakers held out of its training, or None; trained_on: the known training speakers of
+    this model and of those that it was fine-tuned from. mean: SpeechBrain's mean embedding (D,) or None; its
     ``encode_batch(normalize=True)`` subtracts it.
     """
 
@@ -92,9 +102,10 @@ class SpeakerEncoder:
         self.system = SYSTEMS[pretrained.system]
         self.threshold, self.origin = pretrained.threshold, pretrained.origin
         self.thresholds, self.trial_list = pretrained.thresholds, pretrained.trial_list
+        self.cosine_threshold = pretrained.cosine_threshold if self.system.crops else self.threshold
         self.classifier, self.speakers, self.mean = pretrained.classifier, pretrained.speakers, pretrained.mean
         self.held_out, self.trained_on = pretrained.held_out, pretrained.trained_on()
-        self.vector_size = self.network.embedding_size * (2 if self.system.crops else 1)  # of scoring vectors
+        self.vector_size = self.dimension * (2 if self.system.crops else 1)  # of scoring vectors
         self.channel = None
 
     @classmethod
@@ -106,30 +117,30 @@ class SpeakerEncoder:
         device, found = choose_device(device), load_pretrained(path, system)
         return cls(found.network, device, found)
 
-    def embed_batch(self, waveforms, lengths=None):
+    def embed_batch(self, waveforms, lengths=None, weights=None):
         """Embeddings of a batch of utterances, (B, D) float32 on the CPU, not normalised.
 
-        waveforms: (B, samples) at 16 kHz, floating point in [-1, 1] or int16; lengths: (B,) samples of each, None: all;
-        samples after them are ignored. Utterances that are too short for the network are repeated.
+        waveforms, lengths: at 16 kHz, as for ``as_rows`` (waveforms.py). Utterances that are too short for the network
+        are repeated. weights: (B, frames) from 0 to 1, for any number of frames: how much each counts in the pooling
+        over time (resampled to the network's frames, as pyannote.audio does); without any weight a row gives NaN.
+        Utterances with weights must be of one length. InputError.
         """
-        waveforms = torch.as_tensor(waveforms)
-        if waveforms.dim() != 2 or not (waveforms.is_floating_point() or waveforms.dtype == torch.int16):
-            raise ValueError(f"waveforms must be (B, samples) floats or int16, not {waveforms.shape} {waveforms.dtype}")
-        if len(waveforms) == 0:
-            return torch.empty(0, self.network.embedding_size)
-        batch, samples = waveforms.shape
-        lengths = torch.full((batch,), samples) if lengths is None else torch.as_tensor(lengths)
-        in_range = lengths.shape == (batch,) and bool(((lengths > 0) & (lengths <= samples)).all())
-        if lengths.is_floating_point() or not in_range:  # SpeechBrain's lengths are fractions of the longest
-            raise ValueError(f"lengths must be {batch} whole numbers of samples from 1 to {samples}")
-        scale = 1 / 32768 if waveforms.dtype == torch.int16 else 1.0
-        return self._embed([row[:length] for row, length in zip(waveforms, lengths.tolist())], scale)
+        rows = as_rows(waveforms, lengths)
+        if weights is None:
+            return self.embed_many(rows)
+        weights, samples = as_tensor(weights), {len(row) for row in rows}
+        if weights.dim() != 2 or len(weights) != len(rows) or len(samples) > 1 or min(samples) < self.system.shortest:
+            raise InputError(
+                f"weights must be ({len(rows)}, frames) for utterances of one length, at least {self.system.shortest} "
+                f"samples, not {tuple(weights.shape)}"
+            )
+        return self._embed(rows, weights.to(self.device, torch.float32))
 
     def embed_many(self, waveforms):
         """A list of (samples,) float32 tensors -> (N, D), computed in batches of similar length."""
         order = sorted(range(len(waveforms)), key=lambda i: len(waveforms[i]))
         most = BATCH_SECONDS[self.device.type] * SAMPLE_RATE
-        embeddings = torch.empty(len(waveforms), self.network.embedding_size)
+        embeddings = torch.empty(len(waveforms), self.dimension)
         while order:
             longest = max(len(waveforms[order[-1]]), self.system.shortest)
             batch = order[-max(1, most // longest) :]
@@ -137,50 +148,64 @@ class SpeakerEncoder:
             embeddings[batch] = self._embed([waveforms[i] for i in batch])
         return embeddings
 
-    def embed(self, path):
-        """The embedding of a file, (D,) float32 numpy, not normalised. Raises UnreadableAudio."""
-        with self._source().open(path) as audio:
-            return self._embed_part(audio, path, 0, audio.length)
+    def embed(self, audio):
+        """The embedding of an utterance, (D,) float32 numpy, not normalised. Raises UnreadableAudio."""
+        with self._open(audio) as opened:
+            return self._embed_part(opened, opened.path, 0, opened.length)
 
-    def embed_excerpt(self, path, start, end):
-        """The embedding (D,) of the part between two times in seconds. InputError if they are not in the file."""
-        with self._source().open(path) as audio:
-            seconds = audio.length / SAMPLE_RATE
-            if not 0 <= start < min(end, seconds) or end > seconds + 1.5 / SAMPLE_RATE:  # times may have been rounded
-                raise InputError(f"{path} lasts {seconds:.2f} s: no excerpt from {start} s to {end} s")
-            first = min(round(start * SAMPLE_RATE), audio.length - 1)
-            last = min(round(end * SAMPLE_RATE), audio.length)
-            return self._embed_part(audio, path, first, max(1, last - first))
+    def embed_excerpt(self, audio, start, end):
+        """The embedding (D,) of the part between two times in seconds. InputError if they are not in the audio."""
+        with self._open(audio) as opened:
+            return self._embed_part(opened, opened.path, *span_of(opened, start, end))
 
-    def embed_windows(self, path, duration=3.0, step=1.0):
+    def embed_excerpts(self, audio, segments):
+        """One embedding (D,) of several parts [(start, end) in seconds] joined to one utterance. Errors likewise."""
+        with self._open(audio) as opened:
+            joined = PackedFile(np.concatenate([opened.read(*span_of(opened, *segment)) for segment in segments]))
+            return self._embed_part(joined, opened.path, 0, joined.length)
+
+    def embed_windows(self, audio, duration=3.0, step=1.0, start=0.0, end=None, last=None):
         """Embeddings of a sliding window: (N, D), and the (N, 2) start and end of each in seconds.
 
-        Windows start every ``step`` seconds and end within the file; a file shorter than ``duration`` is one window.
+        Windows start every ``step`` seconds from ``start``. Where they do not reach the ``end`` (None: that of the
+        audio), there is a last one: "shift" moves it back, so that it ends there (or begins at ``start``, if it is
+        longer than the part); "pad" starts it at the next step and fills it with zeros, as pyannote.audio does. None:
+        "pad" for pyannote, else "shift". An AudioWarning tells if windows leave gaps.
         """
+        duration, step = as_number(duration, "the window's duration"), as_number(step, "the window's step")
         if not (0 < duration <= LONG_SECONDS and step * SAMPLE_RATE >= 1 and step < math.inf):
             raise InputError(f"a window of {duration} s every {step} s: both must be above 0, at most {LONG_SECONDS}")
-        embeddings, remarks = [], []
-        with self._source().open(path) as audio:
-            size = min(round(duration * SAMPLE_RATE), audio.length)
-            count = 1 + math.floor((audio.length - size) / (step * SAMPLE_RATE) + 1e-9)
-            starts = [min(round(i * step * SAMPLE_RATE), audio.length - size) for i in range(count)]
+        last = last or ("pad" if self.system is SYSTEMS["pyannote"] else "shift")
+        if last not in ("pad", "shift"):
+            raise InputError(f"the last window must be 'pad' or 'shift', not {last!r}")
+        if step > duration:
+            warnings.warn(f"windows of {duration} s every {step} s leave gaps between them", AudioWarning, stacklevel=2)
+        embeddings, remarks, size, hop = [], [], round(duration * SAMPLE_RATE), round(step * SAMPLE_RATE)
+        with self._open(audio) as opened:
+            first, samples = span_of(opened, start, opened.length / SAMPLE_RATE if end is None else end)
+            starts = list(range(0, samples - size + 1, hop))
+            if samples < size or (samples - size) % hop:
+                starts.append(len(starts) * hop if last == "pad" else max(0, samples - size))
             at_once = max(1, BATCH_SECONDS[self.device.type] * SAMPLE_RATE // size)
-            for i in range(0, count, at_once):
-                windows = [audio.read(start, size) for start in starts[i : i + at_once]]
-                embeddings.append(self.embed_batch(np.stack(windows)).numpy())
-                remarks += [self._remark(path, window) for window in windows]
+            for i in range(0, len(starts), at_once):
+                windows = [opened.read(first + at, min(size, samples - at)) for at in starts[i : i + at_once]]
+                remarks += [self._remark(opened.path, window, opened.rate) for window in windows]
+                if last == "pad":
+                    windows = [np.pad(window, (0, size - len(window))) for window in windows]
+                embeddings.append(self.embed_many([torch.from_numpy(window) for window in windows]).numpy())
         if all(remarks):
             warnings.warn(remarks[0], AudioWarning, stacklevel=2)
-        return require_finite(np.concatenate(embeddings), path), (np.array(starts)[:, None] + [0, size]) / SAMPLE_RATE
+        times = first + np.array([(at, min(at + size, samples)) for at in starts])
+        return require_finite(np.concatenate(embeddings), opened.path), times / SAMPLE_RATE
 
     def embed_files(self, files, root=".", threads=4):
-        """Embed many files, read ahead by threads, in batches of similar length.
+        """Embed many files, read ahead by threads, in batches of similar length, with a progress bar.
 
         root: the folder of the files (a path or a Folder), or a Pack. Channel and resampling are the system's; for a
         Pack, those it was made with. Yields (file, (D,) embedding or UnreadableAudio, remark) in the order of the
-        files; remark: why the embedding may be poor (very short, silent, clipped), or "".
+        files; remark: why the embedding may be poor (very short, silent, clipped, of a low sampling rate), or "".
         """
-        for file, found, remark in self._utterances(files, root, threads, crops=False):
+        for file, found, remark in self._utterances(files, self._source(root), threads, crops=False):
             yield file, found if isinstance(found, UnreadableAudio) else found.embedding, remark
 
     def embed_for_scoring(self, files, root=".", threads=4, unreadable=None):
@@ -195,31 +220,54 @@ class SpeakerEncoder:
         UnreadableAudio, also for an embedding that is not finite, is raised, or appended to the list ``unreadable``.
         """
         files, utterances, remarks = list(dict.fromkeys(files)), {}, []
-        with progress_bar(total=len(files), desc="embedding", unit="utt", delay=1) as bar:
-            for file, found, remark in self._utterances(files, root, threads, self.system.crops):
-                bar.update()
-                if not isinstance(found, UnreadableAudio):
-                    utterances[file] = found
-                    remarks += [remark] if remark else []
-                elif unreadable is None:
-                    raise found
-                else:
-                    unreadable.append(found)
+        for file, found, remark in self._utterances(files, self._source(root), threads, self.system.crops):
+            if not isinstance(found, UnreadableAudio):
+                utterances[file] = found
+                remarks += [remark] if remark else []
+            elif unreadable is None:
+                raise found
+            else:
+                unreadable.append(found)
         for remark in remarks[:MAX_WARNINGS]:
             warnings.warn(remark, AudioWarning, stacklevel=2)
         if len(remarks) > MAX_WARNINGS:
-            total = f"{len(remarks)} of {len(files)} files are very short, silent or clipped; the first were named"
+            total = f"{len(remarks)} of {len(files)} files are hardly fit for recognition; the first were named"
             warnings.warn(total, AudioWarning, stacklevel=2)
         return utterances
 
+    def scoring_vectors(self, recordings):
+        """(N, V) float32 of N recordings: the dot product of two rows is the system's score, as ``decide`` takes it.
+
+        With five crops (``system.crops``) that is another number than the cosine of two embeddings. UnreadableAudio.
+        """
+        source = Recordings(recordings, self._source())
+        found = self.embed_for_scoring(range(len(recordings)), source)
+        return np.array([each.vector for each in found.values()]).reshape(-1, self.vector_size)
+
     def verify(self, first, second, threshold=None):
-        """The Verification of two files: score and decision. threshold: from -1 to 1; None: that of the model."""
-        first, second = (self.embed_for_scoring([file])[file].vector for file in (first, second))
+        """The Verification of two recordings: score and decision. threshold: from -1 to 1; None: that of the model."""
+        first, second = self.scoring_vectors([first, second])
         return self.decide(first @ second, threshold)
+
+    def verify_batch(self, first, second, first_lengths=None, second_lengths=None, threshold=None):
+        """A list of the Verifications of pairs of waveforms at 16 kHz, each side a batch as for ``embed_batch``."""
+        sides = as_rows(first, first_lengths), as_rows(second, second_lengths)
+        if len(sides[0]) != len(sides[1]):
+            raise InputError(f"{len(sides[0])} waveforms cannot be compared with {len(sides[1])} one by one")
+        first, second = (np.array(self._vectors_of(rows)) for rows in sides)
+        return [self.decide(a @ b, threshold) for a, b in zip(first, second)]
+
+    def compare(self, first, second, threshold=None):
+        """The Verification of two embeddings (D,), as ``embed`` gives them, by their cosine.
+
+        threshold: from -1 to 1; None: the model's ``cosine_threshold``.
+        """
+        first, second = (F.normalize(as_tensor(each).float(), dim=-1) for each in (first, second))
+        return self.decide(first @ second, self.cosine_threshold if threshold is None else threshold)
 
     def decide(self, score, threshold=None):
         """The Verification of a score; threshold as in ``verify``."""
-        threshold = self.threshold if threshold is None else float(threshold)
+        threshold = self.threshold if threshold is None else as_number(threshold, "a threshold")
         if threshold is not None and not -1 <= threshold <= 1:
             raise InputError(f"a threshold must be from -1 to 1, not {threshold}")
         score = min(1.0, max(-1.0, float(score)))
@@ -229,17 +277,48 @@ class SpeakerEncoder:
             return Verification(score, None, None)
         return Verification(score, score > threshold if self.system.above else score >= threshold, threshold)
 
-    def classify(self, path):
-        """The Classification of a file. InputError for a model without a classifier or speaker names."""
-        if self.classifier is None or self.speakers is None:
-            raise InputError(f"this model of {self.system.title} has no classifier or no speaker names")
-        embedding = F.normalize(torch.from_numpy(self.embed(path)), dim=0)
-        cosines = F.normalize(self.classifier.float(), dim=-1) @ embedding
-        if cosines.dim() == 2:  # sub-centres
-            cosines = cosines.amax(dim=1)
+    def classify(self, audio):
+        """The Classification of a recording. InputError for a model without a classifier."""
+        self._require_classifier()
+        found = self._classify(torch.from_numpy(self.embed(audio))[None])
+        return Classification(found.speaker[0], float(found.score[0]))
+
+    def classify_batch(self, waveforms, lengths=None):
+        """The BatchClassification of a batch, as for ``embed_batch``. InputError for a model without a classifier."""
+        self._require_classifier()
+        return self._classify(self.embed_batch(waveforms, lengths))
+
+    def _require_classifier(self):
+        if self.classifier is None:
+            raise InputError(f"this model of {self.system.title} has no classifier")
+
+    def _classify(self, embeddings):
+        cosines = F.normalize(embeddings) @ F.normalize(self.classifier.float(), dim=-1).flatten(0, -2).t()
+        cosines = cosines.unflatten(1, self.classifier.shape[:-1])
+        if cosines.dim() == 3:  # sub-centres
+            cosines = cosines.amax(dim=2)
         # A classifier may have more classes than there were speakers (--n_class, --speed_perturb).
-        best = int(cosines[: len(self.speakers)].argmax())
-        return Classification(self.speakers[best], float(cosines[best]))
+        score, index = cosines[:, : len(self.speakers or cosines[0])].max(dim=1)
+        names = [self.speakers[i] if self.speakers else f"class {i}" for i in index.tolist()]
+        return BatchClassification(cosines, score, index, names)
+
+    # What pyannote.audio's pipelines ask of a model of embeddings: pipeline._embedding = encoder (docs/use.md).
+
+    sample_rate, metric = SAMPLE_RATE, "cosine"
+
+    @property
+    def dimension(self):
+        """D, the size of an embedding."""
+        return self.network.embedding_size
+
+    @property
+    def min_num_samples(self):
+        """The shortest utterance that is not repeated, samples."""
+        return self.system.shortest
+
+    def __call__(self, waveforms, masks=None):
+        """(B, 1, samples), and frame weights (B, frames) or None -> (B, D) numpy, as ``embed_batch``."""
+        return self.embed_batch(waveforms, weights=masks).numpy()
 
     def fingerprint(self):
         """A hash of system and weights; only embeddings of models with the same hash can be compared."""
@@ -249,11 +328,11 @@ class SpeakerEncoder:
         return digest.hexdigest()
 
     @torch.inference_mode()
-    def _embed(self, rows, scale=1.0):
-        """A list of (samples,) tensors -> (B, D) float32 on the CPU, in one batch; scale: factor on the samples."""
+    def _embed(self, rows, weights=None):
+        """A list of (samples,) float32 tensors -> (B, D) float32 on the CPU, in one batch."""
         least = self.system.shortest
         rows = [row if len(row) >= least else row.repeat(-(-least // len(row)))[:least] for row in rows]
-        waveforms = pad_sequence(rows, batch_first=True).to(self.device, torch.float32) * scale
+        waveforms = pad_sequence(rows, batch_first=True).to(self.device)
         lengths = [len(row) for row in rows]
         lengths = torch.tensor(lengths, device=self.device) if len(set(lengths)) > 1 else None
         training = self.network.training
@@ -262,7 +341,7 @@ class SpeakerEncoder:
         tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         try:
             with tf32, torch.autocast(self.device.type, enabled=False):
-                return self.network(waveforms, lengths=lengths).float().cpu()
+                return self.network(waveforms, lengths=lengths, weights=weights).float().cpu()
         finally:
             self.network.train(training)
 
@@ -271,17 +350,22 @@ class SpeakerEncoder:
         window = WINDOW_SECONDS * SAMPLE_RATE
         count = samples // window if samples > LONG_SECONDS * SAMPLE_RATE else 1
         edges = [*range(first, first + count * window, window), first + samples]
-        total, remarks = torch.zeros(self.network.embedding_size, dtype=torch.float64), []
+        total, remarks = torch.zeros(self.dimension, dtype=torch.float64), []
         for i in progress_bar(iterable=range(count), desc="a long file", unit="min", delay=5):
             waveform = audio.read(edges[i], edges[i + 1] - edges[i])
-            remarks.append(self._remark(name, waveform))
-            total += len(waveform) * self.embed_batch(waveform[None])[0].double()
+            remarks.append(self._remark(name, waveform, audio.rate))
+            total += len(waveform) * self._embed([torch.from_numpy(waveform)])[0].double()
         if all(remarks):
             warnings.warn(remarks[0], AudioWarning, stacklevel=3)
         return require_finite((total / samples).float().numpy(), name)
 
-    def _scoring_vectors(self, embeddings, crops):
-        """(N, D) of whole utterances, N tensors (crops, samples) or None -> N vectors (V,) numpy."""
+    def _vectors_of(self, waveforms):
+        """A list of (samples,) tensors -> as many scoring vectors (V,) numpy."""
+        crops = [scoring_crops(each) for each in waveforms] if self.system.crops else None
+        return self._join(self.embed_many(waveforms), crops)
+
+    def _join(self, embeddings, crops):
+        """(N, D) of whole utterances, N tensors (crops, samples) or None -> N scoring vectors (V,) numpy."""
         whole = F.normalize(embeddings)
         if crops is None:
             return list(whole.numpy())
@@ -290,28 +374,34 @@ class SpeakerEncoder:
         return [(torch.cat(pair) / math.sqrt(2)).numpy() for pair in zip(whole, means)]
 
     def _source(self, root="."):
-        """A Pack unchanged; for a path or a Folder, the folder read with the system's channel and resampling."""
-        if isinstance(root, Pack):
+        """A Pack or Recordings unchanged; a path or Folder as a Folder with the system's channel and resampling."""
+        if isinstance(root, (Pack, Recordings)):
             return root
         channel = 0 if self.channel is None and self.system.first_channel else self.channel
         return Folder(root.root if isinstance(root, Folder) else root, channel, self.system.resampling)
 
-    def _utterances(self, files, root, threads, crops):
+    def _open(self, audio):
+        return open_audio(audio, self._source())
+
+    def _utterances(self, files, source, threads, crops):
         """Yield (file, Utterance or UnreadableAudio, remark) in the order of the files. crops: also embed crops."""
-        source, least = self._source(root), CROP_SAMPLES if crops else self.system.shortest
-        for group in one_ahead(self._groups(files, source, threads, least)):
-            waveforms = [found for _, found, _ in group if isinstance(found, torch.Tensor)]
-            whole = self.embed_many(waveforms)
-            vectors = self._scoring_vectors(whole, [scoring_crops(each) for each in waveforms] if crops else None)
-            computed = map(Utterance, vectors, whole.numpy(), [len(each) / SAMPLE_RATE for each in waveforms])
-            for file, found, remark in group:
-                try:
-                    if not isinstance(found, UnreadableAudio):
-                        found = self._long_utterance(source, file, crops) if found is None else next(computed)
-                        require_finite(found.vector, file)
-                except UnreadableAudio as error:
-                    found = error
-                yield file, found, remark
+        least = CROP_SAMPLES if crops else self.system.shortest
+        with progress_bar(total=len(files), desc="embedding", unit="file", delay=1) as bar:
+            for group in one_ahead(self._groups(files, source, threads, least)):
+                waveforms = [found for _, found, _ in group if isinstance(found, torch.Tensor)]
+                whole = self.embed_many(waveforms)
+                vectors = self._join(whole, [scoring_crops(each) for each in waveforms] if crops else None)
+                computed = map(Utterance, vectors, whole.numpy(), [len(each) / SAMPLE_RATE for each in waveforms])
+                for i, (file, found, _) in enumerate(group):
+                    try:
+                        if not isinstance(found, UnreadableAudio):
+                            found = self._long_utterance(source, file, crops) if found is None else next(computed)
+                            require_finite(found.vector, source.name(file))
+                    except UnreadableAudio as error:
+                        found = error
+                    group[i] = file, found, group[i][2]
+                bar.update(len(group))
+                yield from group
 
     def _groups(self, files, source, threads, least):
         """Yield lists of (file, waveform or None if long or UnreadableAudio, remark), each enough for some batches."""
@@ -332,7 +422,7 @@ class SpeakerEncoder:
                 if audio.length > LONG_SECONDS * SAMPLE_RATE:
                     return file, None, ""
                 waveform = audio.read()
-                return file, torch.from_numpy(waveform), self._remark(source.name(file), waveform)
+                return file, torch.from_numpy(waveform), self._remark(source.name(file), waveform, audio.rate)
         except UnreadableAudio as error:
             return file, error, ""
 
@@ -341,22 +431,11 @@ class SpeakerEncoder:
             embedding = self._embed_part(audio, source.name(file), 0, audio.length)
             parts = [torch.from_numpy(audio.read(start, CROP_SAMPLES)) for start in crop_starts(audio.length)]
         crops = [torch.stack(parts)] if crops else None
-        (vector,) = self._scoring_vectors(torch.from_numpy(embedding)[None], crops)
+        (vector,) = self._join(torch.from_numpy(embedding)[None], crops)
         return Utterance(vector, embedding, audio.length / SAMPLE_RATE)
 
-    def _remark(self, name, waveform):
-        """A warning that an utterance is very short, silent or clipped, or ""."""
-        samples, low, high = len(waveform), float(waveform.min()), float(waveform.max())
-        if samples < 0.5 * SAMPLE_RATE:
-            repeated = ", repeated to the network's minimum" if samples < self.system.shortest else ""
-            return f"{name} is only {samples / SAMPLE_RATE:.2g} s long{repeated}: its embedding is unreliable"
-        if high - low < 1e-3:  # -66 dB of full scale: 16 steps of 16-bit audio to either side
-            return f"{name} is silent: its embedding is meaningless"
-        if (peak := max(high, -low)) > 100:  # not a codec's overshoot but integers stored as floats
-            return f"{name} has samples up to {peak:.3g}, full scale is 1: its embedding is unreliable"
-        if (clipped := float((np.abs(waveform) > 0.999).mean())) > 0.01:
-            return f"{name} is clipped ({100 * clipped:.1f} % of its samples): its embedding is unreliable"
-        return ""
+    def _remark(self, name, waveform, rate):
+        return remark_on(waveform, name, rate, self.system.shortest)
 
 
 def require_finite(embedding, name):
@@ -364,6 +443,15 @@ def require_finite(embedding, name):
     if not np.isfinite(embedding).all():
         raise UnreadableAudio(f"the embedding of {name} is not finite: damaged weights, or samples far beyond 1")
     return embedding
+
+
+def span_of(audio, start, end):
+    """(first sample, samples) of a part of an AudioFile between two times in seconds. InputError if it is not there."""
+    start, end, seconds = as_number(start, "start"), as_number(end, "end"), audio.length / SAMPLE_RATE
+    if not 0 <= start < min(end, seconds) or end > seconds + 1.5 / SAMPLE_RATE:  # times may have been rounded
+        raise InputError(f"{audio.path} lasts {seconds:.2f} s: no excerpt from {start} s to {end} s")
+    first = min(round(start * SAMPLE_RATE), audio.length - 1)
+    return first, max(1, min(round(end * SAMPLE_RATE), audio.length) - first)
 
 
 def crop_starts(length):
@@ -376,24 +464,6 @@ def scoring_crops(waveform):
     if len(waveform) <= CROP_SAMPLES:  # all five crops would be equal
         return waveform[torch.arange(CROP_SAMPLES) % len(waveform)].unsqueeze(0)
     return torch.stack([waveform[start : start + CROP_SAMPLES] for start in crop_starts(len(waveform))])
-
-
-def score_trials(trials, utterances):
-    """A TrialList and {file: Utterance} -> (N,) float32 dot products of their vectors."""
-    vectors = np.stack([each.vector for each in utterances.values()])
-    return dot_products(vectors, *trial_rows(trials, utterances))
-
-
-def trial_rows(trials, utterances):
-    """Positions in {file: Utterance} of both sides of a TrialList: (enrol (N,), test (N,)) int64."""
-    row = {file: i for i, file in enumerate(utterances)}
-    return [np.array([row[file] for file in side]) for side in (trials.enrol, trials.test)]
-
-
-def dot_products(vectors, enrol, test):
-    """(U, D), rows of the two sides of each trial (N,) -> (N,) float32."""
-    blocks = [slice(first, first + TRIALS_AT_ONCE) for first in range(0, len(enrol), TRIALS_AT_ONCE)]
-    return np.concatenate([np.einsum("nd,nd->n", vectors[enrol[block]], vectors[test[block]]) for block in blocks])
 
 
 def one_ahead(items):

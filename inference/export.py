@@ -7,7 +7,7 @@ import warnings
 import torch
 
 from inference.filterbanks import ExportableFilterbank
-from model import LogMel
+from model import SAMPLE_RATE, LogMel
 from tools import InputError, RunError, whole_file
 
 
@@ -15,11 +15,11 @@ def export_onnx(encoder, path):
     """Write a SpeakerEncoder's network as ONNX and check it in onnxruntime; returns a line that describes the file.
 
     Input ``waveform`` (batch, samples), float32 in [-1, 1] at 16 kHz, with the minimum length that the line states;
-    output ``embedding`` (batch, D). InputError when the packages are not installed, RunError when onnxruntime gives
-    other embeddings.
+    output ``embedding`` (batch, D); the metadata have the threshold for cosines of embeddings. InputError when the
+    packages are not installed, RunError when onnxruntime gives other embeddings.
     """
     try:
-        import onnx  # noqa: F401 - the exporter uses it
+        import onnx
         import onnxruntime
     except ImportError as error:
         raise InputError(f"--export needs two more packages: pip install onnx onnxruntime ({error})") from error
@@ -46,8 +46,14 @@ def export_onnx(encoder, path):
         worst = max(worst, float((found - expected).norm() / expected.norm()))
     if not worst < 1e-4:
         raise RunError(f"onnxruntime gives other embeddings (relative error {worst:.1e}): nothing written")
+    model, threshold = onnx.load_from_string(buffer.getvalue()), encoder.cosine_threshold
+    about = {
+        "system": encoder.system.title, "fingerprint": encoder.fingerprint(), "sample_rate": SAMPLE_RATE,
+        "min_samples": shortest, "cosine_threshold": "none" if threshold is None else threshold,
+    }  # fmt: skip
+    onnx.helper.set_model_props(model, {key: str(value) for key, value in about.items()})
     with whole_file(path) as file:
-        file.write(buffer.getvalue())
+        file.write(model.SerializeToString())
     return (
         f"{path}: waveform (batch, samples >= {shortest}) -> embedding (batch, {network.embedding_size}); relative "
         f"difference in onnxruntime at three other lengths: {worst:.1e} at most"

@@ -12,7 +12,7 @@ from torch import nn
 
 from inference.filterbanks import KaldiFilterbank, SpeechBrainFilterbank
 from inference.xvector import XVectorSincNet
-from model import ECAPA_TDNN, LogMel, SERes2Block, mean_and_variance, reflect
+from model import ECAPA_TDNN, LogMel, SERes2Block, mean_and_variance, reflect, resample
 
 # ---- networks --------------------------------------------------------------------------------------------------------
 
@@ -24,13 +24,13 @@ class SequentialECAPA(ECAPA_TDNN):
         super().__init__(*widths, **named)
         self.bn6 = nn.Identity()
 
-    def embed(self, x, valid=None):
+    def embed(self, x, valid=None, weights=None):
         x = self.bn1(self.relu(self.conv1(x, valid)))
         x1 = self.layer1(x, valid)
         x2 = self.layer2(x1, valid)
         x3 = self.layer3(x2, valid)
         x = self.bn4(self.relu(self.layer4(torch.cat([x1, x2, x3], dim=1))))
-        return self.bn6(self.fc6(self.bn5(self.pool(x, valid))))
+        return self.bn6(self.fc6(self.bn5(self.pool(x, valid if weights is None else resample(weights, x)))))
 
 
 class WeSpeakerECAPA(SequentialECAPA):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import SAMPLE_RATE, mean_and_variance, valid_until
+from model import SAMPLE_RATE, mean_and_variance, resample, valid_until
 
 
 class SincFilters(nn.Module):
@@ -103,14 +103,16 @@ class XVectorSincNet(nn.Module):
             self.tdnns.extend([conv, nn.LeakyReLU(0.01), nn.BatchNorm1d(after)])
         self.embedding = nn.Linear(2 * 1500, embedding_size)
 
-    def forward(self, waveform, lengths=None):
+    def forward(self, waveform, lengths=None, weights=None):
         """(B, samples) in [-1, 1] at 16 kHz, at least 5041 -> (B, 512), not length-normalised.
 
-        lengths: (B,) int64 samples of each utterance, None: all. The padding is ignored, but must be finite.
+        lengths: (B,) int64 samples of each utterance, None: all. The padding is ignored, but must be finite. weights:
+        (B, any number of frames), how much each counts in the pooling; not with lengths.
         """
         x, lengths = self.sincnet(waveform.float().unsqueeze(1), lengths)
         for i in range(0, len(self.tdnns), 3):
             conv, relu, norm = self.tdnns[i : i + 3]
             x, lengths = norm(relu(conv(x))), shorter(lengths, conv.dilation[0] * (conv.kernel_size[0] - 1) + 1)
-        mean, variance = mean_and_variance(x, _valid(x, lengths), unbiased=True)
+        valid = _valid(x, lengths) if weights is None else resample(weights, x)
+        mean, variance = mean_and_variance(x, valid, unbiased=True)
         return self.embedding(torch.cat([mean, variance.sqrt()], dim=1).squeeze(2))

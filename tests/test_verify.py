@@ -100,7 +100,8 @@ def test_embed_files_folders_and_lists(use, encoder, folder):
         printed = f"e.npz: {count} embeddings from {count} of {count} files\n"
         assert use("--embed", *paths, "--out", "e.npz") == (0, printed, "")
         found = read(folder / "e.npz")
-        assert sorted(found) == ["embeddings", "files", "model"] and found["files"].tolist() == expected
+        assert sorted(found) == ["cosine_threshold", "embeddings", "files", "model"]
+        assert found["files"].tolist() == expected
         assert str(found["model"]) == encoder.fingerprint()
         for file, embedding in zip(expected, found["embeddings"]):
             assert relative_error(embedding, encoder.embed(folder / file)) < 1e-5
@@ -111,11 +112,11 @@ def test_embed_files_folders_and_lists(use, encoder, folder):
 
 def test_embed_windows_and_excerpts(use, encoder, folder):
     status, _, _ = use("--embed", "wav/a1.wav", "wav/b0.wav", "--window", 1, "--step", 0.5, "--out", "w.npz")
-    found = read(folder / "w.npz")
-    assert status == 0 and found["files"].tolist() == 3 * ["wav/a1.wav"] + 2 * ["wav/b0.wav"]
-    assert found["start"].tolist() == [0, 0.5, 1, 0, 0.5] and (found["end"] - found["start"] == 1).all()
+    found = read(folder / "w.npz")  # of 2.3 s and 1.6 s
+    assert status == 0 and found["files"].tolist() == 4 * ["wav/a1.wav"] + 3 * ["wav/b0.wav"]
+    assert np.allclose(found["start"], [0, 0.5, 1, 1.3, 0, 0.5, 0.6]) and np.allclose(found["end"] - found["start"], 1)
     expected, _ = encoder.embed_windows(folder / "wav/a1.wav", 1, 0.5)
-    assert relative_error(found["embeddings"][:3], expected) < 1e-5
+    assert relative_error(found["embeddings"][:4], expected) < 1e-5
     for flags, start, end in ((["--start", 0.6], 0.6, 2.3), (["--end", 1.1], 0, 1.1)):
         assert use("--embed", "wav/a1.wav", *flags, "--out", "x.npz")[0] == 0
         found = read(folder / "x.npz")
@@ -123,6 +124,48 @@ def test_embed_windows_and_excerpts(use, encoder, folder):
         assert relative_error(found["embeddings"][0], encoder.embed_excerpt(folder / "wav/a1.wav", start, end)) < 1e-5
     status, _, complained = use("--embed", "wav/a1.wav", "wav/b0.wav", "--start", 2, "--out", "x.npz")
     assert status == 2 and "wav/b0.wav lasts 1.60 s: no excerpt from 2.0 s to 1.6 s; left out" in complained
+
+
+def test_kaldi_in_and_out(use, encoder, folder):
+    (folder / "wav.scp").write_text("utt-1 wav/a1.wav\nutt-2 wav/b0.wav\n")
+    assert use("--embed", "wav.scp", "--out", "x.ark") == (0, "x.ark: 2 embeddings from 2 of 2 files\n", "")
+    ark = (folder / "x.ark").read_bytes()
+    for line, (name, file) in zip((folder / "x.scp").read_text().splitlines(), (("utt-1", "a1"), ("utt-2", "b0"))):
+        utterance, _, place = line.partition(" x.ark:")
+        vector = ark[int(place) :]
+        assert utterance == name and vector[:5] == b"\0BFV " and vector[5:10] == b"\4\xc0\0\0\0"  # 192, in 4 bytes
+        found = np.frombuffer(vector[10 : 10 + 4 * 192], "<f4")
+        assert relative_error(found, encoder.embed(folder / f"wav/{file}.wav")) < 1e-5
+    use("--embed", "wav.scp", "--window", 1.3, "--out", "x.npz")
+    assert read(folder / "x.npz")["files"].tolist() == 2 * ["utt-1"] + 2 * ["utt-2"]
+    use("--embed", "wav.scp", "--window", 1.3, "--out", "x.ark")
+    names = [line.split()[0] for line in (folder / "x.scp").read_text().splitlines()]
+    assert names[:2] == ["utt-1-0000000-0000130", "utt-1-0000100-0000230"]
+    (folder / "wav.scp").write_text("utt-1 sox a.wav -t wav - |\n")
+    assert "wav.scp line 1: utt-1 sox a.wav -t wav - | does not" in use("--embed", "wav.scp", "--out", "x.ark")[2]
+
+
+def test_scores_of_pairs_and_of_all(use, encoder, folder):
+    (folder / "pairs.txt").write_text("a0.wav b0.wav\n1 a0.wav a1.wav\nnone.wav a0.wav\n")
+    status, printed, complained = use("--score", "pairs.txt", "--root", "wav")
+    assert status == 2 and complained == "verify.py: wav/none.wav does not exist\n"
+    status, table, _ = use("--matrix", "wav/a0.wav", "wav/b0.wav", "wav/a1.wav")
+    rows = [row.split("\t") for row in table.splitlines()]
+    assert status == 0 and rows[0] == ["", "wav/a0.wav", "wav/b0.wav", "wav/a1.wav"] and rows[1][0] == "wav/a0.wav"
+    for line, other, column in zip(printed.splitlines(), ("b0", "a1"), (2, 3), strict=True):
+        score = encoder.verify(folder / "wav/a0.wav", folder / f"wav/{other}.wav").score
+        found, *names = line.split()
+        assert names == ["a0.wav", f"{other}.wav"] and float(found) == pytest.approx(score, abs=1e-5)
+        assert float(rows[1][column]) == float(rows[column][1]) == pytest.approx(score, abs=1e-5)
+    (folder / "pairs.txt").write_text("a0.wav\n")
+    assert "pairs.txt line 1: expected '<path> <path>', got 'a0.wav'" in use("--score", "pairs.txt")[2]
+
+
+def test_a_model_when_none_is_given(command, folder, monkeypatch):
+    monkeypatch.setattr(verify, "DEFAULT_MODEL", str(folder / "some.model"))
+    monkeypatch.chdir(folder)
+    status, printed, complained = command(verify, "wav/a1.wav", "wav/a1.wav", "--threshold", "-1")
+    assert status == 0 and float(printed.split()[0]) == 1 and complained.startswith(f"model: {folder}/some.model")
 
 
 def test_gallery(use, encoder, folder):
@@ -240,9 +283,10 @@ def test_warnings_are_lines(use, folder):
     (["wav/a0.wav", "wav/b0.wav", "--threshold", "0.1%"], "it must be a number from -1 to 1 or 1%"),
     (["wav/a0.wav", "wav/b0.wav", "--out", "x.npz"], "--out is only for embed"),
     (["--embed", "wav"], "--embed needs --out, an .npz file"),
-    (["--embed", "wav", "--window", "1", "--start", "1", "--out", "x.npz"], "--window cannot be combined"),
+    (["--embed", "wav", "--last", "pad", "--start", "1", "--out", "x.npz"], "--step and --last need --window"),
+    (["--score", "none.txt"], "--score none.txt does not exist"),
     (["--embed", "wav", "--start", "2", "--end", "1", "--out", "x.npz"], "no excerpt from 2.0 s to 1.0 s"),
-    (["--embed", "wav", "--out", "wav/a0.wav"], "--out wav/a0.wav: the file's name must end in .npz"),
+    (["--embed", "wav", "--out", "wav/a0.wav"], "--out wav/a0.wav: the file's name must end in .npz or .ark"),
     (["--embed", "wav", "--out", "some.model/x.npz"], "--out some.model cannot be written to"),
     (["--export", "some.model"], "--export some.model: the file's name must end in .onnx"),
     (["--enrol", "anna", "--gallery", "g"], "give files: two to compare, or some with --embed, --enrol NAME"),
@@ -262,6 +306,7 @@ def test_export(use, encoder, folder):
     status, printed, _ = use("--export", "some.onnx")
     assert status == 0 and printed.startswith("some.onnx: waveform (batch, samples >= 257) -> embedding (batch, 192)")
     session = onnxruntime.InferenceSession(folder / "some.onnx")
+    assert session.get_modelmeta().custom_metadata_map["cosine_threshold"] == "0.41"
     waveform, _ = soundfile.read(folder / "wav/a1.wav", dtype="float32")
     (found,) = session.run(None, {"waveform": waveform[None]})
     assert relative_error(found[0], encoder.embed(folder / "wav/a1.wav")) < 1e-4

@@ -9,10 +9,9 @@ from test_model import small_network
 
 import tools
 from corpora.lists import TrainingList
-from evaluation import backend
+from evaluation import backend, scoring
 from evaluation.backend import Cohort, TrialScorer, cohort_beside, make_cohort, read_cohort
 from evaluation.calibration import actual_dcf, cllr, min_cllr
-from inference import encoder as encoder_module
 from inference.encoder import SpeakerEncoder, Utterance
 from tools import InputError, equal_error_rate, min_dcf
 
@@ -164,7 +163,7 @@ def cohort():
 
 def test_scores_against_brute_force(cohort, monkeypatch):
     """Each trial by itself, in float64, by the definitions."""
-    monkeypatch.setattr(encoder_module, "TRIALS_AT_ONCE", 70)
+    monkeypatch.setattr(scoring, "TRIALS_AT_ONCE", 70)
     utterances, speakers = simulated(1, speakers=10, takes=3)
     trials = all_pairs(utterances, speakers)
     scorer = TrialScorer(utterances, cohort, top_n=30)

@@ -85,6 +85,12 @@ def test_speechbrain_decides_classifies_and_reads_any_file(published, tmp_path):
     assert relative_error(encoder.embed(tmp_path / "stereo.wav"), data["emb_stereo_44k"]) < 1e-4
 
 
+def test_pyannote_weighs_frames(published):
+    data, encoder, _ = published("pyannote")
+    found = encoder.embed_batch(data["wav_1"], weights=data["weights_1"][None].astype(np.float32))
+    assert relative_error(found[0], data["emb_weighted_1"]) < 1e-5
+
+
 def test_modelscope_decides_by_its_configuration(published):
     data, encoder, files = published("modelscope")
     scores = data["score"]

@@ -13,9 +13,11 @@ from test_model import network_of, small_network
 from corpora.audio import AudioFile, Folder, UnreadableAudio
 from corpora.lists import TrainingList, TrialList
 from corpora.pack import write_pack
+from evaluation.scoring import score_trials
 from inference import encoder as encoder_module
 from inference.checkpoints import Pretrained
-from inference.encoder import AudioWarning, SpeakerEncoder, score_trials
+from inference.encoder import AudioWarning, SpeakerEncoder
+from model import mean_and_variance, resample
 from tools import InputError, save_checkpoint
 
 SYSTEMS = ["ours", "speechbrain", "modelscope", "wespeaker", "pyannote"]
@@ -84,7 +86,7 @@ def test_files_are_read_and_embedded_a_few_at_a_time(tmp_path, monkeypatch):
     """Also where short utterances are repeated; results come early."""
     encoder, opened, batches = encoder_of("pyannote"), [], []
     forward, open_file = encoder.network.forward, Folder.open
-    note_batch = lambda waveforms, lengths: batches.append(waveforms.numel()) or forward(waveforms, lengths)  # noqa: E731
+    note_batch = lambda waveforms, **named: batches.append(waveforms.numel()) or forward(waveforms, **named)  # noqa: E731
     monkeypatch.setattr(encoder.network, "forward", note_batch)
     monkeypatch.setattr(Folder, "open", lambda *args: opened.append(args[1]) or open_file(*args))
     monkeypatch.setitem(encoder_module.BATCH_SECONDS, "cpu", 1)
@@ -180,13 +182,106 @@ def test_excerpt_and_windows(system, utterances):
     expected = encoder.embed_batch(waveform[None, 20592:91408])[0]
     assert relative_error(encoder.embed_excerpt(path, 1.287, 5.713), expected) < 1e-5
     assert relative_error(encoder.embed_excerpt(path, 0, 9.0), encoder.embed(path)) < 1e-5
-    embeddings, times = encoder.embed_windows(path, duration=2.0, step=0.7)
-    assert np.allclose(times[:, 0], 0.7 * np.arange(11)) and np.allclose(times[:, 1], times[:, 0] + 2.0)
-    assert embeddings.shape == (11, encoder.network.embedding_size)
-    for embedding, (start, end) in zip(embeddings, times):
-        assert relative_error(embedding, encoder.embed_excerpt(path, start, end)) < 1e-5
-    embeddings, times = encoder.embed_windows(utterances / "2.wav", duration=8.0)  # of 5 s
-    assert times.tolist() == [[0.0, 5.0]] and relative_error(embeddings[0], encoder.embed(utterances / "2.wav")) < 1e-5
+    joined = encoder.embed_batch(np.concatenate([waveform[80000:96000], waveform[:32000]]))[0]
+    assert relative_error(encoder.embed_excerpts(path, [(5, 6), (0, 2)]), joined) < 1e-5
+
+
+@pytest.mark.parametrize("system", ["ours", "pyannote"])
+@pytest.mark.parametrize(("duration", "step", "start", "end", "shifted"), [
+    (2.0, 0.7, 0, None, [0, 0.7, 1.4, 2.1, 2.8, 3.5, 4.2, 4.9, 5.6, 6.3, 7.0]), (3.0, 1.0, 1.1, 5.4, [1.1, 2.1, 2.4]),
+    (2.5, 1.0, 0.5, 4.0, [0.5, 1.5]), (4.0, 2.0, 6.0, None, [6.0]),
+])  # fmt: skip
+def test_windows_reach_the_end(system, duration, step, start, end, shifted, utterances):
+    """Moved back to it, or filled with zeros as pyannote.audio's Inference.slide does."""
+    encoder, path = encoder_of(system), utterances / "3.wav"  # 9 s
+    waveform, _ = soundfile.read(path, dtype="float32")
+    end = 9.0 if end is None else end
+    embeddings, times = encoder.embed_windows(path, duration, step, start, end, last="shift")
+    assert np.allclose(times[:, 0], shifted) and np.allclose(times[:, 1], np.minimum(times[:, 0] + duration, 9))
+    for embedding, span in zip(embeddings, times, strict=True):
+        assert relative_error(embedding, encoder.embed_excerpt(path, *span)) < 1e-5
+    part = waveform[round(start * 16000) : round(end * 16000)]
+    size, hop = round(duration * 16000), round(step * 16000)
+    windows, at = [], 0
+    while at + size <= len(part):
+        windows.append(part[at : at + size])
+        at += hop
+    if not windows or at - hop + size < len(part):
+        windows.append(np.append(part[at:], np.zeros(size - len(part[at:]), np.float32)))
+    embeddings, times = encoder.embed_windows(path, duration, step, start, end, last="pad")
+    assert relative_error(embeddings, encoder.embed_batch(np.stack(windows))) < 1e-5 and times[-1, 1] <= end
+    default = encoder.embed_windows(path, duration, step, start, end)[0]
+    expected = encoder.embed_windows(path, duration, step, start, end, "pad" if system == "pyannote" else "shift")[0]
+    assert np.array_equal(default, expected)
+    with pytest.warns(AudioWarning, match="leave gaps"):
+        encoder.embed_windows(path, 1.0, 2.0)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+@pytest.mark.filterwarnings("ignore:.* is sampled at 8000 Hz")
+def test_audio_in_memory_is_as_on_the_disk(system, rate, tmp_path):
+    encoder = encoder_of(system)
+    stereo = np.stack([voice(120, 4.0, 0), voice(200, 4.0, 1)])[:, : 4 * rate]
+    whole = np.rint(stereo * 32767).astype(np.int16)
+    for samples, subtype in ((stereo, "FLOAT"), (whole, "PCM_16"), (stereo[0], "FLOAT")):
+        soundfile.write(tmp_path / "a.wav", samples.T, rate, subtype)
+        expected = encoder.embed(tmp_path / "a.wav")
+        scale = 1 if subtype == "FLOAT" else 32768
+        for waveform in (samples, torch.from_numpy(samples), samples.astype(np.float64) / scale):
+            assert relative_error(encoder.embed((waveform, rate)), expected) < 1e-6
+    again = {"waveform": torch.from_numpy(whole), "sample_rate": rate}
+    soundfile.write(tmp_path / "b.wav", whole.T, rate)
+    score = encoder.verify(tmp_path / "a.wav", tmp_path / "b.wav").score
+    assert encoder.verify({"audio": tmp_path / "a.wav"}, again).score == pytest.approx(score, abs=1e-6)
+    with AudioFile(tmp_path / "a.wav", crossings=encoder.system.resampling) as a, encoder._open(again) as b:
+        (found,) = encoder.verify_batch([a.read()], [b.read()])
+    assert found.score == pytest.approx(score, abs=1e-5)
+    windows = (encoder.embed_windows(audio, 1.0, 1.0)[0] for audio in (again, tmp_path / "b.wav"))
+    assert relative_error(*windows) < 1e-6
+
+
+def test_nonsense_gets_one_line(encoder):
+    tone = np.ones(16000, np.float32)
+    for nonsense in (
+        lambda: encoder.embed(tone), lambda: encoder.embed(None), lambda: encoder.verify(tone, 3),
+        lambda: encoder.embed((tone, "fast")), lambda: encoder.embed((tone.astype(int), 16000)),
+        lambda: encoder.embed((np.ones((16000, 2)), 16000)), lambda: encoder.embed((tone[:0], 16000)),
+        lambda: encoder.embed(("a.wav", 16000)), lambda: encoder.embed({"waveform": tone}),
+        lambda: encoder.embed_excerpt((tone, 16000), "0", None),
+        lambda: encoder.embed_windows((tone, 16000), last="end"), lambda: encoder.decide(0.5, "high"),
+        lambda: encoder.verify_batch([tone], [tone, tone]),
+        lambda: encoder.embed_batch([tone, tone], weights=np.ones((1, 100), np.float32)),
+    ):  # fmt: skip
+        with pytest.raises(InputError) as error:
+            nonsense()
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_frame_weights(system):
+    """0 and 1 leave frames out of the pooling; pyannote's formula for weights between; a pipeline's call."""
+    encoder = encoder_of(system)
+    waveforms = torch.from_numpy(np.stack([voice(120, 2.0, 0), voice(200, 2.0, 1), voice(90, 2.0, 2)]))
+    alike = encoder.embed_batch(waveforms, weights=torch.ones(3, 7))
+    assert relative_error(alike, encoder.embed_batch(waveforms)) < 1e-5
+    assert (encoder.sample_rate, encoder.metric, encoder.dimension) == (16000, "cosine", encoder.network.embedding_size)
+    mask = torch.zeros(3, 100)
+    mask[0, :50], mask[1, 20:90] = 1, 1
+    found = encoder(waveforms[:, None], mask)
+    assert np.isnan(found[2]).all() and np.array_equal(found[:2], encoder.embed_batch(waveforms[:2], weights=mask[:2]))
+    assert relative_error(found[0], encoder.embed_batch(waveforms[:1])[0]) > 1e-3
+    if system == "pyannote":
+        x, weight = torch.randn(2, 5, 40), torch.rand(2, 1, 40)
+        total = weight.sum(2)
+        mean = (x * weight).sum(2) / total
+        variance = ((x - mean[:, :, None]) ** 2 * weight).sum(2) / (total - weight.square().sum(2) / total)
+        for given, expected in zip(mean_and_variance(x, weight, unbiased=True), (mean, variance)):
+            assert relative_error(given.squeeze(2), expected) < 1e-5
+        return
+    x, keep = torch.randn(1, encoder.network.layer4.out_channels, 40), torch.arange(40) % 3 > 0
+    pooled = encoder.network.pool(x, resample(keep[None].float(), x))
+    assert relative_error(pooled.detach(), encoder.network.pool(x[:, :, keep]).detach()) < 1e-5
 
 
 def test_excerpts_that_are_not_there(encoder, utterances):
@@ -243,10 +338,15 @@ def test_batches_of_other_kinds(encoder):
     found = encoder.embed_batch(padded, [200, 7900, 8000])  # the first is repeated to what the network needs
     for row, waveform, length in zip(found, padded, (200, 7900, 8000)):
         assert relative_error(row, encoder.embed_batch(waveform[None, :length])[0]) < 1e-5
+    assert torch.equal(encoder.embed_batch(padded, [0.025, 0.9875, 1.0]), found)  # fractions, as SpeechBrain has them
+    assert torch.equal(encoder.embed_batch([padded[0, :200], padded[1, :7900].numpy(), padded[2]]), found)
+    assert torch.equal(encoder.embed_batch(waveforms[:, None] / 32768), expected)
+    assert relative_error(encoder.embed_batch(waveforms[0] / 32768), expected[:1]) < 1e-5
     assert encoder.embed_batch(waveforms[:0]).shape == (0, 192)
-    for given, lengths in ((waveforms.int(), None), (waveforms[0], None), (waveforms, [1.0, 0.5, 1.0]),
-                           (waveforms, [1, 2]), (waveforms, [8001, 1, 1]), (waveforms, [0, 1, 1])):  # fmt: skip
-        with pytest.raises(ValueError, match="lengths must be 3 whole" if lengths else "waveforms must be"):
+    for given, lengths in ((waveforms.int(), None), (waveforms, [1.0, 1.5, 1.0]), ("a.wav", None), (None, None),
+                           (waveforms, [1, 2]), (waveforms, [8001, 1, 1]), (waveforms, [0, 1, 1]),
+                           ([waveforms], None), (waveforms[None, None], None)):  # fmt: skip
+        with pytest.raises(InputError, match="lengths must be 3" if lengths else "waveforms? must"):
             encoder.embed_batch(given, lengths)
 
 
@@ -273,7 +373,7 @@ def save_model(path, network, system="ours", thresholds=None, speakers=("a", "b"
     weights["speaker_loss.weight"] = torch.randn(len(speakers), network.embedding_size)
     save_checkpoint(path, {
         "kind": "model", "settings": {"C": network.C, "system": system}, "weights": weights, "speakers": list(speakers),
-        "scores": {"trials": {"eer": 5.0, "thresholds": thresholds}} if thresholds else {},
+        "scores": {"trials": {"eer": 5.0, "thresholds": thresholds, "cosine_threshold": 0.41}} if thresholds else {},
     })  # fmt: skip
     return weights["speaker_loss.weight"]
 
@@ -289,6 +389,15 @@ def test_our_own_model_brings_its_threshold_and_its_speakers(tmp_path, utterance
         SpeakerEncoder.from_checkpoint(tmp_path / "x.model", "warp9")
     found = encoder.classify(utterances / "2.wav")
     assert found.speaker == "abc"[cosines.argmax()] and found.score == pytest.approx(cosines.max().item(), abs=1e-6)
+    waveforms = [soundfile.read(utterances / f"{number}.wav", dtype="float32")[0] for number in (3, 2)]
+    batch = encoder.classify_batch(waveforms)
+    assert relative_error(batch.scores[1], cosines) < 1e-5 and batch.speaker[1] == found.speaker
+    assert batch.index.tolist() == batch.scores.argmax(dim=1).tolist() and batch.score[1] == batch.scores[1].max()
+    encoder.speakers = None
+    assert encoder.classify(utterances / "2.wav").speaker == f"class {cosines.argmax()}"
+    a, b = (encoder.embed(utterances / name) for name in ("2.wav", "3.wav"))
+    cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    assert encoder.compare(a, torch.from_numpy(b)) == (pytest.approx(cosine, abs=1e-6), cosine >= 0.41, 0.41)
 
 
 @pytest.mark.parametrize("system", SYSTEMS[:4])

@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from corpora.audio import read_audio
 from corpora.lists import TrainingList, TrialList
-from inference.encoder import Utterance, score_trials
+from evaluation.scoring import score_trials
+from inference.encoder import Utterance
 from model import ECAPA_TDNN
 from tools import equal_error_rate, min_dcf, progress_bar, run_command
 

@@ -1,0 +1,131 @@
+"""What a caller may give as audio: files, waveforms in memory, batches at 16 kHz; and which of it is hardly usable."""
+
+import io
+import os
+
+import numpy as np
+import soundfile
+import torch
+
+from corpora.audio import SAMPLE_RATE, AudioFile
+from tools import InputError
+
+
+class InMemory(io.BytesIO):
+    """A waveform as a wav file in memory, so that it is resampled, mixed and checked like a file on the disk.
+
+    waveform: (samples,) or (channels, samples), floating point in [-1, 1] or int16, an array or a tensor. InputError.
+    """
+
+    def __init__(self, waveform, sample_rate):
+        super().__init__()
+        waveform = as_tensor(waveform)
+        channels, samples = waveform.shape if waveform.dim() == 2 else (1, waveform.numel())
+        if waveform.dim() not in (1, 2) or channels > max(samples, 1):
+            raise InputError(f"a waveform must be (samples,) or (channels, samples), not {tuple(waveform.shape)}")
+        rate = as_number(sample_rate, "the sample rate of a waveform")
+        subtype = "PCM_16" if waveform.dtype == torch.int16 else "FLOAT"
+        # libsndfile scales by the type of the array: float64 and half precision are written as float32.
+        waveform = waveform if subtype == "PCM_16" else waveform.float()
+        soundfile.write(self, waveform.cpu().numpy().T, round(rate), subtype, format="WAV")
+        self.seek(0)
+
+    def __str__(self):
+        return "the waveform in memory"
+
+
+def open_audio(audio, folder):
+    """An open AudioFile of a path in a Folder, of (waveform, sample_rate), or of pyannote's dicts of these.
+
+    InputError for anything else, UnreadableAudio for a file that cannot be read.
+    """
+    if isinstance(audio, dict) and ("audio" in audio or {"waveform", "sample_rate"} <= audio.keys()):
+        audio = audio["audio"] if "audio" in audio else (audio["waveform"], audio["sample_rate"])
+    if isinstance(audio, (str, os.PathLike)):
+        return folder.open(audio)
+    if isinstance(audio, tuple) and len(audio) == 2:
+        return AudioFile(InMemory(*audio), folder.channel, folder.crossings)
+    raise InputError(
+        "audio must be a path, (waveform, sample_rate) or {'waveform': ..., 'sample_rate': ...}, not "
+        f"{type(audio).__name__}"
+    )
+
+
+class Recordings:
+    """Audio of any of these forms as a source of files (like Folder and Pack) that are named 0, 1, ..."""
+
+    def __init__(self, recordings, folder):
+        self.recordings, self.folder = recordings, folder
+
+    def name(self, number):
+        audio = self.recordings[number]
+        return str(audio) if isinstance(audio, (str, os.PathLike)) else f"waveform {number}"
+
+    def open(self, number):
+        return open_audio(self.recordings[number], self.folder)
+
+
+def as_rows(waveforms, lengths=None):
+    """A batch of waveforms at 16 kHz as a list of (samples,) float32 tensors.
+
+    waveforms: (samples,), (B, samples), (B, 1, samples), or a list of (samples,) of different lengths; floating point
+    in [-1, 1] or int16. lengths: (B,) samples of each, or their fractions of the longest (floating point, as in
+    SpeechBrain); None: all; the samples after them are ignored. InputError for anything else.
+    """
+    if isinstance(waveforms, (list, tuple)) and lengths is None:
+        rows = [as_tensor(waveform) for waveform in waveforms]
+    else:
+        batch = as_tensor(waveforms)
+        batch = batch.unsqueeze(0) if batch.dim() == 1 else batch.squeeze(1) if batch.dim() == 3 else batch
+        if batch.dim() != 2:
+            raise InputError(f"waveforms must be (B, samples), (B, 1, samples) or (samples,), not {tuple(batch.shape)}")
+        rows = list(batch)
+        if lengths is not None:
+            lengths, samples = torch.as_tensor(lengths), batch.shape[1]
+            if lengths.is_floating_point():
+                lengths = (lengths * samples).round().long()
+            if lengths.shape != batch.shape[:1] or not bool(((lengths > 0) & (lengths <= samples)).all()):
+                raise InputError(f"lengths must be {len(rows)} numbers from 1 to {samples}, or fractions of that")
+            rows = [row[:length] for row, length in zip(rows, lengths.tolist())]
+    if not all(row.dim() == 1 and len(row) for row in rows):
+        raise InputError("a list of waveforms must have arrays (samples,) that are not empty")
+    return [row / 32768 if row.dtype == torch.int16 else row.float() for row in rows]
+
+
+def as_tensor(waveform):
+    """A waveform or a batch as a tensor of floats or int16. InputError for anything else."""
+    try:
+        tensor = torch.as_tensor(waveform).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"a waveform must be an array or a tensor, not {type(waveform).__name__}") from error
+    if not (tensor.is_floating_point() or tensor.dtype == torch.int16):
+        raise InputError(f"a waveform must be floating point in [-1, 1] or int16, not {tensor.dtype}")
+    return tensor
+
+
+def as_number(value, named):
+    """A float. InputError, beginning with what it is, for anything that is not a number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{named} must be a number, not {value!r:.100}") from error
+
+
+def remark_on(waveform, name, rate, shortest):
+    """Why the embedding of a waveform (samples,) may be poor, in words, or "".
+
+    rate: of its file, Hz; shortest: the network's minimum, samples.
+    """
+    samples, low, high = len(waveform), float(waveform.min()), float(waveform.max())
+    if samples < 0.5 * SAMPLE_RATE:
+        repeated = ", repeated to the network's minimum" if samples < shortest else ""
+        return f"{name} is only {samples / SAMPLE_RATE:.2g} s long{repeated}: its embedding is unreliable"
+    if high - low < 1e-3:  # -66 dB of full scale: 16 steps of 16-bit audio to either side
+        return f"{name} is silent: its embedding is meaningless"
+    if (peak := max(high, -low)) > 100:  # not a codec's overshoot but integers stored as floats
+        return f"{name} has samples up to {peak:.3g}, full scale is 1: its embedding is unreliable"
+    if (clipped := float((np.abs(waveform) > 0.999).mean())) > 0.01:
+        return f"{name} is clipped ({100 * clipped:.1f} % of its samples): its embedding is unreliable"
+    if rate < SAMPLE_RATE:
+        return f"{name} is sampled at {rate} Hz: without the higher frequencies, scores need a threshold of their own"
+    return ""
