@@ -1,6 +1,6 @@
 """Measure the speed of training on this machine, what limits it, and the hours for VoxCeleb2.
 
-    python benchmark.py                                          all stages of training; needs no corpus
+    python benchmark.py                                          all stages of training, on the demo corpus
     python benchmark.py --C 64 --batch_size 64                   a small network, for a CPU: a minute
     python benchmark.py --train_list LIST --train_path ROOT      the same with a corpus, from files or a pack
 
@@ -9,30 +9,24 @@ repetitions after a warm-up, with quartiles.
 """
 
 import itertools
-import math
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 
-from corpora.audio import SAMPLE_RATE, Folder
-from corpora.lists import TrainingList
-from corpora.pack import Pack, write_pack
+from corpora.demo import demo_flags, make_demo
+from corpora.pack import Pack
 from dataLoader import to_device
 from evaluation.scoring import open_training_list
 from inference.encoder import choose_device
 from model import ECAPA_TDNN, compiled
-from tools import check_writable, keep_memory, run_command, write_text
+from tools import keep_memory, run_command
 from training import settings
 from training.run import make_network, make_optimizer, multiplies_bf16
 from trainSpeakerNet import build_parser, make_loader, train_step
 
 UTTERANCES, SPEAKERS = 1_092_009, 5_994  # of VoxCeleb2 dev
-UTTERANCE_SECONDS = 8  # the mean of VoxCeleb2: 2,360 hours / 1,092,009
-GENERATED = 800  # utterances of noise, in place of a corpus: 0.2 GB
 
 
 def read_settings(arguments):
@@ -40,34 +34,10 @@ def read_settings(arguments):
     parser = build_parser()
     parser.description = __doc__
     group = parser.add_argument_group("benchmark")
-    group.add_argument("--work", default="exps/benchmark", help="folder for generated audio (exps/benchmark)")
+    group.add_argument("--work", default="exps/demo/corpus", help="folder of the demo corpus (exps/demo/corpus)")
     group.add_argument("--seconds", type=float, default=5, help="for each stage, measured at least three times (5)")
     parser.set_defaults(train_list="", train_path="", musan_path="", rir_path="")
     return settings.read_settings(parser, arguments)
-
-
-def write_noise(root, names, seconds, decay=math.inf):
-    """Write files of white noise of so many seconds; decay: time constant in s, for responses."""
-    time_in_seconds = np.arange(seconds * SAMPLE_RATE) / SAMPLE_RATE
-    for number, name in enumerate(names):
-        noise = 0.1 * np.random.default_rng(number).standard_normal(len(time_in_seconds), dtype=np.float32)
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(root / name, noise * np.exp(-time_in_seconds / decay), SAMPLE_RATE)
-
-
-def with_generated_corpus(args):
-    """The settings with the data flags of a packed corpus of noise in --work, which is generated unless it exists."""
-    work = Path(args.work) / "noise"
-    if not (work / "train_list.txt").exists():  # it is written last
-        names = [f"id{number:05d}/{number}.wav" for number in range(GENERATED)]
-        train_list = TrainingList.of("train_list.txt", [name.split("/")[0] for name in names], names)
-        write_noise(work / "wav", names, UTTERANCE_SECONDS)
-        write_noise(work / "musan", [f"{kind}/{i}.wav" for kind in ("noise", "music", "speech") for i in range(20)], 10)
-        write_noise(work / "rirs", [f"{i}.wav" for i in range(50)], 0.5, decay=0.1)
-        write_pack(work / "pack", Folder(work / "wav"), train_list, args.n_cpu)
-        write_text(work / "train_list.txt", train_list.text())
-    paths = {"train_list": "train_list.txt", "train_path": "pack", "musan_path": "musan", "rir_path": "rirs"}
-    return args.replace(**{flag: str(work / name) for flag, name in paths.items()})
 
 
 def measure(stage, count, work, device, seconds):
@@ -133,17 +103,18 @@ def advise(read, augment, steps, end, packed):
 def main():
     args = read_settings(sys.argv[1:])
     keep_memory()
-    check_writable(args.work, "--work")
     device = choose_device(args.device)
     if args.amp == "auto":
         args = args.replace(amp="bf16" if multiplies_bf16(device) else "off")
+    if not args.train_list:
+        args = args.replace(**demo_flags(make_demo(args.work)))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(
         f"{device} ({name}), torch {torch.__version__}; C={args.C}, batch {args.batch_size}, {args.num_frames} frames, "
         f"amp {args.amp}{', compiled' * args.compile}; {args.n_cpu} reading threads\n"
     )
     print(f"{'stage':<24} {'utterances/s':>12} {'quartiles':>25} {'µs each':>11}")
-    benchmark(args if args.train_list else with_generated_corpus(args), device)
+    benchmark(args, device)
 
 
 if __name__ == "__main__":

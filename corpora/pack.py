@@ -20,7 +20,6 @@ from tqdm import tqdm
 from corpora.audio import SAMPLE_RATE, Folder, UnreadableAudio, check_folder
 from tools import InputError, RunError, check_writable, in_order, progress_bar, read_text, sha256, write_text
 
-FORMAT = 1
 DTYPE = np.dtype("<i2")
 
 
@@ -29,7 +28,7 @@ def open_source(path, flag):
     path = pathlib.Path(path)
     if (path / "pack.json").exists():
         return Pack(path)
-    if (path / "packing.json").exists():
+    if (path / "samples.int16").exists():
         raise InputError(f"{flag} {path} is an unfinished pack: run the same prepareData.py --pack again")
     check_folder(path, flag)
     return Folder(path)
@@ -69,18 +68,14 @@ class Pack:
         self.path = pathlib.Path(path)
         try:
             self.content = content = json.loads(read_text(self.path / "pack.json"))
-            if content["format"] != FORMAT:
-                raise ValueError(f"pack.json is of format {content['format']}, not {FORMAT}")
             # np.asarray, because slicing a np.memmap takes longer than copying the slice.
             self.samples = np.asarray(np.memmap(self.path / "samples.int16", DTYPE, mode="r"))
-            if len(self.samples) != content["samples"]:
-                raise ValueError(f"it has {len(self.samples)} samples, not {content['samples']}")
             index = (self.path / "index.tsv").read_bytes()
             fields = index.replace(b"\n", b"\t").split(b"\t")
             names = np.array(fields[1::5])
             self.offset, self.length = (np.array(fields[column:-1:5], dtype=np.int64) for column in (2, 3))
             if hashlib.sha256(index).hexdigest() != content["index_sha256"] or self.length.sum() != len(self.samples):
-                raise ValueError("index.tsv was changed")
+                raise ValueError("index.tsv or samples.int16 was changed")
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             what = f"{type(error).__name__}: {error}"
             raise InputError(f"the pack {path} is damaged ({what}): delete the folder and pack again") from error
@@ -127,19 +122,16 @@ def write_pack(path, source, train_list, threads=4):
     files, speakers = list(speaker_of), list(speaker_of.values())
     names = "".join(f"{speaker}\t{file}\n" for file, speaker in speaker_of.items())
     files_sha256 = hashlib.sha256(_encoded(names)).hexdigest()
-    origin = {"format": FORMAT, "kind": "speech", "source": str(source.root.resolve()),
+    origin = {"format": 1, "kind": "speech", "source": str(source.root.resolve()),
               "list_sha256": train_list.sha256, "files_sha256": files_sha256}  # fmt: skip
     if (path / "pack.json").exists():
         pack = Pack(path)
-        _check_origin(path, pack.content, origin)
+        for key, value in origin.items():
+            if pack.content.get(key) != value:
+                what = f"another {key.removesuffix('_sha256')} ({pack.content.get(key)})"
+                raise InputError(f"--pack {path} was made from {what}: give a new folder, or delete this one")
         return pack
     check_writable(path, "--pack")
-    begun = path / "packing.json"
-    if begun.exists():
-        _check_origin(path, json.loads(read_text(begun)), origin)
-    else:
-        write_text(begun, json.dumps(origin, indent=2) + "\n")
-
     try:
         count, unreadable = _append(path, source, files, speakers, threads)
     except OSError as error:
@@ -149,15 +141,7 @@ def write_pack(path, source, train_list, threads=4):
     numbers = {"sample_rate": SAMPLE_RATE, "dtype": DTYPE.name, "samples": count, "entries": len(files),
                "unreadable": unreadable, "index_sha256": sha256(path / "index.tsv")}  # fmt: skip
     write_text(path / "pack.json", json.dumps(origin | numbers, indent=2) + "\n")
-    begun.unlink()
     return Pack(path)
-
-
-def _check_origin(path, found, origin):
-    for key, value in origin.items():
-        if found.get(key) != value:
-            what = f"another {key.removesuffix('_sha256')} ({found.get(key)})"
-            raise InputError(f"--pack {path} was made from {what}: give a new folder, or delete this one")
 
 
 def _append(path, source, files, speakers, threads):

@@ -7,6 +7,7 @@ import pytest
 from studies import customary
 
 import benchmark
+from corpora import demo
 
 TINY = ("--C", 8, "--seconds", 0, "--n_cpu", 1, "--device", "cpu", "--batch_size", 4, "--num_frames", 40)
 
@@ -16,10 +17,11 @@ def audio_flags(corpus):
             "--musan_path", corpus / "musan", "--rir_path", corpus / "rirs")  # fmt: skip
 
 
-@pytest.mark.parametrize("what", ["generated", "corpus"])
+@pytest.mark.parametrize("what", ["demo", "corpus"])
 def test_every_stage_is_in_the_table(command, corpus, tmp_path, monkeypatch, what):
-    monkeypatch.setattr(benchmark, "GENERATED", 8)
-    more = ("--amp", "bf16") if what == "generated" else (*audio_flags(corpus), "--speed_perturb", "--sub_centres", 2)
+    monkeypatch.setattr(demo, "BACKGROUND_FILES", 3)
+    monkeypatch.setattr(benchmark, "make_demo", lambda folder: demo.make_demo(folder, 2, 2))
+    more = ("--amp", "bf16") if what == "demo" else (*audio_flags(corpus), "--speed_perturb", "--sub_centres", 2)
     status, printed, error = command(benchmark, *TINY, "--work", tmp_path, *more)
     assert status == 0, error
     rows = re.findall(r"^([a-z].{23}) +([\d,.]+) +([\d,.]+) \.\. ([\d,.]+) ", printed, re.MULTILINE)
