@@ -34,7 +34,6 @@ def read_settings(arguments):
     parser = build_parser()
     parser.description = __doc__
     group = parser.add_argument_group("benchmark")
-    group.add_argument("--work", default="exps/demo/corpus", help="folder of the demo corpus (exps/demo/corpus)")
     group.add_argument("--seconds", type=float, default=5, help="for each stage, measured at least three times (5)")
     parser.set_defaults(train_list="", train_path="", musan_path="", rir_path="")
     return settings.read_settings(parser, arguments)
@@ -107,7 +106,7 @@ def main():
     if args.amp == "auto":
         args = args.replace(amp="bf16" if multiplies_bf16(device) else "off")
     if not args.train_list:
-        args = args.replace(**demo_flags(make_demo(args.work)))
+        args = args.replace(**demo_flags(make_demo("exps/demo/corpus")))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(
         f"{device} ({name}), torch {torch.__version__}; C={args.C}, batch {args.batch_size}, {args.num_frames} frames, "

@@ -61,8 +61,6 @@ def from_kaldi(folder, root):
     """
     folder = pathlib.Path(folder)
     check_folder(root, "--lists")
-    if (folder / "segments").exists():
-        raise InputError(f"--kaldi {folder} has segments: write each segment to a file first")
     speaker_of = {utterance: speaker for _, utterance, speaker in two_fields(folder / "utt2spk")}
     speakers, files = [], []
     for number, utterance, file in two_fields(folder / "wav.scp"):

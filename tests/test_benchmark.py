@@ -20,9 +20,9 @@ def audio_flags(corpus):
 @pytest.mark.parametrize("what", ["demo", "corpus"])
 def test_every_stage_is_in_the_table(command, corpus, tmp_path, monkeypatch, what):
     monkeypatch.setattr(demo, "BACKGROUND_FILES", 3)
-    monkeypatch.setattr(benchmark, "make_demo", lambda folder: demo.make_demo(folder, 2, 2))
+    monkeypatch.setattr(benchmark, "make_demo", lambda _: demo.make_demo(tmp_path, 2, 2))
     more = ("--amp", "bf16") if what == "demo" else (*audio_flags(corpus), "--speed_perturb", "--sub_centres", 2)
-    status, printed, error = command(benchmark, *TINY, "--work", tmp_path, *more)
+    status, printed, error = command(benchmark, *TINY, *more)
     assert status == 0, error
     rows = re.findall(r"^([a-z].{23}) +([\d,.]+) +([\d,.]+) \.\. ([\d,.]+) ", printed, re.MULTILINE)
     assert [name.strip() for name, *_ in rows] == ["read", "augment", "training step", "end to end"]
