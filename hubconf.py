@@ -1,7 +1,7 @@
 """torch.hub entry points: use a trained model without installing anything.
 
     encoder = torch.hub.load(FOLDER, "speaker_encoder", "exps/exp1/model/model_0080.model", source="local")
-    encoder = torch.hub.load("OWNER/REPO", "speaker_encoder", "pretrain.model")
+    encoder = torch.hub.load("OWNER/REPO", "speaker_encoder", "speechbrain/spkrec-ecapa-voxceleb")  # downloads it
     encoder.verify("a.wav", "b.wav")
 """
 
@@ -20,7 +20,7 @@ def _ours(name):
 
 
 def speaker_encoder(path, device="auto", system=None):
-    """The SpeakerEncoder of a checkpoint, ours or a published system's; see SpeakerEncoder.from_checkpoint."""
+    """The SpeakerEncoder of a checkpoint or of a published model's name; see SpeakerEncoder.from_checkpoint."""
     # The caller may have its own tools.py or model.py: such modules are set aside while ours are imported.
     theirs = {name: sys.modules.pop(name) for name in list(sys.modules) if _ours(name) and name != __name__}
     sys.path.insert(0, str(ROOT))

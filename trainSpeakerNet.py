@@ -91,8 +91,8 @@ def build_parser():
 
     group = parser.add_argument_group("what to do")
     add("--save_path",     "exps/exp1", "folder for all output; with --eval: exps/eval")
-    add("--initial_model", "",      "start from this model; with --eval: evaluate it. Ours, or the file or folder of a "
-                                    "published system (docs/use.md)")
+    add("--initial_model", "",      "start from this model; with --eval: evaluate it. Ours, or the file, folder or "
+                                    "name of a published system (docs/use.md)")
     add("--system",        None,    "the system of that model, where the file does not tell", choices=list(SYSTEMS),
                                     type=str)
     add("--eval",          False,   "evaluate only; needs no training data")

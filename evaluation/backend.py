@@ -66,7 +66,9 @@ class ScoringBackend:
         if self.trials:  # first: it takes minutes and may find an unreadable file, the cohort takes hours
             utterances = embed_utterances(self.encoder, [self.trials], self.source, args)
         if not args.cohort:
-            self.cohort = cohort_beside(args.initial_model, self.encoder, self.train_list, self.source, args.n_cpu)
+            by_name = not Path(args.initial_model).exists()  # a published model: nothing of ours goes into its cache
+            beside = Path(args.save_path, Path(args.initial_model).name) if by_name else args.initial_model
+            self.cohort = cohort_beside(beside, self.encoder, self.train_list, self.source, args.n_cpu)
         if self.trials:
             self.calibration = self.scorer(utterances).calibrate(self.trials)
             speakers = f"{len(self.held_out.speakers)} speakers {self.about_held_out}"

@@ -2,15 +2,16 @@
 
 import ast
 import json
-from pathlib import Path
+import sys
 from typing import NamedTuple
 
 import torch
 import yaml
 
+from inference.hub import local_model
 from inference.systems import NAMES, PREFIX, SYSTEMS, build_network
 from model import SAMPLE_RATE
-from tools import InputError, load_checkpoint, load_tensors, read_text
+from tools import InputError, load_checkpoint, load_tensors, rank, read_text
 
 # Packages whose classes a Lightning checkpoint may name. None is imported: a Placeholder stands in for each class.
 STAND_IN_FOR = (
@@ -41,14 +42,16 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained(path, system=None):
-    """Pretrained of a file, or of the folder that a system's authors publish; the network on the CPU, in eval mode.
+    """Pretrained of a file, of the folder that a system's authors publish or a run writes, or of a published name.
 
+    The network is on the CPU, in eval mode. Names are those of ``local_model``, which downloads what is not yet there.
     system: a key of SYSTEMS; None: recognised from the contents. Nothing in the files is executed. InputError when they
     are absent, damaged, of no known system, of another one than named, or ambiguous.
     """
     if system is not None and system not in SYSTEMS:
         raise InputError(f"system {system!r} is not known: choose from {', '.join(SYSTEMS)}")
-    path = _weights_in(Path(path), system) if Path(path).is_dir() else Path(path)
+    path = local_model(path)
+    path = _weights_in(path, system) if path.is_dir() else path
     content = load_tensors(path, stand_in_for=STAND_IN_FOR)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
@@ -70,19 +73,28 @@ def load_pretrained(path, system=None):
 
 
 def _weights_in(folder, system):
-    """The weights file in the folder that a system's authors publish."""
+    """The weights file in the folder that a system's authors publish, or the best or last model in a run's folder."""
     patterns, found = [], []
     for name in [system] if system else SYSTEMS:
         patterns += SYSTEMS[name].files
         matches = (sorted(folder.glob(pattern)) for pattern in SYSTEMS[name].files)
         found += next(filter(None, matches), [])  # wespeaker's average comes before the models it is made of
+    ours = [*folder.glob("*.model"), *folder.glob("model/*.model")] if system in (None, "ours") else []
+    if ours and not found:
+        found = [max(ours, key=_precedence)]
+        if rank() == 0:
+            print(f"{folder}: took {found[0].relative_to(folder)}", file=sys.stderr)
     if not found:
-        ours = sorted(folder.glob("*.model"))
-        fix = f": name one of its models, such as {ours[-1].name}" if ours else ""
-        raise InputError(f"{folder} is a folder without {', '.join(patterns) or 'a known file'}{fix}")
+        raise InputError(f"{folder} is a folder without {', '.join([*patterns, '*.model'])}")
     if len(found) > 1:
         raise InputError(f"{folder} has several models: name one of {', '.join(path.name for path in found)}")
     return found[0]
+
+
+def _precedence(path):
+    """Orders a run's models: model_0079, model_0080, average_0080, best."""
+    kind, _, number = path.stem.rpartition("_")
+    return path.stem == "best", int(number) if number.isdecimal() else -1, kind == "average", path.stem
 
 
 def _recognise(path, content, state):
@@ -95,6 +107,8 @@ def _recognise(path, content, state):
         return ["taoruijie"]
     if "pyannote.audio" in content or any(name.startswith("sincnet.") for name in state):
         return ["pyannote"]
+    if any(".cam_layer." in name for name in state):
+        return ["campplus"]
     layers = {name.rpartition(".")[0] for name in state}
     known = [system for system, names in NAMES.items() if len(layers & names.keys()) > len(names) / 2]
     if len(known) > 1:  # SpeechBrain's and ModelScope's names are the same: the files beside the weights may tell
@@ -181,9 +195,16 @@ def _load_pyannote(path, content, state):
     return Pretrained("pyannote", _network(path, state, "pyannote"), None if columns is None else columns.t())
 
 
+def _load_campplus(path, _, state):
+    if "projection.weight" in state:
+        raise InputError(f"{path} is wespeaker's CAM++, which has another front end: only 3D-Speaker's is supported")
+    threshold, origin = _modelscope_configuration(path).get("yesOrno_thr"), "its configuration.json"
+    return Pretrained("campplus", _network(path, state, "campplus"), threshold=threshold, origin=origin)
+
+
 LOADERS = {
     "ours": _load_ours, "taoruijie": _load_taoruijie, "speechbrain": _load_speechbrain, "modelscope": _load_modelscope,
-    "wespeaker": _load_wespeaker, "pyannote": _load_pyannote,
+    "wespeaker": _load_wespeaker, "pyannote": _load_pyannote, "campplus": _load_campplus,
 }  # fmt: skip
 
 
@@ -210,7 +231,8 @@ def _network(path, state, system, prefix=""):
     except KeyError as error:
         raise InputError(f"{path}: the tensor {name_in_file(error.args[0])} is missing") from error
     except (IndexError, ValueError, RuntimeError) as error:
-        width = "conv1.weight" if "conv1.weight" in ours else "embedding.weight"
+        widths = "conv1.weight", "embedding.weight", "xvector.dense.linear.weight"
+        width = next(name for name in widths if name in ours)
         raise InputError(f"{path}: the tensor {name_in_file(width)} has an unknown shape ({error})") from error
     expected, filled = {name_in_file(key): (key, blank) for key, blank in network.state_dict().items()}, {}
     wrong = [f"{name} is unexpected" for name in state if name not in expected]

@@ -117,6 +117,8 @@ class SpeakerEncoder:
         device, found = choose_device(device), load_pretrained(path, system)
         return cls(found.network, device, found)
 
+    from_pretrained = from_checkpoint
+
     def embed_batch(self, waveforms, lengths=None, weights=None):
         """Embeddings of a batch of utterances, (B, D) float32 on the CPU, not normalised.
 

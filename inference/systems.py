@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from inference.campplus import CAMPPlus
 from inference.filterbanks import KaldiFilterbank, SpeechBrainFilterbank
 from inference.xvector import XVectorSincNet
 from model import ECAPA_TDNN, LogMel, SERes2Block, mean_and_variance, reflect, resample
@@ -138,6 +139,10 @@ SYSTEMS = {
     "pyannote": System(
         "pyannote/embedding", XVectorSincNet, None, shortest=5041, files=("pytorch_model.bin",), resampling=6,
     ),
+    "campplus": System(
+        "3D-Speaker's CAM++", CAMPPlus, lambda: KaldiFilterbank("povey", 1.0), shortest=720,
+        files=("campplus_*.pt", "campplus_*.bin"), first_channel=True, decimals=5,
+    ),
 }  # fmt: skip
 
 
@@ -151,6 +156,8 @@ def build_network(state, system="ours"):
         return XVectorSincNet(state["embedding.weight"].shape[0])
     with torch.device("cpu"):  # it has constants, also when the network is built on the meta device
         front_end = SYSTEMS[system].front_end()
+    if network is CAMPPlus:
+        return CAMPPlus(state["xvector.dense.linear.weight"].shape[0], front_end)
     return network(
         C=state["conv1.weight"].shape[0],
         embedding_size=state["fc6.weight"].shape[0],

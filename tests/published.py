@@ -2,6 +2,7 @@
 
 import enum
 import json
+import math
 import sys
 import types
 from pathlib import Path
@@ -176,6 +177,29 @@ def pyannote_shapes():
     return _flat(shapes)
 
 
+def campplus_shapes(embedding_size=192):
+    """Of 3D-Speaker's CAM++ (speakerlab/models/campplus, 09e7806)."""
+    layers = {"head.conv1": (32, 1, 3, 3), "head.bn1": 32, "head.conv2": (32, 32, 3, 3), "head.bn2": 32}
+    for block in ("head.layer1.0", "head.layer1.1", "head.layer2.0", "head.layer2.1"):
+        layers |= {f"{block}.conv{i}": (32, 32, 3, 3) for i in (1, 2)} | {f"{block}.bn{i}": 32 for i in (1, 2)}
+        if block.endswith("0"):
+            layers |= {f"{block}.shortcut.0": (32, 32, 1, 1), f"{block}.shortcut.1": 32}
+    layers |= {"xvector.tdnn.linear": (128, 320, 5), "xvector.tdnn.nonlinear.batchnorm": 128}
+    for n, first, last in ((1, 128, 512), (2, 256, 1024), (3, 512, 1024)):
+        for i, channels in enumerate(range(first, last, 32), start=1):
+            layer = f"xvector.block{n}.tdnnd{i}"
+            layers |= {f"{layer}.nonlinear1.batchnorm": channels, f"{layer}.nonlinear2.batchnorm": 128}
+            layers |= {f"{layer}.linear1": (128, channels, 1), f"{layer}.cam_layer.linear_local": (32, 128, 3)}
+            layers |= {f"{layer}.cam_layer.linear1": (64, 128, 1), f"{layer}.cam_layer.linear2": (32, 64, 1)}
+        layers |= {f"xvector.transit{n}.linear": (last // 2, last, 1), f"xvector.transit{n}.nonlinear.batchnorm": last}
+    layers |= {"xvector.out_nonlinear.batchnorm": 512, "xvector.dense.linear": (embedding_size, 1024, 1)}
+    shapes = _flat({name: _norm(each) if isinstance(each, int) else {"weight": each} for name, each in layers.items()})
+    with_bias = [name for name in layers if name.endswith(("cam_layer.linear1", "cam_layer.linear2"))]
+    biases = {f"{name}.bias": layers[name][:1] for name in with_bias}
+    norm = {f"xvector.dense.nonlinear.batchnorm.running_{name}": (embedding_size,) for name in ("mean", "var")}
+    return {**shapes, **biases, **norm, "xvector.dense.nonlinear.batchnorm.num_batches_tracked": ()}
+
+
 def random_state(shapes, seed=0):
     """Random numbers in these shapes, of sizes with which a network gives sensible numbers."""
     random = torch.Generator().manual_seed(seed)
@@ -190,6 +214,6 @@ def random_state(shapes, seed=0):
         elif len(shape) < 2:
             state[key] = 0.1 * torch.randn(shape, generator=random) + float("weight" in key)
         else:
-            fan_in = shape[1] * (shape[2] if len(shape) > 2 else 1)
+            fan_in = shape[1] * math.prod(shape[2:])
             state[key] = torch.randn(shape, generator=random) / fan_in**0.5
     return state

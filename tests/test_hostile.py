@@ -215,7 +215,7 @@ SOUNDS = {
 
 
 @pytest.mark.filterwarnings("ignore::inference.encoder.AudioWarning")
-@pytest.mark.parametrize("system", ["ours", "speechbrain", "modelscope", "wespeaker", "pyannote"])
+@pytest.mark.parametrize("system", ["ours", "speechbrain", "modelscope", "wespeaker", "pyannote", "campplus"])
 def test_embeddings_are_finite_or_the_file_is_named(system, tmp_path):
     """Alone, in windows, and side by side, where no utterance spoils another."""
     encoder = SpeakerEncoder(network_of(system), "cpu", Pretrained(system, network_of(system)))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import relative_error
+from conftest import relative_error, voice
 from published import taoruijie_shapes
 
 from inference.systems import SYSTEMS
@@ -18,6 +18,18 @@ def with_statistics(network):
     return network.eval()
 
 
+def standardised(network):
+    """The network, in eval mode, with its own batch-norm statistics of voices and silence, as a deep one needs."""
+    waveforms = np.stack([voice(80 + 20 * i, 2.5, i) for i in range(8)])
+    waveforms[::2, 20000:] = 0
+    for module in network.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network.train()(torch.from_numpy(waveforms))
+    return network.eval()
+
+
 def small_network(seed=0, C=32):
     torch.manual_seed(seed)
     return with_statistics(ECAPA_TDNN(C=C))
@@ -28,6 +40,8 @@ def network_of(system, C=16):
     about = SYSTEMS[system]
     if system == "pyannote":
         return with_statistics(about.network())
+    if system == "campplus":
+        return standardised(about.network(192, about.front_end()))
     widths = {} if about.network is ECAPA_TDNN else {"aggregation": 3 * C, "attention": 128}
     return with_statistics(about.network(C=C, front_end=about.front_end(), **widths))
 
@@ -96,9 +110,9 @@ def test_pooling_against_its_definition():
     assert relative_error(found, torch.cat([mean, deviation], 1).detach()) < 1e-5
 
 
-@pytest.mark.parametrize("system", ["ours", "speechbrain", "modelscope", "wespeaker", "pyannote"])
+@pytest.mark.parametrize("system", ["ours", "speechbrain", "modelscope", "wespeaker", "pyannote", "campplus"])
 def test_neither_padding_nor_neighbours_change_an_embedding(system):
-    network = network_of(system)
+    network, limit = network_of(system), 1e-4 if system == "campplus" else 1e-5  # 110 layers amplify the rounding
     waveforms = [0.1 * torch.randn(samples) for samples in (9000, 16000, 16123, 40000)]
     waveforms[1][5000:] = 0
     waveforms[2] *= 1e-4
@@ -109,9 +123,9 @@ def test_neither_padding_nor_neighbours_change_an_embedding(system):
     with torch.inference_mode():
         alone = torch.cat([network(waveform[None]) for waveform in waveforms])
         for found in (network(padded, lengths=lengths), network(noise, lengths=lengths)):
-            assert all(relative_error(row, expected) < 1e-5 for row, expected in zip(found, alone))
+            assert all(relative_error(row, expected) < limit for row, expected in zip(found, alone))
         for found in (network(padded), network(padded, lengths=torch.full((4,), 40000))):
-            assert relative_error(found[3], alone[3]) < 1e-5
+            assert relative_error(found[3], alone[3]) < limit
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-8, 1e4])

@@ -312,7 +312,7 @@ def test_export(use, encoder, folder):
     assert relative_error(found[0], encoder.embed(folder / "wav/a1.wav")) < 1e-4
 
 
-@pytest.mark.parametrize("system", ["speechbrain", "modelscope", "wespeaker", "pyannote"])
+@pytest.mark.parametrize("system", ["speechbrain", "modelscope", "wespeaker", "pyannote", "campplus"])
 def test_export_of_every_system(system, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")

@@ -6,6 +6,7 @@ import math
 import shlex
 from pathlib import Path
 
+from inference.hub import local_model
 from model import ECAPA_TDNN
 from tools import InputError, read_text
 from training.state import has_state
@@ -115,8 +116,8 @@ def _check_mode(args):
     if args.finetune_margin and args.recipe != "customary":
         raise InputError(f"--recipe {args.recipe} and --finetune_margin are two stages of training: choose one")
     started = not args.eval and has_state(args.save_path)  # the weights are in there
-    if args.initial_model and not started and not Path(args.initial_model).exists():
-        raise InputError(f"--initial_model {args.initial_model} does not exist")
+    if args.initial_model and not started:
+        local_model(args.initial_model, "--initial_model")  # before all else: it may have to be downloaded
     if not args.initial_model and (args.eval or (args.finetune_margin and not started)):
         raise InputError(f"--{modes[0]} needs --initial_model FILE")
     if args.eval and has_state(args.save_path):

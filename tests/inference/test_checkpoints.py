@@ -10,6 +10,7 @@ from conftest import SHARED, relative_error
 from published import (
     HYPERPARAMS,
     WRITERS,
+    campplus_shapes,
     golden_state,
     pyannote_shapes,
     random_state,
@@ -25,7 +26,9 @@ from published import (
 
 import verify
 from inference.checkpoints import STAND_IN_FOR, load_pretrained
-from tools import InputError, load_tensors
+from inference.systems import PREFIX
+from model import ECAPA_TDNN
+from tools import InputError, load_tensors, save_checkpoint
 from verify import SpeakerEncoder
 
 
@@ -200,6 +203,7 @@ FULL = {
     "pyannote": (pyannote_shapes, 4_346_366, None),
     "wespeaker": (lambda: wespeaker_shapes(1024), 14_657_088, None),
     "wespeaker c512": (lambda: wespeaker_shapes(512), 6_190_720, None),
+    "campplus": (campplus_shapes, 6_848_544, None),
 }
 
 
@@ -220,7 +224,8 @@ def test_full_width(tmp_path, name):
 
 
 SHAPES = {"speechbrain": lambda: speechbrain_shapes(16), "taoruijie": lambda: taoruijie_shapes(16, 5),
-          "wespeaker": lambda: wespeaker_shapes(16), "pyannote": pyannote_shapes}  # fmt: skip
+          "wespeaker": lambda: wespeaker_shapes(16), "pyannote": pyannote_shapes,
+          "campplus": campplus_shapes}  # fmt: skip
 
 
 @pytest.mark.parametrize("system", SHAPES)
@@ -341,3 +346,14 @@ def test_lightning_classes_are_not_needed(tmp_path):
     write_lightning(tmp_path / "pytorch_model.bin", random_state(pyannote_shapes()))
     found = load_pretrained(tmp_path)
     assert found.system == "pyannote" and found.classifier.shape == (24, 512) and found.classifier.isfinite().all()
+
+
+def test_a_folder_of_a_run(tmp_path, capsys):
+    """Its best model, else the last: after training the average, which is better than what it is the average of."""
+    weights = {f"{PREFIX}{key}": value for key, value in ECAPA_TDNN(C=8).state_dict().items()}
+    (tmp_path / "metrics.jsonl").write_text("")
+    for name in ("model_0009", "model_0010", "average_0010", "best"):
+        path = tmp_path / "model" / f"{name}.model"
+        save_checkpoint(path, {"kind": "model", "settings": {}, "weights": weights, "speakers": [name]})
+        assert load_pretrained(tmp_path).speakers == load_pretrained(tmp_path / "model", "ours").speakers == [name]
+        assert f"took model/{name}.model" in capsys.readouterr().err
