@@ -35,7 +35,7 @@ def open_source(path, flag):
 
 
 class PackedFile:
-    """One file of a pack, with the methods of an AudioFile. ``packed``: its samples, int16."""
+    """One file of a pack, with the methods of an AudioFile. ``packed``: its samples, int16 (or float32)."""
 
     rate = SAMPLE_RATE  # that of the file it was made from is not kept
 
@@ -52,7 +52,7 @@ class PackedFile:
         """Samples [start, start + samples), like AudioFile.read, with the precision of int16."""
         samples = self.length if samples is None else samples
         waveform = np.array(self.packed[start : start + samples])  # a copy, because the map is read-only
-        if dtype == "float32":
+        if waveform.dtype != dtype:  # int16 to float32
             waveform = waveform.astype(np.float32) / np.float32(32768)
         return waveform if len(waveform) == samples else np.resize(waveform, samples)
 
