@@ -405,6 +405,8 @@ class Augmentation(nn.Module):
         peak = int(np.abs(response).argmax())
         response = np.pad(response, (self.ONSET, 0))[peak : peak + self.response_length]
         energy = float(np.sqrt(np.sum(np.square(response, dtype=np.float64))))
+        if energy < 1e-6:
+            raise UnreadableAudio(f"{self.rooms.name(file)} is silent")
         return np.pad(response / np.float32(energy), (0, self.response_length - len(response)))
 
     def _read_noise(self, piece):

@@ -28,7 +28,7 @@ QUICK = 200  # number of training files, and of evaluation files, whose headers 
 SHORT = 1.0  # seconds: shorter utterances are of little use
 SILENT = 1e-3  # peak: -60 dB, less than the quietest usable speech
 UNREADABLE, CUT_OFF = "cannot be read as audio", "are shorter than their header says"
-AGREEMENT = 0.9  # where this share of the labels agrees with the folders, the others are mistakes
+AGREEMENT = 0.9  # where this share of the lines agrees with the folders, the others are mistakes
 
 # (name, file, trials, same-speaker trials, published EERs in %). Sizes: PaddleSpeech, examples/voxceleb/README.md; that
 # of Vox1-E cleaned is widely quoted. EERs: the systems' own pages, C=1024, of VoxCeleb2 dev (SpeechBrain: and 1).
@@ -90,28 +90,40 @@ def check_lists(arguments, earlier_speakers=()):
 
 def check_training_list(train_list):
     line, count = train_list.quote, len(train_list.speakers)
-    label_of, twice, of_two = {}, [], []
-    for row, (file, label) in enumerate(zip(train_list.files, train_list.label.tolist())):
-        if file in label_of:
-            (twice if label_of[file] == label else of_two).append(row)
-        label_of.setdefault(file, label)
+    twice, of_two = repeated(train_list.files, train_list.label.tolist())
     findings = found("warning", "lines of the training list are repeated", twice, "remove them: sort -u", line)
     findings += found("error", "files of the training list are of two speakers", of_two, "remove the wrong line", line)
     if count in (1, len(train_list)):
         what = f"the training list has {'a single speaker' if count == 1 else 'another speaker in every line'}"
         findings += found("error", what, train_list.speakers, "a line must be '<speaker> <path>'")
+    names = (train_list.speakers[label] for label in train_list.label.tolist())
+    others = [row for row, (name, file) in enumerate(zip(names, train_list.files)) if name not in file.split("/")[:-1]]
+    if len(others) <= (1 - AGREEMENT) * len(train_list):
+        findings += found("warning", "training lines name another speaker than their folder", others, "fix them", line)
     return findings
 
 
 def check_trials(trials):
     """(names of the speakers of a TrialList, if they are names of folders, [Finding])."""
     name, line = trials.path.name, trials.quote
+    _, of_both = repeated([tuple(sorted(pair)) for pair in zip(trials.enrol, trials.test)], trials.label.tolist())
+    findings = found("error", f"trials of {name} are labelled both 1 and 0", of_both, "remove the wrong one", line)
     depth, wrong, are_reversed = speaker_folder(trials)
-    findings = found("error", f"the labels of {name} are reversed", range(len(trials)) if are_reversed else [],
+    findings += found("error", f"the labels of {name} are reversed", range(len(trials)) if are_reversed else [],
                       "1 means the same speaker: swap 0 and 1", line)  # fmt: skip
     findings += found("error", f"labels of {name} contradict the speakers' folders", wrong, "correct them", line)
     folders = [] if depth is None else [file.split("/")[:-1] for file in {*trials.enrol, *trials.test}]
     return {name for each in folders for name in each[depth : depth + 1]}, findings
+
+
+def repeated(keys, labels):
+    """(rows that repeat an earlier row, rows with an earlier row's key but another label)."""
+    label_of, twice, contrary = {}, [], []
+    for row, (key, label) in enumerate(zip(keys, labels)):
+        if key in label_of:
+            (twice if label_of[key] == label else contrary).append(row)
+        label_of.setdefault(key, label)
+    return twice, contrary
 
 
 def speaker_folder(trials):

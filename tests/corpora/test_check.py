@@ -98,6 +98,10 @@ MISTAKES = {
                               "error", "another speaker in every line", 24, "u0"),
     "columns swapped": (train_lines(lambda lines: [" ".join(reversed(line.split())) for line in lines]), "error",
                         "another speaker in every line", 24, "<speaker> <path>"),
+    "speaker not the folder": (train_lines(lambda lines: [lines[0].replace("id00000", "id9", 1), *lines[1:]]),
+                               "warning", "another speaker than their folder", 1, "line 1: id9"),
+    "trial of both labels": (trial_lines(lambda lines: [*lines, "0" + lines[0][1:]]), "error", "both 1 and 0", 1,
+                             "line 121"),
     "speaker on both sides": (train_lines(lambda lines: [*lines, "id00007 id00001/session0/00000.wav"]), "warning",
                               "both in training and in trials.txt", 1, "id00007"),  # a warning: of another folder
     "wrong label": (trial_lines(lambda lines: ["0" + lines[0][1:], *lines[1:]]), "error", "contradict", 1, "line 1: 0"),
