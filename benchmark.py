@@ -1,101 +1,46 @@
 """Measure the speed of training on this machine, what limits it, and the hours for VoxCeleb2.
 
-    python benchmark.py                                          all stages of training; needs no corpus
+    python benchmark.py                                          all stages of training, on the demo corpus
     python benchmark.py --C 64 --batch_size 64                   a small network, for a CPU: a minute
     python benchmark.py --train_list LIST --train_path ROOT      the same with a corpus, from files or a pack
-    python benchmark.py --embed                                  embedding of files, one by one and in batches
 
-Rates are medians of repetitions after a warm-up, with quartiles.
+It takes the flags of a training (trainSpeakerNet.py -h), such as --recipe strong --speed_perturb. Rates are medians of
+repetitions after a warm-up, with quartiles.
 """
 
-import argparse
-import functools
 import itertools
-import json
-import math
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 
-from corpora.audio import SAMPLE_RATE, Folder
-from corpora.pack import Pack, write_pack
-from dataLoader import Augmentation, CropLoader, to_device
+from corpora.demo import demo_flags, make_demo
+from corpora.pack import Pack
+from dataLoader import to_device
 from evaluation.scoring import open_training_list
-from inference.encoder import SpeakerEncoder, choose_device
-from loss import AAMsoftmax
+from inference.encoder import choose_device
 from model import ECAPA_TDNN, compiled
-from tools import InputError, Parser, check_writable, keep_memory, run_command, write_text
-from training.run import SpeakerNet, multiplies_bf16
-from trainSpeakerNet import train_step
+from tools import keep_memory, run_command
+from training import settings
+from training.run import make_network, make_optimizer, multiplies_bf16
+from trainSpeakerNet import build_parser, make_loader, train_step
 
-UTTERANCES, SPEAKERS, EPOCHS = 1_092_009, 5_994, 80  # of VoxCeleb2 dev, and of the recipe
-UTTERANCE_SECONDS = 8  # the mean of VoxCeleb2: 2,360 hours / 1,092,009
-EMBEDDED_SECONDS = {"cpu": 128, "cuda": 8192}  # of audio in one repetition of --embed: many batches
+UTTERANCES, SPEAKERS = 1_092_009, 5_994  # of VoxCeleb2 dev
 
 
 def read_settings(arguments):
-    """The command line (a list of strings) as a namespace. Raises InputError naming the flag."""
-    formatter = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=24, width=120)
-    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=formatter)
-    add = parser.add_argument
-    add("--embed", action="store_true", help="measure embedding instead of training")
-    add("--synthetic_gb", type=float, default=0.2, help="GB of generated audio (0.2); above the RAM: measures disks")
-    add("--work", default="exps/benchmark", help="folder for generated audio (exps/benchmark)")
-    add("--json", default="", metavar="FILE", help="write the results to this file, too")
-    add("--seconds", type=float, default=5, help="time for each stage, which is repeated at least three times (5)")
-    # As in trainSpeakerNet.py.
-    add("--train_list", default="", help="training list; without it, noise is generated")
-    add("--train_path", default="", help="folder that its paths start from, or its pack")
-    add("--paths_anywhere", action="store_true", help="allow absolute paths and .. in lists")
-    add("--musan_path", default="", help="MUSAN, folder or pack; '' for none")
-    add("--rir_path", default="", help="room responses, folder or pack; '' for none")
-    add("--bank_mb", type=float, default=512, help="memory for noises and responses, MB (512)")
-    add("--C", type=int, default=1024, help="channels of the network (1024)")
-    add("--batch_size", type=int, default=400, help="crops per step (400)")
-    add("--num_frames", type=int, default=200, help="length of a crop in frames of 10 ms (200)")
-    add("--n_cpu", type=int, default=4, help="threads that read audio (4)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto)")
-    add("--amp", choices=["auto", "bf16", "off"], default="auto", help="mixed precision (auto)")
-    add("--compile", action="store_true", help="torch.compile the network")
-    parser.set_defaults(accumulate=1, clip=0)  # for train_step
-    args = parser.parse_args(arguments)
-    if bool(args.train_list) != bool(args.train_path):
-        raise InputError("give both --train_list and --train_path, or neither to generate noise")
-    if args.C < 8 or args.C % 8:
-        raise InputError(f"--C must be a multiple of 8, not {args.C}")
-    return args
-
-
-def write_noise(root, names, seconds, decay=math.inf):
-    """Write files of white noise; seconds: of each, or one number for all; decay: time constant in s, for responses."""
-    for number, (name, length) in enumerate(zip(names, np.broadcast_to(seconds, len(names)))):
-        time_in_seconds = np.arange(round(length * SAMPLE_RATE)) / SAMPLE_RATE
-        noise = 0.1 * np.random.default_rng(number).standard_normal(len(time_in_seconds), dtype=np.float32)
-        (Path(root) / name).parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(Path(root) / name, noise * np.exp(-time_in_seconds / decay), SAMPLE_RATE)
-
-
-def use_generated_corpus(args):
-    """Set the data flags to a packed corpus of noise in --work, which is generated unless it exists."""
-    work = Path(args.work) / f"{args.synthetic_gb:g}GB"
-    count = max(2, round(args.synthetic_gb * 1e9 / (2 * SAMPLE_RATE * UTTERANCE_SECONDS)))
-    names = [f"id{number % SPEAKERS:05d}/{number}.wav" for number in range(count)]
-    args.train_list, args.train_path = str(work / "train_list.txt"), str(work / "pack")
-    args.musan_path, args.rir_path = str(work / "musan"), str(work / "rirs")
-    if not Path(args.train_list).exists():  # it is written last
-        write_noise(work / "wav", names, UTTERANCE_SECONDS)
-        write_noise(work / "musan", [f"{kind}/{i}.wav" for kind in ("noise", "music", "speech") for i in range(20)], 10)
-        write_noise(work / "rirs", [f"{i}.wav" for i in range(50)], 0.5, decay=0.1)
-        write_pack(work / "pack", "speech", Folder(work / "wav"), names, threads=args.n_cpu)
-        write_text(args.train_list, "".join(f"{name.split('/')[0]} {name}\n" for name in names))
+    """The command line (a list of strings) as Settings. Raises InputError naming the flag."""
+    parser = build_parser()
+    parser.description = __doc__
+    group = parser.add_argument_group("benchmark")
+    group.add_argument("--seconds", type=float, default=5, help="for each stage, measured at least three times (5)")
+    parser.set_defaults(train_list="", train_path="", musan_path="", rir_path="")
+    return settings.read_settings(parser, arguments)
 
 
 def measure(stage, count, work, device, seconds):
-    """{stage: quartiles of utterances/s} of work(), which processes ``count`` utterances; printed, too."""
+    """Print and return the median of utterances/s of work(), which processes ``count`` utterances."""
     taken = []
     while len(taken) < 4 or sum(taken[1:]) < seconds:
         began = time.perf_counter()
@@ -103,26 +48,23 @@ def measure(stage, count, work, device, seconds):
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
         taken.append(time.perf_counter() - began)
-    low, median, high = rates = np.quantile(count / np.array(taken[1:]), [0.25, 0.5, 0.75]).tolist()
+    low, median, high = np.quantile(count / np.array(taken[1:]), [0.25, 0.5, 0.75])
     print(f"{stage:<24} {median:>12,.1f} {f'{low:,.1f} .. {high:,.1f}':>25} {1e6 / median:>11,.1f}")
-    return {stage: rates}
+    return median
 
 
-def benchmark_training(args, device):
-    """Rates of reading, augmentation, training steps and all of it; what limits training; hours for VoxCeleb2."""
-    if not args.train_list:
-        use_generated_corpus(args)
+def benchmark(args, device):
+    """Print rates of reading, augmentation, training steps and all of it; what limits training; hours for VoxCeleb2."""
     train_list, source = open_training_list(args)
-    size, samples = args.batch_size, args.num_frames * 160 + 240
-    loader = CropLoader(train_list, source, samples, size, 0, args.n_cpu, pin_memory=device.type == "cuda")
-    augmentation = Augmentation(args.musan_path, args.rir_path, samples, args.bank_mb, 0, args.n_cpu).to(device)
+    args = args.replace(n_class=max(SPEAKERS, len(train_list.speakers)), system="ours")
+    loader, augmentation = make_loader(args, train_list, source, device)
     augmentation.redraw(1)
-    network = SpeakerNet(ECAPA_TDNN(C=args.C), AAMsoftmax(max(SPEAKERS, len(train_list.speakers)))).to(device)
-    optimizer = torch.optim.Adam(network.parameters(), weight_decay=2e-5, fused=device.type != "mps")
+    network = make_network(args, ECAPA_TDNN(C=args.C), device)
+    optimizer = make_optimizer(args, network.parameters(), device)
     network = compiled(network) if args.compile else network
 
     def train(waveform, label):
-        train_step(args, network, optimizer, augmentation, (1, 0), waveform, label, lr=0.001, margin=0.2)
+        train_step(args, network, optimizer, augmentation, (1, 0), waveform, label, args.lr, args.m)
 
     batches = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count(1))
     _, *batch = next(batches)
@@ -134,17 +76,16 @@ def benchmark_training(args, device):
         waited.append(time.perf_counter() - began)
         train(*batch)
 
-    rates = measure("read", 8 * size, lambda: [len(next(batches)) for _ in range(8)], device, args.seconds)
-    rates |= measure("augment", size, lambda: augmentation(*on_device, 1, 0), device, args.seconds)
-    rates |= measure("training step", 4 * size, lambda: [train(*batch) for _ in range(4)], device, args.seconds)
-    rates |= measure("end to end", 4 * size, lambda: [read_and_train() for _ in range(4)], device, args.seconds)
-    medians = [median for _, median, _ in rates.values()]
-    waiting = 100 * np.mean(waited[4:]) * medians[-1] / size
-    hours = UTTERANCES * EPOCHS / medians[-1] / 3600
-    advice = advise(*medians, isinstance(source, Pack))
+    size = args.batch_size
+    read = measure("read", 8 * size, lambda: [len(next(batches)) for _ in range(8)], device, args.seconds)
+    augment = measure("augment", size, lambda: augmentation(*on_device, 1, 0), device, args.seconds)
+    steps = measure("training step", 4 * size, lambda: [train(*batch) for _ in range(4)], device, args.seconds)
+    end = measure("end to end", 4 * size, lambda: [read_and_train() for _ in range(4)], device, args.seconds)
+    waiting = 100 * np.mean(waited[4:]) * end / size
+    hours = UTTERANCES * args.max_epoch / end / 3600
+    advice = advise(read, augment, steps, end, isinstance(source, Pack))
     print(f"\n{advice}; {waiting:.0f} % of the time is spent waiting for batches")
-    print(f"{EPOCHS} epochs of VoxCeleb2 ({UTTERANCES:,} utterances): {hours:,.1f} hours, if reading is as fast")
-    return {"stages": rates, "waiting_percent": waiting, "advice": advice, "hours": hours}
+    print(f"{args.max_epoch} epochs of VoxCeleb2, {UTTERANCES:,} utterances: {hours:,.1f} hours, if reading is as fast")
 
 
 def advise(read, augment, steps, end, packed):
@@ -158,39 +99,21 @@ def advise(read, augment, steps, end, packed):
     return f"reading limits training: {lost}; {fix}"
 
 
-def benchmark_embedding(args, device):
-    """Rates of embedding files one by one and in batches, of 1 s and of VoxCeleb's mean length."""
-    encoder, rates = SpeakerEncoder(ECAPA_TDNN(C=args.C), device), {}
-    for seconds in (1, UTTERANCE_SECONDS):
-        lengths = np.linspace(0.5, 1.5, EMBEDDED_SECONDS.get(device.type, 128) // seconds) * seconds
-        files = [Path(args.work) / f"{seconds}s" / f"{number}.wav" for number in range(len(lengths))]
-        write_noise("", files, np.random.default_rng(0).permutation(lengths))
-        for way, embed in {
-            "one by one": lambda files: [encoder.embed(file) for file in files],
-            "in batches": lambda files: list(encoder.embed_files(files, threads=args.n_cpu)),
-        }.items():
-            work = functools.partial(embed, files)
-            rates |= measure(f"embed {seconds} s, {way}", len(files), work, device, args.seconds)
-    return {"stages": rates}
-
-
 def main():
     args = read_settings(sys.argv[1:])
     keep_memory()
-    check_writable(args.work, "--work")
     device = choose_device(args.device)
     if args.amp == "auto":
-        args.amp = "bf16" if multiplies_bf16(device) and not args.embed else "off"
+        args = args.replace(amp="bf16" if multiplies_bf16(device) else "off")
+    if not args.train_list:
+        args = args.replace(**demo_flags(make_demo("exps/demo/corpus")))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(
         f"{device} ({name}), torch {torch.__version__}; C={args.C}, batch {args.batch_size}, {args.num_frames} frames, "
         f"amp {args.amp}{', compiled' * args.compile}; {args.n_cpu} reading threads\n"
     )
     print(f"{'stage':<24} {'utterances/s':>12} {'quartiles':>25} {'µs each':>11}")
-    result = (benchmark_embedding if args.embed else benchmark_training)(args, device)
-    if args.json:
-        content = {"settings": vars(args), "torch": str(torch.__version__), "device": str(device), "name": name}
-        write_text(args.json, json.dumps(content | result, indent=2) + "\n")
+    benchmark(args, device)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torchaudio.transforms import Resample
 from tqdm import tqdm
 
 from corpora.audio import SAMPLE_RATE, UnreadableAudio, find_noises, find_responses
-from corpora.pack import Pack, open_source
+from corpora.pack import Pack
 from tools import RunError, in_order, progress_bar
 
 # ---- random numbers as a function of position ------------------------------------------------------------------------
@@ -107,8 +107,7 @@ class CropLoader:
     def lines_of(self, epoch, step):
         """The lines of the training list from which a whole batch is made."""
         batch = self._order(epoch)[0][step * self.batch_size : (step + 1) * self.batch_size]
-        names, label, files = self.train_list.speakers, self.train_list.label, self.train_list.files
-        return [f"{names[label[index]]} {files[index]}\n" for index in batch]
+        return [f"{self.train_list.line(index)}\n" for index in batch]
 
     def _start_reading(self, pool, index, fraction):
         waveform = torch.empty(len(index), self.samples, dtype=torch.int16, pin_memory=self.pin_memory)
@@ -249,9 +248,9 @@ class Augmentation(nn.Module):
     left out. Following Snyder et al., "X-vectors", ICASSP 2018.
 
     musan_path: folder with noise/, music/, speech/, as distributed or split into pieces; rir_path: RIRS_NOISES or any
-    folder of room responses; or packs of these; "" for none. samples: length of the output crops, a multiple of GRID.
-    bank_mb: memory for noises and responses together, in MB. speed: a SpeedPerturbation or None. Raises InputError for
-    folders without the files needed.
+    folder of room responses; "" for none. samples: length of the output crops, a multiple of GRID. bank_mb: memory for
+    noises and responses together, in MB. speed: a SpeedPerturbation or None. Raises InputError for folders without the
+    files needed.
     """
 
     BABBLE_FILES = 3, 8
@@ -270,14 +269,13 @@ class Augmentation(nn.Module):
         self.banks, self.kinds = {}, ["clean"]
         quarter = bank_mb * 1e6 / 4  # for the responses, and for each category of noise
         if rir_path:
-            self.rooms = open_source(rir_path, "--rir_path", channel=0)
-            pieces = find_responses(self.rooms, rir_path)
+            self.rooms, pieces = find_responses(rir_path)
             capacity = int(quarter / (8 * (self._transform_size(self.response_length) // 2 + 1)))  # complex64
             self.banks["responses"] = Bank("responses", pieces, self._read_response, capacity, seed, threads)
             self.kinds.append("reverberation")
         if musan_path:
-            self.musan = open_source(musan_path, "--musan_path")
-            for category, files in find_noises(self.musan, musan_path).items():
+            self.musan, noises = find_noises(musan_path)
+            for category, files in noises.items():
                 pieces = in_order(self._pieces_of, files, threads)
                 pieces = progress_bar(iterable=pieces, total=len(files), desc=f"measuring {category}", delay=2)
                 pieces = list(itertools.chain.from_iterable(pieces))

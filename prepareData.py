@@ -5,17 +5,15 @@
     python prepareData.py --lists ROOT --to FOLDER                          lists of your own recordings under ROOT
     python prepareData.py --check --train_list LIST --train_path ROOT ...   check lists and audio before training
     python prepareData.py --pack DIR --train_list LIST --train_path ROOT    pack a training list with its audio
-    python prepareData.py --pack DIR --musan_path ROOT                      pack noises; --rir_path: room responses
     python prepareData.py --demo DIR                                        generate the demo corpus
 Each has its own help: --check --help.
 """
 
 import argparse
-import json
 import shlex
 import sys
 
-from corpora.audio import Folder, check_folder, find_noises, find_responses
+from corpora.audio import Folder, check_folder
 from corpora.check import SEVERITIES, table
 from corpora.check import check as check_data
 from corpora.convert import convert_folder
@@ -24,7 +22,7 @@ from corpora.lists import TrainingList, check_files
 from corpora.make_lists import from_folder, from_kaldi, write_lists
 from corpora.pack import write_pack
 from corpora.unpack import unpack as unpack_archives
-from tools import InputError, Parser, RunError, count, run_command, sha256
+from tools import InputError, Parser, RunError, count, run_command
 
 
 def unpack(args):
@@ -61,32 +59,19 @@ def check(args):
         raise InputError("--check needs one of --train_list, --eval_list, --musan_path, --rir_path")
     findings = check_data(args)
     status = SEVERITIES.index(findings[0].severity) if findings else 0
-    as_json = json.dumps({"status": status, "findings": [each._asdict() for each in findings]}, indent=2)
-    print(as_json if args.json else table(findings))
+    print(table(findings))
     return status
 
 
 def pack(args):
-    """Pack --train_list with --train_path, or --musan_path, or --rir_path into DIR, to be given in training instead."""
-    given = [name for name in ("train_path", "musan_path", "rir_path") if getattr(args, name)]
-    if len(given) != 1 or (given == ["train_path"]) != bool(args.train_list):
-        raise InputError("--pack needs one of: --train_list with --train_path, --musan_path, --rir_path")
-    flag, root = f"--{given[0]}", getattr(args, given[0])
-    check_folder(root, flag)
-    source, speakers, list_sha256 = Folder(root, channel=0 if args.rir_path else None), None, None
-    if args.train_list:
-        train_list = TrainingList(args.train_list)
-        check_files(train_list, source, flag, args.paths_anywhere)
-        speaker = dict(zip(train_list.files, (train_list.speakers[label] for label in train_list.label)))
-        kind, files, speakers, list_sha256 = "speech", list(speaker), list(speaker.values()), sha256(train_list.path)
-    elif args.musan_path:
-        kind, files = "noises", [file for found in find_noises(source, root).values() for file in found]
-    else:
-        kind, files = "responses", find_responses(source, root)
-    written = write_pack(args.folder, kind, source, files, speakers, list_sha256, args.n_cpu)
+    """Pack --train_list with the audio under --train_path into DIR, to be given as --train_path in training."""
+    check_folder(args.train_path, "--train_path")
+    train_list, source = TrainingList(args.train_list), Folder(args.train_path)
+    check_files(train_list, source, "--train_path", args.paths_anywhere)
+    written = write_pack(args.folder, source, train_list, args.n_cpu)
     content, size = written.content, f"{written.samples.nbytes / 1e9:.2f} GB"
-    print(f"{args.folder}: {count(content['entries'], 'file')}, {size}, {content['unreadable']} unreadable; "
-          f"train with {flag} {args.folder}")  # fmt: skip
+    print(f"{args.folder}: {count(content['entries'], 'file')}, {size}, {content['unreadable']} unreadable; train with "
+          f"--train_path {args.folder}")  # fmt: skip
 
 
 def demo(args):
@@ -103,14 +88,15 @@ FLAGS = [
     ({convert}, "--format", {"choices": ["wav", "flac"], "default": "wav", "help": "of the results (%(default)s)"}),
     ({lists}, "--kaldi", {"metavar": "DIR", "help": "use Kaldi's wav.scp and utt2spk"}),
     ({lists}, "--valid_speakers", {"type": int, "help": "held out for trials (a tenth, at most 100); 0: no trials"}),
-    ({check, pack}, "--train_list", {"metavar": "LIST", "help": "training list, lines <speaker> <path>"}),
-    ({check, pack}, "--train_path", {"metavar": "ROOT", "help": "folder that its paths start from"}),
+    ({check}, "--train_list", {"metavar": "LIST", "help": "training list, lines <speaker> <path>"}),
+    ({check}, "--train_path", {"metavar": "ROOT", "help": "folder that its paths start from"}),
+    ({pack}, "--train_list", {"metavar": "LIST", "required": True, "help": "training list, lines <speaker> <path>"}),
+    ({pack}, "--train_path", {"metavar": "ROOT", "required": True, "help": "folder that its paths start from"}),
     ({check}, "--eval_list", {"metavar": "LIST", "nargs": "*", "help": "trial lists, lines <1|0> <enrol> <test path>"}),
     ({check}, "--eval_path", {"metavar": "ROOT", "help": "folder that their paths start from"}),
     ({check, pack}, "--paths_anywhere", {"action": "store_true", "help": "allow absolute paths and .. in lists"}),
-    ({check, pack}, "--musan_path", {"metavar": "ROOT", "help": "MUSAN, with noise/, music/ and speech/"}),
-    ({check, pack}, "--rir_path", {"metavar": "ROOT", "help": "RIRS_NOISES or another folder of room responses"}),
-    ({check}, "--json", {"action": "store_true", "help": "print the findings as JSON"}),
+    ({check}, "--musan_path", {"metavar": "ROOT", "help": "MUSAN, with noise/, music/ and speech/"}),
+    ({check}, "--rir_path", {"metavar": "ROOT", "help": "RIRS_NOISES or another folder of room responses"}),
     ({demo}, "--train_speakers", {"type": int, "default": 160, "help": "training speakers (%(default)s)"}),
     ({demo}, "--eval_speakers", {"type": int, "default": 40, "help": "other speakers, for trials (%(default)s)"}),
     ({lists, demo}, "--seed", {"type": int, "default": 0, "help": "random seed (%(default)s)"}),

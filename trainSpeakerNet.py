@@ -84,8 +84,8 @@ def build_parser():
     add("--eval_list",     ["/data/voxceleb1/veri_test2.txt"],  "trial lists, lines <1|0> <enrol path> <test path>; "
                                                                 "without a value: no evaluation", nargs="*", type=str)
     add("--eval_path",     "/data/voxceleb1/wav",               "folder of their paths")
-    add("--musan_path",    "/data/musan",                       "MUSAN or a pack of it; '' for none")
-    add("--rir_path",      "/data/RIRS_NOISES/simulated_rirs",  "room impulse responses or a pack of them; '' for none")
+    add("--musan_path",    "/data/musan",                       "MUSAN; '' for none")
+    add("--rir_path",      "/data/RIRS_NOISES/simulated_rirs",  "room impulse responses; '' for none")
     add("--bank_mb",       512.0,   "memory of each process for noises and responses, MB; others in each epoch")
     add("--paths_anywhere", False,  "allow absolute paths and .. in lists")
     add("--no_check",      False,   "skip the quick check of lists and audio (prepareData.py --check is the full one)")

@@ -159,7 +159,7 @@ def check_folder(path, flag):
 class Folder:
     """The audio files under a folder, named by their paths relative to it. channel, crossings: as for AudioFile.
 
-    A Pack (pack.py) has the same methods and gives the same samples.
+    A Pack (pack.py) has the same methods, except ``find``, and gives the same samples.
     """
 
     def __init__(self, root, channel=None, crossings=32):
@@ -186,20 +186,24 @@ class Folder:
         return AudioFile(self.name(file), self.channel, self.crossings)
 
 
-def find_noises(source, path):
-    """{category: file names} of MUSAN in a Folder or Pack. InputError naming the path if a category is empty."""
+def find_noises(path):
+    """(Folder, {category: file names}) of MUSAN. InputError naming the path if it or a category is absent."""
+    check_folder(path, "--musan_path")
+    source = Folder(path)
     files = {category: source.find(category) for category in ("noise", "music", "speech")}
     for category, found in files.items():
         if not found:
             hint = "it needs noise/, music/ and speech/; '' trains without MUSAN"
             raise InputError(f"--musan_path {path} has no audio in its folder '{category}': {hint}")
-    return files
+    return source, files
 
 
-def find_responses(source, path):
-    """The names of the room responses in a Folder or Pack. InputError naming the path if there are none."""
+def find_responses(path):
+    """(Folder, names of the room responses in it). InputError naming the path if there are none."""
+    check_folder(path, "--rir_path")
+    source = Folder(path, channel=0)  # the mean of several microphones is not a room response
     # RIRS_NOISES has noises among its responses: files with "noise" in the name, as all in pointsource_noises have.
     files = [file for file in source.find() if "noise" not in file.rpartition("/")[2].lower()]
     if not files:
         raise InputError(f"--rir_path {path} has no room responses (*.wav); '' trains without them")
-    return files
+    return source, files

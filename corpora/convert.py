@@ -9,8 +9,6 @@ import pathlib
 import shutil
 import subprocess
 
-import soundfile
-
 from corpora.audio import SAMPLE_RATE, SUFFIXES, UnreadableAudio, check_folder, find_audio
 from tools import InputError, RunError, check_writable, in_order, one_line, progress_bar, write_text
 
@@ -26,8 +24,6 @@ def convert_folder(source, to, suffix="wav", threads=4):
     """
     source, to = pathlib.Path(source), pathlib.Path(to)
     check_folder(source, "--convert")
-    if to.resolve().is_relative_to(source.resolve()):
-        raise InputError(f"--to {to} is inside --convert {source}: give another folder")
     files = [path.relative_to(source).as_posix() for path in find_audio(source, SUFFIXES)]
     if not files:
         raise InputError(f"--convert {source} has no audio ({', '.join(sorted(SUFFIXES))})")
@@ -49,13 +45,11 @@ def convert_folder(source, to, suffix="wav", threads=4):
 
     failed = {}
     reasons = progress_bar(iterable=in_order(convert, jobs, threads), total=len(jobs), desc="converting", unit=" files")
-    try:
-        for file, reason in zip(jobs, reasons):
-            if reason:
-                failed[one_line(file)] = reason
-    finally:
-        if failed or (to / "failed.tsv").exists():
-            write_text(to / "failed.tsv", "file\treason\n" + "".join(f"{file}\t{failed[file]}\n" for file in failed))
+    for file, reason in zip(jobs, reasons):
+        if reason:
+            failed[one_line(file)] = reason
+    if failed or (to / "failed.tsv").exists():
+        write_text(to / "failed.tsv", "file\treason\n" + "".join(f"{file}\t{failed[file]}\n" for file in failed))
     return len(jobs) - len(failed), len(files) - len(jobs), failed
 
 
@@ -74,8 +68,6 @@ def convert_file(source, target):
             raise RunError(f"{target} cannot be written: the disk is full; make room, the same command continues")
         if ended.returncode:
             raise UnreadableAudio(f"{source} cannot be converted ({said or f'ffmpeg: status {ended.returncode}'})")
-        if not soundfile.info(os.fsencode(part) if os.name == "posix" else part).frames:
-            raise UnreadableAudio(f"{source} is empty")
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)

@@ -25,33 +25,52 @@ def read_lines(path, flag):
     return lines, sha256(path)
 
 
-class TrainingList:
-    """Lines ``<speaker> <path>``: ``files`` (N paths), ``label`` (N,) int64, ``speakers`` (names, sorted).
+class List:
+    """What both kinds of list have: ``path``, ``label`` (N,) int64, ``line_numbers`` (N,) and the methods below.
 
-    A label is the index of its speaker in ``speakers``. ``sha256``: of the file that was read, or of ``text()``.
+    ``sha256``: of the file that was read, or of ``text()``. InputError naming the line that has another form.
     """
 
-    def __init__(self, path, flag="--train_list"):
-        self.path = pathlib.Path(path)
-        lines, self.sha256 = read_lines(path, flag)
+    def __init__(self, path, flag=None):
+        lines, self.sha256 = read_lines(path, flag or self.FLAG)
         for number, fields in lines:
-            if len(fields) != 2:
-                hint = "; this looks like a trial list" if len(fields) == 3 and fields[0] in ("0", "1") else ""
+            if not self.fits(fields):
+                hint = next((f"; this looks like a {kind.KIND}" for kind in KINDS if kind.fits(fields)), "")
                 got = repr(" ".join(fields)[:200])
-                raise InputError(f"{path} line {number}: expected '<speaker> <path>', got {got}{hint}")
-        self._set([fields[0] for _, fields in lines], [fields[1] for _, fields in lines], [line for line, _ in lines])
+                raise InputError(f"{path} line {number}: expected '{self.FORM}', got {got}{hint}")
+        self._set(path, [number for number, _ in lines], *zip(*(fields for _, fields in lines)))
 
     @classmethod
-    def of(cls, path, speakers, files):
+    def of(cls, path, *columns):
         """A list from its columns; ``path``: its name in messages."""
-        train_list = cls.__new__(cls)
-        train_list.path = pathlib.Path(path)
-        train_list._set(speakers, files, range(1, len(files) + 1))
-        train_list.sha256 = hashlib.sha256(train_list.text().encode()).hexdigest()
-        return train_list
+        made = cls.__new__(cls)
+        made._set(path, list(range(1, len(columns[0]) + 1)), *columns)
+        made.sha256 = hashlib.sha256(made.text().encode()).hexdigest()
+        return made
 
-    def _set(self, speakers, files, line_numbers):
-        self.files, self.line_numbers = list(files), list(line_numbers)
+    def __len__(self):
+        return len(self.label)
+
+    def text(self):
+        """The list as the text of its file."""
+        return "".join(f"{self.line(row)}\n" for row in range(len(self)))
+
+    def quote(self, row):
+        """The line with the index ``row``, for a message."""
+        return f"line {self.line_numbers[row]}: {self.line(row)}"
+
+
+class TrainingList(List):
+    """Lines ``<speaker> <path>``: ``files`` (N paths), ``speakers`` (names, sorted); a label is an index in these."""
+
+    KIND, FLAG, FORM = "training list", "--train_list", "<speaker> <path>"
+
+    @staticmethod
+    def fits(fields):
+        return len(fields) == 2
+
+    def _set(self, path, line_numbers, speakers, files):
+        self.path, self.line_numbers, self.files = pathlib.Path(path), line_numbers, list(files)
         # Not np.unique, in whose arrays every name takes the memory of the longest.
         self.speakers = sorted(set(speakers))
         number = {speaker: label for label, speaker in enumerate(self.speakers)}
@@ -66,60 +85,32 @@ class TrainingList:
         part.speakers = [self.speakers[label] for label in labels]
         return part
 
-    def __len__(self):
-        return len(self.files)
-
-    def text(self):
-        """The list as the text of its file."""
-        return "".join(f"{self.speakers[label]} {file}\n" for label, file in zip(self.label, self.files))
-
-    def quote(self, row):
-        """The line with the index ``row``, for a message."""
-        return f"line {self.line_numbers[row]}: {self.speakers[self.label[row]]} {self.files[row]}"
+    def line(self, row):
+        return f"{self.speakers[self.label[row]]} {self.files[row]}"
 
 
-class TrialList:
-    """Lines ``<1|0> <enrolment path> <test path>``: ``label`` (N,) int64, ``enrol`` and ``test`` (N paths each).
+class TrialList(List):
+    """Lines ``<1|0> <enrolment path> <test path>``: ``enrol`` and ``test`` (N paths each); label 1: same speaker."""
 
-    Label 1: same speaker. ``sha256``: of the file that was read, or of ``text()``.
-    """
+    KIND, FLAG, FORM = "trial list", "--eval_list", "<1|0> <enrol> <test path>"
 
-    def __init__(self, path, flag="--eval_list"):
-        lines, self.sha256 = read_lines(path, flag)
-        for number, fields in lines:
-            if len(fields) != 3 or fields[0] not in ("0", "1"):
-                hint = "; this looks like a training list" if len(fields) == 2 else ""
-                got = repr(" ".join(fields)[:200])
-                raise InputError(f"{path} line {number}: expected '<1|0> <enrol> <test path>', got {got}{hint}")
-        label, enrol, test = zip(*(fields for _, fields in lines))
-        self._set(path, [int(each) for each in label], enrol, test, [number for number, _ in lines])
+    @staticmethod
+    def fits(fields):
+        return len(fields) == 3 and fields[0] in ("0", "1")
 
-    @classmethod
-    def of(cls, path, label, enrol, test):
-        """A list from its columns; ``path``: its name in messages."""
-        trials = cls.__new__(cls)
-        trials._set(path, label, enrol, test, range(1, len(label) + 1))
-        trials.sha256 = hashlib.sha256(trials.text().encode()).hexdigest()
-        return trials
-
-    def _set(self, path, label, enrol, test, line_numbers):
-        self.path = pathlib.Path(path)
-        self.label = np.array(label, dtype=np.int64)
-        self.enrol, self.test, self.line_numbers = list(enrol), list(test), list(line_numbers)
+    def _set(self, path, line_numbers, label, enrol, test):
+        self.path, self.line_numbers = pathlib.Path(path), line_numbers
+        self.label = np.array([int(each) for each in label], dtype=np.int64)
+        self.enrol, self.test = list(enrol), list(test)
         for kind, value in (("same-speaker (1)", 1), ("different-speaker (0)", 0)):
             if not (self.label == value).any():
                 raise InputError(f"{path} has no {kind} trials: an error rate needs both kinds")
 
-    def __len__(self):
-        return len(self.label)
+    def line(self, row):
+        return f"{self.label[row]} {self.enrol[row]} {self.test[row]}"
 
-    def text(self):
-        """The list as the text of its file."""
-        return "".join(f"{label} {enrol} {test}\n" for label, enrol, test in zip(self.label, self.enrol, self.test))
 
-    def quote(self, row):
-        """The line with the index ``row``, for a message."""
-        return f"line {self.line_numbers[row]}: {self.label[row]} {self.enrol[row]} {self.test[row]}"
+KINDS = (TrainingList, TrialList)
 
 
 def first_lines(listed):

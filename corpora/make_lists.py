@@ -20,37 +20,31 @@ import numpy as np
 from tqdm import tqdm
 
 from corpora.audio import AUDIO_SUFFIXES, SUFFIXES, Folder, check_folder
-from corpora.lists import TrainingList, TrialList, leads_out
+from corpora.lists import TrainingList, TrialList, check_files, leads_out, read_lines
 from tools import InputError, check_writable, count, progress_bar, read_text, write_text
 
 
 def from_folder(root):
     """[(speaker, path)] of <root>/<speaker>/<file> and <root>/<speaker>/<session>/<file>, sorted.
 
-    Hidden files are left out; so are, with a message, files in no speaker's folder, files to be converted first, and
-    linked folders. InputError: no audio, a single speaker, only deeper files, a blank in a path, an unreadable folder.
+    Hidden files are left out; so are, with a message, files in no speaker's folder and files to be converted first.
+    InputError: no audio, a single speaker, only deeper files, a path with a blank.
     """
-
-    def stop(error):
-        raise InputError(f"--lists {root}: {error.filename} cannot be read ({error.strerror})") from error
-
     check_folder(root, "--lists")
-    found, loose, unconverted, linked = [], [], [], []
-    walk = progress_bar(iterable=os.walk(root, onerror=stop), desc="searching", unit=" folders", delay=2)
-    for folder, folders, names in walk:  # does not follow links, which may be circular
+    found, loose, unconverted = [], [], []
+    walk = progress_bar(iterable=os.walk(root, followlinks=True), desc="searching", unit=" folders", delay=2)
+    for folder, folders, names in walk:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         inside = pathlib.Path(folder).relative_to(root).as_posix()
-        linked += [f"{inside}/{name}" for name in folders if os.path.islink(os.path.join(folder, name))]
         for name in names:
             suffix = os.path.splitext(name)[1].lower()
             if suffix in SUFFIXES and not name.startswith("."):
                 kind = unconverted if suffix not in AUDIO_SUFFIXES else loose if inside == "." else found
                 kind.append(f"{inside}/{name}")
-    for left_out, noun, why in ((loose, "file", "in no speaker's folder"), (linked, "folder", "behind links"),
-                                (unconverted, "file", "to be converted first (--convert)")):  # fmt: skip
+    for left_out, why in ((loose, "in no speaker's folder"), (unconverted, "to be converted first (--convert)")):
         if left_out:
-            which = f"{count(len(left_out), noun)} {why}, such as {min(left_out)}"
-            tqdm.write(f"{root}: left out {which}", file=sys.stderr)
+            files = f"{count(len(left_out), 'file')} {why}, such as {min(left_out)}"
+            tqdm.write(f"{root}: left out {files}", file=sys.stderr)
     found = sorted((path.split("/", 1)[0], path) for path in found)
     speakers = {speaker for speaker, _ in found}
     deeper = len(speakers) > 1 and all(path.count("/") > 2 for _, path in found)
@@ -65,52 +59,36 @@ def from_folder(root):
 def from_kaldi(folder, root):
     """[(speaker, path)] of Kaldi's wav.scp and utt2spk, sorted; paths are relative to root, or absolute and inside it.
 
-    Commands in wav.scp are never run. InputError naming the line: a command, no speaker, a file that is missing,
-    outside root, or of two speakers.
+    Commands in wav.scp are never run. InputError naming the line: a command, no speaker, a file outside root or absent.
     """
     folder = pathlib.Path(folder)
     check_folder(root, "--lists")
-    if (folder / "segments").exists():
-        raise InputError(f"--kaldi {folder} has segments: write each segment to a file first")
-    speaker_of_utterance, speaker_of_file, line_of_file = {}, {}, {}
-    for number, utterance, speaker in two_fields(folder / "utt2spk"):
-        if " " in speaker or speaker_of_utterance.setdefault(utterance, speaker) != speaker:
-            raise InputError(f"{folder / 'utt2spk'} line {number}: expected one speaker for {utterance}")
+    speaker_of = {utterance: speaker for _, utterance, speaker in two_fields(folder / "utt2spk")}
+    speakers, files = [], []
     for number, utterance, file in two_fields(folder / "wav.scp"):
         line = f"{folder / 'wav.scp'} line {number}"
         if "|" in file:
             raise InputError(f"{line} is a command, which is not run: write its output to a file")
-        if utterance not in speaker_of_utterance:
+        if utterance not in speaker_of:
             raise InputError(f"{line}: {utterance} has no speaker in {folder / 'utt2spk'}")
-        if os.path.isabs(file):
-            file = os.path.relpath(os.path.normpath(file), os.path.abspath(root))
+        file = os.path.relpath(os.path.join(root, file), root)
         if leads_out(file):
             raise InputError(f"{line}: {file[:200]} is not in {root}: give --lists a folder that has all files")
-        file, speaker = posixpath.normpath(file), speaker_of_utterance[utterance]
-        line_of_file.setdefault(file, number)
-        if speaker_of_file.setdefault(file, speaker) != speaker:
-            before = f"{speaker_of_file[file]} in line {line_of_file[file]}"
-            raise InputError(f"{line}: {file} is of {speaker}, but of {before}")
-    if not speaker_of_file:
-        raise InputError(f"--kaldi {folder / 'wav.scp'} is empty")
-    found = sorted((speaker, file) for file, speaker in speaker_of_file.items())
+        speakers.append(speaker_of[utterance])
+        files.append(file)
+    check_files(TrainingList.of(folder / "wav.scp", speakers, files), Folder(root), "--lists")
+    found = sorted(set(zip(speakers, files)))
     refuse_blanks(found, folder / "wav.scp")
-    missing = Folder(root).missing(list(speaker_of_file))
-    if missing:
-        first = min(missing, key=line_of_file.get)
-        raise InputError(f"{folder / 'wav.scp'} line {line_of_file[first]}: {os.path.join(root, first)} does not exist "
-                         f"({len(missing)} of {len(found)} files are missing); is --lists {root} right?")  # fmt: skip
     return found
 
 
 def two_fields(path):
     """Yield (line number, first field, rest of the line) of one of Kaldi's files."""
-    for number, line in enumerate(read_text(path, "--kaldi").splitlines(), 1):
-        fields = line.split(maxsplit=1)
+    lines, _ = read_lines(path, "--kaldi")
+    for number, fields in lines:
         if len(fields) == 1:
             raise InputError(f"{path} line {number}: expected two fields, got {fields[0][:200]!r}")
-        if fields:
-            yield number, fields[0], fields[1].strip()
+        yield number, fields[0], " ".join(fields[1:])
 
 
 def refuse_blanks(found, source):
@@ -151,12 +129,10 @@ def hold_out(train_list, count, seed=0, asked="--valid_speakers"):
     """
     utterances = utterances_of(train_list)
     enough = [speaker for speaker, files in enumerate(utterances) if len(files) > 1]
-    if count < 2:
-        raise InputError(f"{asked} {count}: at least 2 are needed for trials between different speakers")
-    if count > len(enough):
-        raise InputError(f"{asked} {count}: only {len(enough)} speakers in {train_list.path} have two utterances")
-    if len(utterances) - count < 2:
-        raise InputError(f"{asked} {count}: fewer than 2 of the {len(utterances)} speakers in {train_list.path} remain")
+    most = min(len(enough), len(utterances) - 2)
+    if not 2 <= count <= most:
+        about = f"{len(enough)} of the {len(utterances)} speakers in {train_list.path} have two utterances"
+        raise InputError(f"{asked} {count}: must be from 2 to {most}, because {about}, and two speakers must remain")
     held = np.isin(train_list.label, np.random.default_rng(seed).choice(enough, count, replace=False))
     return train_list.subset(np.flatnonzero(~held)), train_list.subset(np.flatnonzero(held))
 
@@ -166,7 +142,7 @@ def make_trials(train_list, name, seed=0, most=10_000):
 
     most: limit for each kind. Each pair of utterances occurs at most once. All speakers occur equally often, whatever
     their number of utterances, until one has no more pairs. The utterances of a same-speaker trial are from different
-    sessions (folders) if the speaker has several. InputError if there are no trials of one kind.
+    sessions (folders) if the speaker has several. InputError if there are no trials.
     """
     random = np.random.default_rng(seed)
     utterances = [sorted(sorted(files), key=posixpath.dirname) for files in utterances_of(train_list)]
@@ -175,10 +151,6 @@ def make_trials(train_list, name, seed=0, most=10_000):
     pairs = [int(each.sum()) for each in partners]
     different = (sum(size) ** 2 - sum(each**2 for each in size)) // 2
     order = random.permutation(len(size)).tolist()
-    if not sum(pairs):
-        raise InputError(f"{train_list.path}: no same-speaker trials, because no speaker has two utterances")
-    if not different:
-        raise InputError(f"{train_list.path}: no different-speaker trials, because there is a single speaker")
     count = min(most, sum(pairs), different)
 
     enrol, test = [], []

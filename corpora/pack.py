@@ -1,9 +1,9 @@
-"""Packs: the audio of a training list, of MUSAN or of room responses, decoded into one memory-mapped file.
+"""Packs: the audio of a training list, decoded into one memory-mapped file.
 
-A pack is a folder of three files: samples.int16 (responses: samples.float32), all files at 16 kHz mono, concatenated;
-index.tsv, with a line "speaker, path, offset, length, crc32" per file; pack.json, its origin, written last: without it
-the pack is unfinished. Crops of wav and flac are identical to those from files; Ogg and MP3 can differ slightly where
-decoding starts in the middle of a file.
+A pack is a folder of three files: samples.int16, all files at 16 kHz mono, concatenated; index.tsv, with a line
+"speaker, path, offset, length, crc32" per file; pack.json, its origin, written last: without it the pack is unfinished.
+Crops of wav and flac are identical to those from files; Ogg and MP3 can differ slightly where decoding starts in the
+middle of a file.
 """
 
 import hashlib
@@ -17,32 +17,25 @@ import zlib
 import numpy as np
 from tqdm import tqdm
 
-from corpora.audio import SAMPLE_RATE, Folder, UnreadableAudio, check_folder, to_int16
+from corpora.audio import SAMPLE_RATE, Folder, UnreadableAudio, check_folder
 from tools import InputError, RunError, check_writable, in_order, progress_bar, read_text, sha256, write_text
 
-FORMAT = 1
-# {kind: (type of the samples, channel)}. Responses: float32, because int16 would cut off their tails, and the first
-# channel, because the mean of several microphones is not a room response.
-KINDS = {"speech": (np.dtype("<i2"), None), "noises": (np.dtype("<i2"), None), "responses": (np.dtype("<f4"), 0)}
-COMMIT_BYTES = 256_000_000  # samples that an interruption loses at most
+DTYPE = np.dtype("<i2")
 
 
-def open_source(path, flag, channel=None):
-    """The Folder or Pack at a path. InputError naming the flag if it is neither, unfinished, damaged or unsuitable."""
+def open_source(path, flag):
+    """The Folder or Pack at a path. InputError naming the flag if it is neither, unfinished or damaged."""
     path = pathlib.Path(path)
     if (path / "pack.json").exists():
-        pack = Pack(path)
-        if pack.channel != channel:
-            raise InputError(f"{flag} {path} is a pack of {pack.content['kind']}: give a pack of the right kind")
-        return pack
-    if (path / "packing.json").exists():
+        return Pack(path)
+    if (path / "samples.int16").exists():
         raise InputError(f"{flag} {path} is an unfinished pack: run the same prepareData.py --pack again")
     check_folder(path, flag)
-    return Folder(path, channel)
+    return Folder(path)
 
 
 class PackedFile:
-    """One file of a pack, with the methods of an AudioFile. ``packed``: its samples, int16 or float32."""
+    """One file of a pack, with the methods of an AudioFile. ``packed``: its samples, int16 (or float32)."""
 
     rate = SAMPLE_RATE  # that of the file it was made from is not kept
 
@@ -56,11 +49,11 @@ class PackedFile:
         pass
 
     def read(self, start=0, samples=None, dtype="float32"):
-        """Samples [start, start + samples), like AudioFile.read, with the precision of the pack."""
+        """Samples [start, start + samples), like AudioFile.read, with the precision of int16."""
         samples = self.length if samples is None else samples
         waveform = np.array(self.packed[start : start + samples])  # a copy, because the map is read-only
-        if waveform.dtype != dtype:
-            waveform = to_int16(waveform) if dtype == "int16" else waveform.astype(np.float32) / np.float32(32768)
+        if waveform.dtype != dtype:  # int16 to float32
+            waveform = waveform.astype(np.float32) / np.float32(32768)
         return waveform if len(waveform) == samples else np.resize(waveform, samples)
 
 
@@ -75,19 +68,14 @@ class Pack:
         self.path = pathlib.Path(path)
         try:
             self.content = content = json.loads(read_text(self.path / "pack.json"))
-            if content["format"] != FORMAT:
-                raise ValueError(f"pack.json is of format {content['format']}, not {FORMAT}")
-            dtype, self.channel = KINDS[content["kind"]]
             # np.asarray, because slicing a np.memmap takes longer than copying the slice.
-            self.samples = np.asarray(np.memmap(self.path / f"samples.{dtype.name}", dtype, mode="r"))
-            if len(self.samples) != content["samples"]:
-                raise ValueError(f"it has {len(self.samples)} samples, not {content['samples']}")
+            self.samples = np.asarray(np.memmap(self.path / "samples.int16", DTYPE, mode="r"))
             index = (self.path / "index.tsv").read_bytes()
             fields = index.replace(b"\n", b"\t").split(b"\t")
             names = np.array(fields[1::5])
             self.offset, self.length = (np.array(fields[column:-1:5], dtype=np.int64) for column in (2, 3))
             if hashlib.sha256(index).hexdigest() != content["index_sha256"] or self.length.sum() != len(self.samples):
-                raise ValueError("index.tsv was changed")
+                raise ValueError("index.tsv or samples.int16 was changed")
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             what = f"{type(error).__name__}: {error}"
             raise InputError(f"the pack {path} is damaged ({what}): delete the folder and pack again") from error
@@ -100,12 +88,6 @@ class Pack:
         wanted = np.array([_encoded(file) for file in files], dtype=bytes)
         row = np.minimum(np.searchsorted(self.names, wanted), len(self.names) - 1)
         return np.where(self.names[row] == wanted, self.order[row], -1)
-
-    def find(self, folder=""):
-        """The names of all files, or of those in a folder, sorted like Folder.find."""
-        prefix = _encoded(folder) + b"/" if folder else b""
-        names = (name for name in self.names.tolist() if name.startswith(prefix))
-        return sorted((name.decode("utf-8", "surrogateescape") for name in names), key=lambda name: name.split("/"))
 
     def missing(self, files):
         """Those of the files that are not in the pack."""
@@ -129,77 +111,60 @@ def _encoded(name):
     return name.encode("utf-8", "surrogateescape")  # file names need not be valid UTF-8
 
 
-def write_pack(path, kind, source, files, speakers=None, list_sha256=None, threads=4):
-    """Pack files of a Folder -> Pack, unless it exists.
+def write_pack(path, source, train_list, threads=4):
+    """Pack the files of a TrainingList, in a Folder -> Pack, unless it exists. An unfinished one is continued.
 
-    kind: one of KINDS; files: (N,) relative paths; speakers: (N,) names for the index. An unfinished pack is continued.
-    Files that cannot be read are reported and have length 0 in the index. InputError if the folder has other content;
+    Files that cannot be read are reported and have length 0 in the index. InputError if the folder has another pack;
     RunError for a full disk or a source that disappears, after which the same call continues.
     """
     path = pathlib.Path(path)
-    dtype, _ = KINDS[kind]
-    speakers = speakers or ["-"] * len(files)
-    names = "".join(f"{speaker}\t{file}\n" for speaker, file in zip(speakers, files))
-    origin = {"format": FORMAT, "kind": kind, "source": str(source.root.resolve()), "list_sha256": list_sha256,
-              "files_sha256": hashlib.sha256(_encoded(names)).hexdigest()}  # fmt: skip
+    speaker_of = dict(zip(train_list.files, (train_list.speakers[label] for label in train_list.label)))
+    files, speakers = list(speaker_of), list(speaker_of.values())
+    names = "".join(f"{speaker}\t{file}\n" for file, speaker in speaker_of.items())
+    files_sha256 = hashlib.sha256(_encoded(names)).hexdigest()
+    origin = {"format": 1, "kind": "speech", "source": str(source.root.resolve()),
+              "list_sha256": train_list.sha256, "files_sha256": files_sha256}  # fmt: skip
     if (path / "pack.json").exists():
         pack = Pack(path)
-        _check_origin(path, pack.content, origin)
+        for key, value in origin.items():
+            if pack.content.get(key) != value:
+                what = f"another {key.removesuffix('_sha256')} ({pack.content.get(key)})"
+                raise InputError(f"--pack {path} was made from {what}: give a new folder, or delete this one")
         return pack
     check_writable(path, "--pack")
-    begun = path / "packing.json"
-    if begun.exists():
-        _check_origin(path, json.loads(read_text(begun)), origin)
-    elif any(not file.name.startswith(".") for file in path.iterdir()):  # ".": of an interrupted write
-        raise InputError(f"--pack {path} has other content: give a new or empty folder")
-    else:
-        write_text(begun, json.dumps(origin, indent=2) + "\n")
-
     try:
-        count, unreadable = _append(path, dtype, source, files, speakers, threads)
+        count, unreadable = _append(path, source, files, speakers, threads)
     except OSError as error:
         raise RunError(f"--pack {path}: {error.strerror}: make room, the same command continues") from error
     if not count:
         raise RunError(f"none of the {len(files)} files under {source.root} can be read: nothing to pack")
-    numbers = {"sample_rate": SAMPLE_RATE, "dtype": dtype.name, "samples": count, "entries": len(files),
+    numbers = {"sample_rate": SAMPLE_RATE, "dtype": DTYPE.name, "samples": count, "entries": len(files),
                "unreadable": unreadable, "index_sha256": sha256(path / "index.tsv")}  # fmt: skip
     write_text(path / "pack.json", json.dumps(origin | numbers, indent=2) + "\n")
-    begun.unlink()
     return Pack(path)
 
 
-def _check_origin(path, found, origin):
-    for key, value in origin.items():
-        if found.get(key) != value:
-            what = f"another {key.removesuffix('_sha256')} ({found.get(key)})"
-            raise InputError(f"--pack {path} was made from {what}: give a new folder, or delete this one")
-
-
-def _append(path, dtype, source, files, speakers, threads):
+def _append(path, source, files, speakers, threads):
     """Append the remaining files to samples and index -> (samples, unreadable files) of the whole pack."""
-    with open(path / "index.tsv", "a+b") as index, open(path / f"samples.{dtype.name}", "ab") as samples:
-        done, end, unreadable = _cut_to_whole_entries(index, samples, dtype.itemsize, files, speakers)
-        decoded = in_order(lambda file: _decode(source, file, dtype.name), files[done:], threads)
+    with open(path / "index.tsv", "a+b") as index, open(path / "samples.int16", "ab") as samples:
+        done, end, unreadable = _cut_to_whole_entries(index, samples, files, speakers)
+        decoded = in_order(lambda file: _decode(source, file), files[done:], threads)
         settings = {"total": len(files), "initial": done, "desc": "packing", "unit": " files"}
-        lines, committed = [], end
         for speaker, file, waveform in progress_bar(iterable=zip(speakers[done:], files[done:], decoded), **settings):
             samples.write(waveform)
-            lines.append(_encoded(f"{speaker}\t{file}\t{end}\t{len(waveform)}\t{zlib.crc32(waveform)}\n"))
+            index.write(_encoded(f"{speaker}\t{file}\t{end}\t{len(waveform)}\t{zlib.crc32(waveform)}\n"))
+            index.flush()
             end += len(waveform)
             unreadable += not len(waveform)
-            if (end - committed) * dtype.itemsize >= COMMIT_BYTES or file == files[-1]:
-                samples.flush()
-                os.fsync(samples.fileno())  # before their lines in the index
-                index.write(b"".join(lines))
-                index.flush()
-                os.fsync(index.fileno())
-                lines, committed = [], end
+        for written in (samples, index):
+            written.flush()
+            os.fsync(written.fileno())  # before pack.json says that they are whole
     return end, unreadable
 
 
-def _cut_to_whole_entries(index, samples, itemsize, files, speakers):
+def _cut_to_whole_entries(index, samples, files, speakers):
     """Truncate both files after the last whole entry -> (entries, samples, unreadable files) so far."""
-    available = os.fstat(samples.fileno()).st_size // itemsize
+    available = os.fstat(samples.fileno()).st_size // DTYPE.itemsize
     done = end = unreadable = kept = 0
     index.seek(0)
     for line, speaker, file in zip(index, speakers, files):
@@ -209,16 +174,16 @@ def _cut_to_whole_entries(index, samples, itemsize, files, speakers):
             break
         done, end, kept, unreadable = done + 1, end + int(rest[1]), kept + len(line), unreadable + (rest[1] == b"0")
     index.truncate(kept)
-    samples.truncate(end * itemsize)
+    samples.truncate(end * DTYPE.itemsize)
     return done, end, unreadable
 
 
-def _decode(source, file, dtype):
+def _decode(source, file):
     try:
         with source.open(file) as audio:
-            return audio.read(dtype=dtype)
+            return audio.read(dtype="int16")
     except UnreadableAudio as error:
         if source.missing([file]):  # all existed before: must not be packed as unreadable
             raise RunError(f"{source.name(file)} has disappeared: put it back, the same command continues") from error
         tqdm.write(f"{error}; packed without samples", file=sys.stderr)
-        return np.empty(0, dtype)
+        return np.empty(0, DTYPE)

@@ -46,9 +46,6 @@ class ScoringBackend:
             held = np.isin(np.array(train_list.speakers)[train_list.label], encoder.held_out or [])
             self.train_list = train_list.subset(np.flatnonzero(~held))
             self.held_out = train_list.subset(np.flatnonzero(held))
-            if len(self.train_list.speakers) < 2 and not args.cohort:
-                besides = f" that {args.initial_model} did not hold out" if held.any() else ""
-                raise InputError(f"--train_list {train_list.path}: a cohort needs at least two speakers{besides}")
             self.about_held_out = "held out of training"
             if args.calibrate and not held.any():
                 count = min(1000, max(2, len(train_list.speakers) // 5))
@@ -74,8 +71,8 @@ class ScoringBackend:
             self.cohort = cohort_beside(beside, self.encoder, self.train_list, self.source, args.n_cpu)
         if self.trials:
             self.calibration = self.scorer(utterances).calibrate(self.trials)
-            held_out = f"{len(self.held_out.speakers)} speakers {self.about_held_out}"
-            print(f"calibrated on {len(self.trials)} trials of {held_out}")
+            speakers = f"{len(self.held_out.speakers)} speakers {self.about_held_out}"
+            print(f"calibrated on {len(self.trials)} trials of {speakers}")
 
     def as_data(self):
         """The calibration for results.json; None without --calibrate."""
@@ -169,14 +166,14 @@ def make_cohort(encoder, train_list, source, threads):
         return {file: each for file, each, _ in encoder.embed_files(own, source, threads)}
 
     embedded = split_over_processes(embed, files)
-    readable = np.array([not isinstance(embedded[file], UnreadableAudio) for file in files])
-    if not readable.all():
-        first = embedded[files[int(np.argmin(readable))]]
-        warnings.warn(f"{first}; {(~readable).sum()} of {len(lines)} files are left out of the cohort", stacklevel=2)
-    speakers = train_list.label[lines[readable]]
-    if len(set(speakers.tolist())) < 2:
+    errors = [embedded[file] for file in files if isinstance(embedded[file], UnreadableAudio)]
+    if errors:
+        what = f"{len(errors)} of {len(files)} files are left out of the cohort"
+        warnings.warn(f"{errors[0]}; {what}", stacklevel=2)
+    lines = lines[[not isinstance(embedded[file], UnreadableAudio) for file in files]]
+    if len(set(train_list.label[lines])) < 2:
         raise InputError(f"{train_list.path}: a cohort needs at least two speakers with readable files")
-    vectors = speaker_means([embedded[file] for file in np.array(files)[readable]], speakers)
+    vectors = speaker_means([embedded[train_list.files[line]] for line in lines], train_list.label[lines])
     return Cohort(vectors, _about(vectors, train_list))
 
 
@@ -217,8 +214,6 @@ def read_cohort(path, encoder):
         raise InputError(f"{named} contains no array 'embeddings' (K, {size}), as verify.py --embed writes it")
     if "model" in arrays and str(arrays["model"]) != encoder.fingerprint():
         raise InputError(f"{named} was made with another model")
-    if len(vectors) < 2:
-        raise InputError(f"{named} has {len(vectors)} embeddings: at least two are needed, some hundred are better")
     about = f"{len(vectors)} embeddings of {Path(path).name} (sha256 {sha256(path)[:8]})"
     return Cohort(vectors.astype(np.float32), about)
 

@@ -10,16 +10,10 @@ A metric x has the interval
     exp(2 log x - mean(log x*) +- t sd(log x*) sqrt(S / (S - 1))),
 
 x* in the replicates, S speakers, t with S - 1 degrees of freedom; widened if it does not contain x. The interval of the
-difference d of two systems is d +- t sd(d*) sqrt(S / (S - 1)). These forms were chosen by their coverage on simulated
-trials (tests/studies/interval_coverage.py), where a bootstrap over trials covers the true value in 10 to 80 % of the
-cases. The logarithm, because error rates vary by factors; 2 log x - mean, because minDCF, a minimum of noisy costs, is
-biased low, in a replicate more than in the list; Student's t, because the standard deviation is estimated from few
-speakers.
-
-Limits: where fewer than two false alarms are expected at the best threshold (minDCF(0.01) with fewer than some thousand
-different-speaker trials), or a few speakers cause most false alarms, intervals are too low and cover 75 to 90 %, and
-``compare`` finds a difference of minDCF between equal systems in up to 15 % of the cases (of the EER, in at most 5 %).
-With many speakers and few trials of each, intervals are too wide and cover 97 to 99 %.
+difference d of two systems is d +- t sd(d*) sqrt(S / (S - 1)). The logarithm, because error rates vary by factors;
+2 log x - mean, because minDCF, a minimum of noisy costs, is biased low, in a replicate more than in the list; Student's
+t, because the standard deviation is estimated from few speakers. Coverage and limits, measured on simulated trials by
+tests/studies/interval_coverage.py: docs/evaluation.md.
 """
 
 from typing import NamedTuple
@@ -163,16 +157,12 @@ def compare(first_scores, second_scores, labels, enrol_speaker, test_speaker, re
     """{metric: Difference} of METRICS of two systems on the same trials. Negative: the second is better.
 
     Each replicate has the same speakers for both systems, so the difficulty that they share cancels. The p-value is at
-    least 1 / (replicates + 1). Scores may be (runs, N), of a system trained with several seeds: then the means over the
-    runs are compared (for these seeds, not for others). Other arguments as for ``bootstrap_intervals``.
+    least 1 / (replicates + 1). Other arguments as for ``bootstrap_intervals``.
     """
-    first, second = np.atleast_2d(first_scores), np.atleast_2d(second_scores)
-    systems = [WeightedTrials(scores, labels, enrol_speaker, test_speaker) for scores in (*first, *second)]
+    systems = [WeightedTrials(scores, labels, enrol_speaker, test_speaker) for scores in (first_scores, second_scores)]
     estimate, drawn = _bootstrap(systems, metrics_of, replicates, seed)
-    estimate = [estimate[: len(first)].mean(axis=0), estimate[len(first) :].mean(axis=0)]
     difference = estimate[1] - estimate[0]
-    drawn = drawn[:, len(first) :].mean(axis=1) - drawn[:, : len(first)].mean(axis=1)
-    spread, degrees = _spread(drawn, systems[0])
+    spread, degrees = _spread(drawn[:, 1] - drawn[:, 0], systems[0])
     half = student.ppf(0.975, degrees) * spread
     distance = np.divide(np.abs(difference), spread, out=np.full(len(METRICS), np.inf), where=spread > 0)
     p = np.where(difference == 0, 1.0, np.maximum(2 * student.sf(distance, degrees), 1 / (replicates + 1)))

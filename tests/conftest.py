@@ -4,7 +4,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import traceback
 
 import numpy as np
 import pytest
@@ -110,25 +109,6 @@ def data_flags(corpus):
     return ["--train_list", corpus / "train_list.txt", "--train_path", corpus / "train",
             "--eval_list", corpus / "trials.txt", "--eval_path", corpus / "eval",
             "--musan_path", corpus / "musan", "--rir_path", corpus / "rirs"]  # fmt: skip
-
-
-def live(script, main, arguments, prepare=None):
-    """What a fork does instead of going on: ``prepare()``, a script's main, and its end with the script's status."""
-    from tools import run_command
-
-    status = 99
-    try:
-        if prepare:
-            prepare()
-        sys.argv = [script, *map(str, arguments)]
-        run_command(main)
-    except SystemExit as ended:
-        status = ended.code or 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(status)
 
 
 def start_script(*arguments):

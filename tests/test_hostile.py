@@ -68,7 +68,7 @@ def make_readers(folder):
     encoder = SpeakerEncoder(small_network())
     trials = TrialList.of("trials.txt", [1, 0], ["a.wav", "b.wav"], ["c.wav", "c.wav"])
     (folder / "a.wav").write_bytes(sound("WAV"))
-    write_pack(folder / "pack", "speech", Folder(folder), ["a.wav"])
+    write_pack(folder / "pack", Folder(folder), TrainingList.of("list.txt", ["a"], ["a.wav"]))
     packed = {path.name: path.read_bytes() for path in (folder / "pack").iterdir()}
     vectors, model = np.ones((2, encoder.vector_size), np.float32), np.array(encoder.fingerprint())
     gallery = npz(names=np.array(["a", "b"]), vectors=vectors, counts=np.array([1, 2]), model=model)

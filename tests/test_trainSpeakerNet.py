@@ -570,7 +570,7 @@ def test_the_learning_rate_is_a_function_of_the_step():
     (["--initial_model", "{model}", "--C", 16], "--C 16, but {model} has C=8"),
     (["--demo"], "--demo generates its own data: remove --eval_list --eval_path --musan_path"),
     (["--finetune_margin"], "--finetune_margin needs --initial_model FILE"),
-    (["--valid_speakers", 7], "--valid_speakers 7: only 6 speakers in {corpus}/train_list.txt have two utterances"),
+    (["--valid_speakers", 7], "--valid_speakers 7: must be from 2 to 4, because 6 of the 6 speakers"),
     (["--margin_rise", 3, 1], "--margin_rise must be two epochs"),
     (["--average", 9], "--average must be 0 or from 2 to --max_epoch, not 9"),
     (["--m", 30], "--m must be less than pi/2, not 30.0"),

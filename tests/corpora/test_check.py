@@ -1,6 +1,5 @@
 """Each kind of mistake, planted in a small corpus, is found, counted and named; a clean corpus has none."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -65,10 +64,6 @@ def copied(source, target):
     return lambda root: shutil.copy(root / source, root / target)
 
 
-def replaced(source, target):
-    return lambda root: (shutil.rmtree(root / target), shutil.copytree(root / source, root / target))
-
-
 def cut_in_half(root):
     content = (root / TRAIN).read_bytes()
     (root / TRAIN).write_bytes(content[: len(content) // 2])
@@ -80,11 +75,6 @@ def damaged_flac(root):
     content = bytearray((root / TRAIN).read_bytes())
     content[len(content) // 2 : len(content) // 2 + 3000] = bytes(3000)
     (root / TRAIN).write_bytes(content)
-
-
-def same_samples_as_flac(root):
-    samples, rate = soundfile.read(root / TRAIN, dtype="int16")
-    soundfile.write(root / "train/id00003/session0/00000.wav", samples, rate, format="FLAC")
 
 
 # what is planted, how, severity, words of the finding, its count, words of an example or of the fix
@@ -110,12 +100,10 @@ MISTAKES = {
                         "another speaker in every line", 24, "<speaker> <path>"),
     "speaker not the folder": (train_lines(lambda lines: [lines[0].replace("id00000", "id9", 1), *lines[1:]]),
                                "warning", "another speaker than their folder", 1, "line 1: id9"),
-    "speaker on both sides": (train_lines(lambda lines: [*lines, "id00007 id00001/session0/00000.wav"]), "warning",
-                              "both in training and in trials.txt", 1, "id00007"),  # a warning: of another folder
-    "trial twice": (trial_lines(lambda lines: [*lines, " ".join([lines[0][0], *lines[0].split()[:0:-1]])]), "warning",
-                    "are repeated", 1, "line 121"),
     "trial of both labels": (trial_lines(lambda lines: [*lines, "0" + lines[0][1:]]), "error", "both 1 and 0", 1,
                              "line 121"),
+    "speaker on both sides": (train_lines(lambda lines: [*lines, "id00007 id00001/session0/00000.wav"]), "warning",
+                              "both in training and in trials.txt", 1, "id00007"),  # a warning: of another folder
     "wrong label": (trial_lines(lambda lines: ["0" + lines[0][1:], *lines[1:]]), "error", "contradict", 1, "line 1: 0"),
     "labels reversed": (trial_lines(lambda lines: [str(1 - int(x[0])) + x[1:] for x in lines]), "error", "reversed",
                         120, "swap 0 and 1"),
@@ -140,15 +128,12 @@ MISTAKES = {
                             "no audio in its folder 'music'"),
     "no responses": (lambda root: shutil.rmtree(root / "rirs/smallroom"), "error", "--rir_path cannot", 1,
                      "no room responses"),
-    "MUSAN for responses": (replaced("musan", "rirs"), "warning", "--rir_path looks like MUSAN", 3, "give RIRS_NOISES"),
 }  # fmt: skip
 IN_SAMPLES = {
     "damaged inside": (damaged_flac, "warning", "cannot be read", 1, TRAIN),
     "silent": (audio(EVAL, 0.0005 * SPEECH), "warning", "are silent", 1, EVAL),
-    "clipped": (audio(EVAL, np.clip(20 * SPEECH, -1, 1)), "warning", "are clipped", 1, EVAL),
     "not numbers": (audio(EVAL, np.where(np.arange(16000) == 99, np.nan, 0.1), subtype="FLOAT"), "error",
                     "cannot be read", 1, "not finite"),
-    "same samples in another format": (same_samples_as_flac, "error", "of different speakers", 1, "id00003"),
 }  # fmt: skip
 
 
@@ -198,32 +183,15 @@ def test_wav_written_to_a_pipe_is_not_cut_off(own, claimed, told):
 # ---- which list ------------------------------------------------------------------------------------------------------
 
 
-def voxceleb_list(trials, targets, speakers, prefix="", suffix="wav"):
-    """A TrialList in the form of VoxCeleb1's, of speakers id10270 and following."""
-    number = np.arange(trials)
-    label, speaker = (number < targets).astype(int), number % speakers
-    other = np.where(label == 1, speaker, (speaker + 1) % speakers)
-    enrol, test = ([f"{prefix}id{10270 + who}/{row:011d}/0000{take}.{suffix}" for row, who in enumerate(side)]
-                   for take, side in enumerate((speaker, other)))  # fmt: skip
-    return TrialList.of("mine.txt", label, enrol, test)
-
-
-@pytest.mark.parametrize("name, trials, targets, speakers, published", [
-    ("Vox1-O original", 37720, 18860, 40, "1.0"), ("Vox1-O cleaned", 37611, 18802, 40, "0.856"),
-    pytest.param("Vox1-H cleaned", 550894, 275488, 900, "2.059", marks=pytest.mark.slow),
+@pytest.mark.parametrize("name, trials, targets, published", [
+    ("Vox1-O original", 37720, 18860, "1.0"), ("Vox1-O cleaned", 37611, 18802, "0.856"),
+    ("Vox1-H cleaned", 550894, 275488, "2.059"), (None, 37610, 18802, ""), (None, 37611, 18801, ""),
 ])  # fmt: skip
-def test_known_lists_are_recognised_by_content(name, trials, targets, speakers, published):
-    (finding,) = which_list(voxceleb_list(trials, targets, speakers, "wav/", "flac"))
-    assert finding.severity == "note" and f"is {name} (" in finding.what and published in finding.fix
-
-
-@pytest.mark.parametrize("trials, targets, speakers, severity", [
-    (37610, 18802, 40, "warning"), (37611, 18801, 40, "warning"), (37611, 18802, 41, "warning"), (500, 250, 12, "note"),
-])  # fmt: skip
-def test_nearly_a_known_list_is_none(trials, targets, speakers, severity):
-    (finding,) = which_list(voxceleb_list(trials, targets, speakers))
-    assert finding.severity == severity and "no published list" in finding.what
-    assert ("Vox1-O cleaned, veri_test2.txt: 37,611" in finding.examples) == (severity == "warning")
+def test_known_lists_are_recognised_by_their_size(name, trials, targets, published):
+    label = (np.arange(trials) < targets).astype(int)
+    (finding,) = which_list(TrialList.of("mine.txt", label, ["a.wav"] * trials, ["b.wav"] * trials))
+    assert finding.severity == "note" and published in finding.fix
+    assert f"it is {name} (" in finding.what if name else "it is" not in finding.what
 
 
 def test_sizes_are_those_of_the_documentation():
@@ -308,12 +276,8 @@ def test_quick_check_of_a_part_of_the_files(own, monkeypatch):
 
 @pytest.mark.parametrize("plant, status", [
     (lambda root: None, 0), (MISTAKES["copy, same speaker"][0], 1), (MISTAKES["missing file"][0], 2)])  # fmt: skip
-def test_exit_status_and_json(own, command, plant, status):
+def test_exit_status(own, command, plant, status):
     plant(own)
-    ended, printed, _ = command(prepareData, "--check", *data_flags(own), "--json")
-    content = json.loads(printed)
-    assert ended == status == content["status"]
-    assert set(content["findings"][0]) == {"severity", "what", "count", "examples", "fix"}
     assert command(prepareData, *data_flags(own), "--check")[0] == status
 
 

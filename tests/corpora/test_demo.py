@@ -168,9 +168,8 @@ def test_a_finished_corpus_is_left_alone_and_an_interrupted_one_completed(fewer,
 
 def test_mistakes_get_one_line(corpus, tmp_path, command, monkeypatch):
     (tmp_path / "thesis.txt").write_text("mine")
-    for flags, complaint in (([corpus], "other content"), ([tmp_path], "has other content"),
-                             ([tmp_path / "new", "--eval_speakers", "1"], "2 to 400 --eval_speakers")):  # fmt: skip
-        status, printed, said = command(prepareData, "--demo", *flags)
+    for folder, complaint in ((corpus, "other content"), (tmp_path, "has other content")):
+        status, printed, said = command(prepareData, "--demo", folder)
         assert status == 2 and not printed and complaint in said and said.strip().count("\n") == 0
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     with pytest.raises(InputError, match=r"pip install -r requirements\.txt"):

@@ -48,12 +48,12 @@ def test_folder_and_what_is_left_out_of_it(tree, capsys):
     assert from_folder(root) == expected and not capsys.readouterr().err
     for name in ("loose.wav", "anna/1.m4a"):
         touch(root / name)
-    (root / "linked").symlink_to(root / "anna")
     assert from_folder(root) == expected
     said = capsys.readouterr().err
     assert "left out 1 file in no speaker's folder, such as" in said and "loose.wav" in said
     assert "1 file to be converted first" in said and "anna/1.m4a" in said
-    assert "1 folder behind links" in said
+    (root / "gus").symlink_to(root / "dan")  # whose recordings are elsewhere
+    assert from_folder(root) == [*expected, *(("gus", f"gus/{number}.wav") for number in range(3))]
 
 
 @pytest.mark.parametrize("names, said", [
@@ -81,17 +81,13 @@ def test_kaldi(tree, tmp_path):
     assert from_kaldi(kaldi(tmp_path / "a", expected[::-1]), root) == expected
     absolute = [(speaker, f"{root}/{path}") for speaker, path in expected]
     assert from_kaldi(kaldi(tmp_path / "b", absolute), root) == expected
-    (tmp_path / "b/segments").touch()
-    with pytest.raises(InputError, match="segments"):
-        from_kaldi(tmp_path / "b", root)
 
 
 @pytest.mark.parametrize("scp, utt2spk, said", [
     (["v touch {} |"], ["v anna"], "line 31 is a command"), (["v | touch {}"], ["v anna"], "is a command"),
     (["v a.ark:1"], ["v anna"], "does not exist"), (["v anna/s0/0.wav"], [], "has no speaker"), (["v"], [], "two"),
-    ([], ["u0 ben"], "one speaker for u0"), (["v no.wav"], ["v anna"], "line 31: .*no.wav does not exist"),
+    (["v no.wav"], ["v anna"], "line 31: .*no.wav does not exist"), (["v anna/s0/0.wav"], ["v a b"], "has a blank"),
     (["v ../x.wav"], ["v anna"], "is not in"), (["v /etc/x.wav"], ["v anna"], "is not in"),
-    (["v anna/s0/0.wav"], ["v ben"], "line 31: .* is of ben, but of anna in line 1"),
 ])  # fmt: skip
 def test_kaldi_that_makes_no_list_and_never_runs(tree, tmp_path, scp, utt2spk, said):
     root, pairs = tree
@@ -128,9 +124,9 @@ def test_other_lists_are_never_overwritten(tree, tmp_path):
     assert before == {path: path.read_bytes() for path in (tmp_path / "lists").iterdir()}
 
 
-@pytest.mark.parametrize("count, said", [(-1, "at least 2"), (1, "at least 2"), (5, "remain"), (7, "only 6")])
-def test_impossible_numbers_of_speakers(tree, tmp_path, count, said):
-    with pytest.raises(InputError, match=f"--valid_speakers {count}.*{said}"):
+@pytest.mark.parametrize("count", [-1, 1, 5, 7])
+def test_impossible_numbers_of_speakers(tree, tmp_path, count):
+    with pytest.raises(InputError, match=f"--valid_speakers {count}: must be from 2 to 4"):
         write_lists(tree[1], tree[0], tmp_path / "lists", count)
     assert not (tmp_path / "lists").exists()
 
@@ -257,11 +253,3 @@ def test_of_a_speakers_pairs_each_is_equally_likely():
             counter.update(chosen)
     for counter, allowed, part in zip(found, allowed_pairs(train_list), (4 / 22, 4 / 36)):
         assert all(abs(counter[pair] - seeds * part) < 5 * (seeds * part * (1 - part)) ** 0.5 for pair in allowed)
-
-
-@pytest.mark.parametrize("speakers, said", [
-    ({"a": {"s": 1}, "b": {"s": 1}}, "no same-speaker trials"), ({"a": {"s": 4}}, "no different-speaker trials"),
-])  # fmt: skip
-def test_lists_that_give_no_trials(speakers, said):
-    with pytest.raises(InputError, match=rf"list\.txt: {said}"):
-        make_trials(list_of(speakers), "valid")

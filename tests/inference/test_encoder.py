@@ -11,7 +11,7 @@ from conftest import relative_error, voice
 from test_model import network_of, small_network
 
 from corpora.audio import AudioFile, Folder, UnreadableAudio
-from corpora.lists import TrialList
+from corpora.lists import TrainingList, TrialList
 from corpora.pack import write_pack
 from evaluation.scoring import score_trials
 from inference import encoder as encoder_module
@@ -128,7 +128,7 @@ def recordings(tmp_path_factory):
     odd = np.stack([voice(120, 4.0, 0), voice(200, 4.0, 1)], axis=1)
     soundfile.write(folder / "odd.wav", odd, 24000)
     (folder / "text.wav").write_text("no audio")
-    pack = write_pack(folder.parent / f"{folder.name}-pack", "speech", Folder(folder), files)
+    pack = write_pack(folder.parent / f"{folder.name}-pack", Folder(folder), TrainingList.of("list", files, files))
     return folder, pack, files
 
 

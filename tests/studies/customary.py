@@ -19,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from corpora.audio import find_noises, find_responses
-from corpora.lists import TrainingList, check_files
+from corpora.lists import TrainingList
 from corpora.pack import open_source
 from dataLoader import Augmentation, CropLoader
 from tools import run_command
@@ -27,23 +27,19 @@ from tools import run_command
 
 class CustomaryLoader:
     """One utterance after the other, whole files in float64: clean, reverberated, with babble, music or noise, or with
-    babble and music, as ``Augmentation`` has it. source, noises, rooms: Folders of 16 kHz audio.
+    babble and music, as ``Augmentation`` has it. All files must have 16 kHz.
     """
 
-    def __init__(self, samples, source, noises, rooms, random):
-        self.samples, self.source, self.random = samples, source, random
-        self.musan = {name: list(map(noises.name, files)) for name, files in find_noises(noises, noises.root).items()}
-        self.responses = list(map(rooms.name, find_responses(rooms, rooms.root)))
-
-    @staticmethod
-    def read(path):
-        """The first channel of a whole file, (samples of the file,) float64."""
-        audio, _ = soundfile.read(path, always_2d=True)
-        return audio[:, 0]
+    def __init__(self, samples, musan_path, rir_path, random):
+        self.samples, self.random = samples, random
+        noises, files = find_noises(musan_path)
+        self.musan = {category: list(map(noises.name, names)) for category, names in files.items()}
+        rooms, files = find_responses(rir_path)
+        self.responses = list(map(rooms.name, files))
 
     def crop(self, path):
-        """A random crop of a file, (samples,) float64; shorter files are repeated."""
-        audio = self.read(path)
+        """A random crop of a file's first channel, (samples,) float64; shorter files are repeated."""
+        audio = soundfile.read(path, always_2d=True)[0][:, 0]
         if len(audio) < self.samples:
             audio = np.pad(audio, (0, self.samples - len(audio)), "wrap")
         start = self.random.integers(len(audio) - self.samples + 1)
@@ -53,25 +49,18 @@ class CustomaryLoader:
         """The speech with so many noises of a category, each at an SNR of its own."""
         result = speech
         for path in self.random.choice(self.musan[category], size=files, replace=False):
-            result = result + self.scaled(self.crop(path), speech, self.random.uniform(*Augmentation.SNR[category]))
+            noise, snr = self.crop(path), self.random.uniform(*Augmentation.SNR[category])
+            power = np.mean(speech**2) / max(np.mean(noise**2), 1e-10)
+            result = result + noise * math.sqrt(power * 10 ** (-snr / 10))
         return result
-
-    @staticmethod
-    def scaled(noise, speech, snr):
-        """The noise at so many dB below the speech."""
-        power = np.mean(speech**2) / max(np.mean(noise**2), 1e-10)
-        return noise * math.sqrt(power * 10 ** (-snr / 10))
-
-    def reverberated(self, speech):
-        response = self.read(self.random.choice(self.responses))
-        return scipy.signal.convolve(speech, response / np.sqrt(np.sum(response**2)))[: self.samples]
 
     def utterance(self, path):
         """(samples,) float32."""
         audio = self.crop(path)
         kind = self.random.choice(["clean", "reverberation", "babble", "music", "noise", "television"])
         if kind == "reverberation":
-            audio = self.reverberated(audio)
+            response = soundfile.read(self.random.choice(self.responses), always_2d=True)[0][:, 0]
+            audio = scipy.signal.convolve(audio, response / np.sqrt(np.sum(response**2)))[: self.samples]
         if kind in ("babble", "television"):
             most = min(8, len(self.musan["speech"]))
             audio = self.mixed(audio, "speech", int(self.random.integers(min(3, most), most + 1)))
@@ -81,58 +70,41 @@ class CustomaryLoader:
             audio = self.mixed(audio, "noise")
         return audio.astype(np.float32)
 
-    def batch(self, files):
-        """(B, samples) float32."""
-        return np.stack([self.utterance(self.source.name(file)) for file in files])
-
-
-def compare(args):
-    """Print CPU time per utterance, medians and quartiles of turns, and by how much ours is faster."""
-    torch.set_num_threads(1)
-    train_list, samples, random = TrainingList(args.train_list), args.num_frames * 160 + 240, np.random.default_rng(0)
-    paths = {"--train_path": args.train_path} | ({"--pack": args.pack} if args.pack else {})
-    sources = {flag: open_source(path, flag) for flag, path in paths.items()}
-    for flag, source in sources.items():
-        check_files(train_list, source, flag, anywhere=True)
-    noises, rooms = open_source(args.musan_path, "--musan_path"), open_source(args.rir_path, "--rir_path", channel=0)
-    customary = CustomaryLoader(samples, sources["--train_path"], noises, rooms, random)
-    augmentation = Augmentation(args.musan_path, args.rir_path, samples, threads=1)
-    augmentation.redraw(1)
-    seconds = collections.defaultdict(list)  # per utterance, of each round
-
-    def measure(what, work):
-        began = time.process_time()
-        result = work()
-        seconds[what].append((time.process_time() - began) / 4 / args.batch_size)
-        return result
-
-    turn, began_at = 0, time.perf_counter()
-    while turn < 4 or time.perf_counter() - began_at < args.seconds:  # the first turn is a warm-up
-        part = train_list.subset(random.integers(len(train_list), size=4 * args.batch_size))
-        measure("customary", lambda: customary.batch(part.files))  # noqa: B023
-        for flag, source in sources.items():
-            loader = CropLoader(part, source, samples, args.batch_size, turn, 1)
-            batches = measure(f"reading, {flag}", lambda: [each for _, each, _ in loader.epoch(1)])  # noqa: B023
-        measure("augmentation", lambda: [augmentation.augment(each, 1, turn) for each in batches])  # noqa: B023
-        turn += 1
-    quartiles = {what: np.quantile(each[1:], [0.25, 0.5, 0.75]).tolist() for what, each in seconds.items()}
-    for what, (low, median, high) in quartiles.items():
-        print(f"{what:24} {1e6 * median:9,.1f} µs an utterance ({1e6 * low:,.1f} .. {1e6 * high:,.1f})")
-    for flag in sources:
-        ours = quartiles[f"reading, {flag}"][1] + quartiles["augmentation"][1]
-        gain = quartiles["customary"][1] / ours
-        print(f"{flag}: {1 / ours:,.0f} utterances/s on one core, {gain:.1f} times the customary loader")
-
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for flag in ("train_list", "train_path", "musan_path", "rir_path"):
         parser.add_argument(f"--{flag}", required=True)
-    parser.add_argument("--pack", default="", help="a pack of the training list, read as well")
+    parser.add_argument("--pack", help="a pack of the training list, read as well")
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--num_frames", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=20, help="time for the turns, at least three (20)")
-    compare(parser.parse_args(arguments))
+    parser.add_argument("--turns", type=int, default=20, help="after a warm-up; the median is printed (20)")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    train_list, samples, random = TrainingList(args.train_list), 32240, np.random.default_rng(0)
+    sources = {path: open_source(path, "--pack") for path in (args.train_path, args.pack) if path}
+    customary = CustomaryLoader(samples, args.musan_path, args.rir_path, random)
+    augmentation = Augmentation(args.musan_path, args.rir_path, samples, threads=1)
+    augmentation.redraw(1)
+    seconds = collections.defaultdict(list)  # of CPU time per utterance, of each turn
+
+    def measure(what, work):
+        began = time.process_time()
+        result = list(work)
+        seconds[what].append((time.process_time() - began) / len(part))
+        return result
+
+    for turn in range(args.turns + 1):
+        part = train_list.subset(random.integers(len(train_list), size=4 * args.batch_size))
+        measure("customary", (customary.utterance(Path(args.train_path) / file) for file in part.files))
+        for path, source in sources.items():
+            loader = CropLoader(part, source, samples, args.batch_size, turn, 1)
+            batches = measure(path, (waveform for _, waveform, _ in loader.epoch(1)))
+        measure("augmentation", (augmentation.augment(waveform, 1, turn) for waveform in batches))
+    median = {what: np.median(each[1:]) for what, each in seconds.items()}
+    print(f"customary: {1 / median['customary']:,.0f} utterances/s on one core")
+    for path in sources:
+        ours = median[path] + median["augmentation"]
+        print(f"{path}: {1 / ours:,.0f} utterances/s on one core, {median['customary'] / ours:.1f} times")
 
 
 if __name__ == "__main__":
