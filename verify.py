@@ -24,10 +24,11 @@ import numpy as np
 
 from corpora.audio import SAMPLE_RATE, SUFFIXES, AudioFile, UnreadableAudio
 from corpora.lists import audio_of, read_pairs
-from inference.encoder import AudioWarning, SpeakerEncoder, choose_device
+from inference.encoder import AudioWarning, SpeakerEncoder, choose_device, window_of
 from inference.export import export_onnx
 from inference.gallery import Gallery, is_gallery
 from inference.systems import SYSTEMS
+from inference.waveforms import as_number
 from tools import InputError, Parser, check_writable, count, keep_memory, progress_bar, run_command, whole_file
 
 DEFAULT_MODEL = "speechbrain/spkrec-ecapa-voxceleb"
@@ -81,12 +82,13 @@ def embedded(encoder, args, files):
                 warnings.warn(remark, AudioWarning, stacklevel=2)
             yield file, found if isinstance(found, InputError) else found[None], ()
         return
-    start = args.start or 0.0
+    start, args.step = args.start or 0.0, args.window if args.step is None else args.step
+    if args.window is not None:
+        window_of(args.window, args.step)  # an error now, not one for each file
     for file in progress_bar(iterable=files, desc="embedding", unit="file", delay=1):
         try:
             if args.window is not None:
-                step = args.step or args.window
-                found, times = encoder.embed_windows(file, args.window, step, start, args.end, args.last)
+                found, times = encoder.embed_windows(file, args.window, args.step, start, args.end, args.last)
                 yield file, found, times.T
             else:
                 with AudioFile(file) as audio:
@@ -145,7 +147,8 @@ def identify(encoder, args, files):
     for file, vector in vectors.items():
         ranking = gallery.identify(vector)
         recognised.append(encoder.decide(ranking[0][0]).same_speaker)
-        print(f"{file}: {ranking[0][1] if recognised[-1] else 'unknown speaker'}")
+        verdict = {None: "", True: f" {ranking[0][1]}", False: " unknown speaker"}[recognised[-1]]
+        print(f"{file}:{verdict}")
         for score, name in ranking[:5]:
             print(f"  {score:8.5f}  {name}")
     print_threshold(encoder, args)
@@ -188,11 +191,11 @@ def set_threshold(encoder, given):
     """Replace the model's own threshold by --threshold: a number, or one of the model's false-alarm rates."""
     rates = [name for name, value in encoder.thresholds.items() if value is not None and name.endswith("%")]
     try:
-        encoder.threshold = encoder.thresholds[given] if given in rates else float(given)
-    except ValueError as error:
+        encoder.threshold = encoder.thresholds[given] if given in rates else as_number(given, "it", 1.0)
+    except InputError as error:
         choices = " or ".join(["a number from -1 to 1", *rates])
         raise InputError(f"--threshold {given}: for this model it must be {choices}") from error
-    encoder.origin = f"{given} false alarms on {encoder.trial_list}" if given in rates else "--threshold"
+    encoder.origin = f"{given} false alarms on {encoder.trial_list}" if given in rates else "given by --threshold"
 
 
 def build_parser():
@@ -205,7 +208,7 @@ def build_parser():
                                           f"or folder (default: {DEFAULT_MODEL})")
     add("--system",     choices=SYSTEMS, help="the system, if it cannot be recognised from the file")
     add("--channel",    type=int, metavar="N", help="of several channels take this one (0, 1, ...); default: their "
-                                                    "mean, for modelscope and wespeaker the first, as in the originals")
+                                                    "mean, for modelscope, campplus and wespeaker the first, as there")
     add("--device",     default="auto", help="auto (a CUDA GPU, else Apple's, else the CPU), cpu, cuda, mps, ...")
     add("--n_cpu",      type=int, default=4, metavar="N", help="threads that read audio (4)")
     add("--root",       metavar="DIR", help="paths in lists are relative to this folder (that of the list)")
@@ -249,14 +252,20 @@ def read_arguments(arguments):
         if flag in given and action not in actions:
             raise InputError(f"--{flag} is only for {' and '.join(actions)}")
         if flag in ("out", "gallery") and action in actions and flag not in given:
-            raise InputError(f"--{action} needs --{flag}, an .npz file")
-    for flag, suffixes in (("out", [".npz", ".ark"]), ("export", [".onnx"])):
+            raise InputError(f"--{action} needs --{flag}, a file whose name ends in .npz")
+    for flag, suffixes in (("out", [".npz", ".ark"]), ("gallery", [".npz"]), ("export", [".onnx"])):
         if flag in given and Path(given[flag]).suffix not in suffixes:  # never overwrite a recording or a model
             raise InputError(f"--{flag} {given[flag]}: the file's name must end in {' or '.join(suffixes)}")
-        if flag in given:
+        if flag in given and (flag != "gallery" or action == "enrol"):
             check_writable(Path(given[flag]).parent, f"--{flag}")
     if action == "embed" and Path(args.out).is_file() and is_gallery(args.out):
         raise InputError(f"--out {args.out} is a gallery: name another file")
+    if action == "embed" and args.out.endswith(".ark") and not Path(args.out).exists():
+        beside = Path(args.out).with_suffix(".scp")
+        if beside.exists():
+            raise InputError(f"--out {args.out} would replace {beside}: name another file")
+    if args.channel is not None and args.channel < 0:
+        raise InputError(f"--channel must be 0, 1, ..., not {args.channel}")
     if "window" not in given and given.keys() & {"step", "last"}:
         raise InputError("--step and --last need --window")
     if action == "enrol" and (not args.enrol.strip() or Path(args.enrol).suffix.lower() in SUFFIXES):
@@ -272,7 +281,11 @@ def read_arguments(arguments):
         args.root = args.root or os.path.dirname(args.score)
         files = [os.path.join(args.root, file) for pair in args.pairs for file in pair]
     if len(files) < {"export": 0, "compare": 2}.get(action, 1):
-        raise InputError("give files: two to compare, or some with --embed, --enrol NAME, --identify or --classify")
+        actions = "--embed, --matrix, --enrol NAME, --identify or --classify"
+        raise InputError(f"give files: two to compare, or some with {actions}")
+    absent = [file for file in files if not os.path.exists(file)]
+    if absent and (len(absent) == len(files) or absent[0] == files[0]):  # before a model is loaded, or downloaded
+        raise InputError(f"{absent[0]} does not exist")
     return args, action, files
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.signal
 import soundfile
 
-from tools import InputError, in_order, progress_bar
+from tools import InputError, count, in_order, progress_bar
 
 SAMPLE_RATE = 16000
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3"}  # searched for in folders of training audio
@@ -73,7 +73,7 @@ class AudioFile:
         elif frames <= 0:
             reason = "is empty"
         elif (channel or 0) >= channels:
-            reason = f"has {channels} channels, no channel {channel}"
+            reason = f"has no channel {channel}, but {count(channels, 'channel')}"
         if reason:
             self.file.close()
             raise UnreadableAudio(f"{path} {reason}")

@@ -177,13 +177,15 @@ def audio_of(path, root=None, anywhere=False):
         line = " ".join(fields)
         if len(fields) == 1 or os.path.isfile(root / line):  # a path with spaces
             fields = ["", line]
+        elif path.suffix.lower() == ".scp" and "|" in line:
+            raise InputError(f"{path} line {number} is a command, which is not run: write its output to a file")
         elif len(fields) > 3 or pathlib.Path(fields[0]).suffix.lower() in SUFFIXES:
             absent = f"{root / line[:200]} does not exist"
             raise InputError(f"{path} line {number}: {absent}; expected '<path>' or '<speaker> <path>'")
         for file in fields[1:]:
             if leads_out(file) and not anywhere:
                 raise refuse_to_leave(path, number, file, flag)
-            files[str(root / file)] = fields[0] if path.suffix == ".scp" else str(root / file)
+            files[str(root / file)] = fields[0] if path.suffix.lower() == ".scp" else str(root / file)
     return files
 
 

@@ -121,7 +121,7 @@ def trial_cosines(trials, utterances):
 
 
 def trial_rows(trials, utterances):
-    """Positions in {file: Utterance} of both sides of a TrialList: (enrol (N,), test (N,)) int64."""
+    """Positions in {file: Utterance} of both sides of a TrialList: [enrol (N,), test (N,)], int64."""
     row = {file: i for i, file in enumerate(utterances)}
     return [np.array([row[file] for file in side]) for side in (trials.enrol, trials.test)]
 

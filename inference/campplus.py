@@ -25,7 +25,8 @@ class CAMPPlus(nn.Module):
     def __init__(self, embedding_size, front_end):
         super().__init__()
         self.embedding_size, self.front_end = embedding_size, front_end
-        self.head, channels = ConvolutionalHead(), 128
+        self.head = ConvolutionalHead()
+        channels = 128
         layers = {"tdnn": named(linear=PaddedConv1d(320, channels, 5, 2, 2, bias=False), nonlinear=norm_relu(channels))}
         for number, (count, dilation) in enumerate(BLOCKS, start=1):
             block = {f"tdnnd{i + 1}": DenseLayer(channels + i * GROWTH, dilation) for i in range(count)}
@@ -53,9 +54,8 @@ class CAMPPlus(nn.Module):
             for layer in block:
                 x = torch.cat([x, layer(x, valid)], dim=1)
             x = transit(x)
-        if weights is not None:
-            valid = resample(weights, x)
-        mean, variance = mean_and_variance(norm(x), valid, unbiased=True)
+        counted = valid if weights is None else resample(weights, x)
+        mean, variance = mean_and_variance(norm(x), counted, unbiased=True)
         return dense(torch.cat([mean, variance.sqrt()], dim=1)).squeeze(2)
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from inference.hub import local_model
 from inference.systems import NAMES, PREFIX, SYSTEMS, build_network
+from inference.waveforms import as_number
 from model import SAMPLE_RATE
 from tools import InputError, load_checkpoint, load_tensors, rank, read_text
 
@@ -85,7 +86,8 @@ def _weights_in(folder, system):
         if rank() == 0:
             print(f"{folder}: took {found[0].relative_to(folder)}", file=sys.stderr)
     if not found:
-        raise InputError(f"{folder} is a folder without {', '.join([*patterns, '*.model'])}")
+        patterns += ["*.model"] if system in (None, "ours") else []
+        raise InputError(f"{folder} is a folder without {', '.join(patterns)}")
     if len(found) > 1:
         raise InputError(f"{folder} has several models: name one of {', '.join(path.name for path in found)}")
     return found[0]
@@ -168,7 +170,7 @@ def _load_speechbrain(path, _, state):
 
 
 def _load_modelscope(path, _, state):
-    threshold, origin = _modelscope_configuration(path).get("yesOrno_thr"), "its configuration.json"
+    threshold, origin = _modelscope_threshold(path), "its configuration.json"
     return Pretrained("modelscope", _network(path, state, "modelscope"), threshold=threshold, origin=origin)
 
 
@@ -198,7 +200,7 @@ def _load_pyannote(path, content, state):
 def _load_campplus(path, _, state):
     if "projection.weight" in state:
         raise InputError(f"{path} is wespeaker's CAM++, which has another front end: only 3D-Speaker's is supported")
-    threshold, origin = _modelscope_configuration(path).get("yesOrno_thr"), "its configuration.json"
+    threshold, origin = _modelscope_threshold(path), "its configuration.json"
     return Pretrained("campplus", _network(path, state, "campplus"), threshold=threshold, origin=origin)
 
 
@@ -269,18 +271,23 @@ def _speechbrain_files(path):
 
 
 def _modelscope_configuration(path):
-    """The "model" part of ModelScope's configuration.json, if it lies beside and names these weights; else {}."""
+    """The "model" part of ModelScope's configuration.json, if it lies beside and is of such weights; else {}."""
     file = path.parent / "configuration.json"
     try:
         model = json.loads(read_text(file)).get("model", {}) if file.is_file() else {}
-        rate = model.get("model_config", {}).get("sample_rate", SAMPLE_RATE)
-    except (json.JSONDecodeError, AttributeError, RecursionError) as error:
+        rate = int(model.get("model_config", {}).get("sample_rate", SAMPLE_RATE))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{file} is not a configuration of ModelScope ({error})") from error
     if model.get("pretrained_model") != path.name and model.get("type") != "ecapa-tdnn-sv":
         return {}
     if rate != SAMPLE_RATE:
         raise InputError(f"{file}: sample_rate {rate}; only {SAMPLE_RATE} is supported")
     return model
+
+
+def _modelscope_threshold(path):
+    threshold, file = _modelscope_configuration(path).get("yesOrno_thr"), path.parent / "configuration.json"
+    return None if threshold is None else as_number(threshold, f"{file}: yesOrno_thr", 1.0)
 
 
 def _read_labels(path, count):

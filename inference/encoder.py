@@ -18,7 +18,17 @@ from corpora.audio import SAMPLE_RATE, AudioFile, Folder, UnreadableAudio
 from corpora.pack import Pack
 from inference.checkpoints import Pretrained, load_pretrained
 from inference.systems import SYSTEMS
-from inference.waveforms import InMemory, Recordings, as_number, as_rows, as_tensor, open_audio, remark_on
+from inference.waveforms import (
+    InMemory,
+    Recordings,
+    as_list,
+    as_number,
+    as_rows,
+    as_tensor,
+    open_audio,
+    remark_on,
+    span_of,
+)
 from tools import InputError, in_order, progress_bar
 
 CROPS = 5  # the customary score uses each whole utterance and five crops of three seconds
@@ -129,14 +139,14 @@ class SpeakerEncoder:
         """
         rows = as_rows(waveforms, lengths)
         if weights is None:
-            return self.embed_many(rows)
-        weights, samples = as_tensor(weights), {len(row) for row in rows}
-        if weights.dim() != 2 or len(weights) != len(rows) or len(samples) > 1 or min(samples) < self.system.shortest:
+            return require_finite(self.embed_many(rows), "a waveform in the batch")
+        weights, samples = as_tensor(weights, "weights"), {len(row) for row in rows}
+        if weights.dim() != 2 or len(weights) != len(rows) or len(samples) != 1 or min(samples) < self.system.shortest:
             raise InputError(
                 f"weights must be ({len(rows)}, frames) for utterances of one length, at least {self.system.shortest} "
                 f"samples, not {tuple(weights.shape)}"
             )
-        return self._embed(rows, weights.to(self.device, torch.float32))
+        return self._embed(rows, weights.to(self.device, torch.float32)).clone()  # no longer an inference tensor
 
     def embed_many(self, waveforms):
         """A list of (samples,) float32 tensors -> (N, D), computed in batches of similar length."""
@@ -153,20 +163,23 @@ class SpeakerEncoder:
     def embed(self, audio):
         """The embedding of an utterance, (D,) float32 numpy, not normalised. Raises UnreadableAudio."""
         with self._open(audio) as opened:
-            return self._embed_part(opened, opened.path, 0, opened.length)
+            return warned(*self._embed_part(opened, opened.path, 0, opened.length))
 
     def embed_excerpt(self, audio, start, end):
         """The embedding (D,) of the part between two times in seconds. InputError if they are not in the audio."""
         with self._open(audio) as opened:
-            return self._embed_part(opened, opened.path, *span_of(opened, start, end))
+            return warned(*self._embed_part(opened, opened.path, *span_of(opened, start, end)))
 
     def embed_excerpts(self, audio, segments):
         """One embedding (D,) of several parts [(start, end) in seconds] joined to one utterance. Errors likewise."""
         with self._open(audio) as opened:
-            parts = [opened.read(*span_of(opened, *segment)) for segment in segments]
-        joined = InMemory(np.concatenate(parts), SAMPLE_RATE)
+            try:
+                parts = [opened.read(*span_of(opened, start, end)) for start, end in segments]
+            except TypeError as error:
+                raise InputError(f"segments must be [(start, end), ...] in seconds, not {segments!r:.100}") from error
+        joined = InMemory(np.concatenate([np.empty(0, np.float32), *parts]), SAMPLE_RATE)
         with AudioFile(joined) as audio:
-            return self._embed_part(audio, opened.path, 0, audio.length)
+            return warned(*self._embed_part(audio, opened.path, 0, audio.length))
 
     def embed_windows(self, audio, duration=3.0, step=1.0, start=0.0, end=None, last=None):
         """Embeddings of a sliding window: (N, D), and the (N, 2) start and end of each in seconds.
@@ -176,15 +189,13 @@ class SpeakerEncoder:
         longer than the part); "pad" starts it at the next step and fills it with zeros, as pyannote.audio does. None:
         "pad" for pyannote, else "shift". An AudioWarning tells if windows leave gaps.
         """
-        duration, step = as_number(duration, "the window's duration"), as_number(step, "the window's step")
-        if not (0 < duration <= LONG_SECONDS and step * SAMPLE_RATE >= 1 and step < math.inf):
-            raise InputError(f"a window of {duration} s every {step} s: both must be above 0, at most {LONG_SECONDS}")
+        size, hop = window_of(duration, step)
         last = last or ("pad" if self.system is SYSTEMS["pyannote"] else "shift")
         if last not in ("pad", "shift"):
             raise InputError(f"the last window must be 'pad' or 'shift', not {last!r}")
-        if step > duration:
+        if hop > size:
             warnings.warn(f"windows of {duration} s every {step} s leave gaps between them", AudioWarning, stacklevel=2)
-        embeddings, remarks, size, hop = [], [], round(duration * SAMPLE_RATE), round(step * SAMPLE_RATE)
+        embeddings, remarks = [], []
         with self._open(audio) as opened:
             first, samples = span_of(opened, start, opened.length / SAMPLE_RATE if end is None else end)
             starts = list(range(0, samples - size + 1, hop))
@@ -209,7 +220,7 @@ class SpeakerEncoder:
         Pack, those it was made with. Yields (file, (D,) embedding or UnreadableAudio, remark) in the order of the
         files; remark: why the embedding may be poor (very short, silent, clipped, of a low sampling rate), or "".
         """
-        for file, found, remark in self._utterances(files, self._source(root), threads, crops=False):
+        for file, found, remark in self._utterances(as_list(files), self._source(root), threads, crops=False):
             yield file, found if isinstance(found, UnreadableAudio) else found.embedding, remark
 
     def embed_for_scoring(self, files, root=".", threads=4, unreadable=None):
@@ -223,7 +234,7 @@ class SpeakerEncoder:
 
         UnreadableAudio, also for an embedding that is not finite, is raised, or appended to the list ``unreadable``.
         """
-        files, utterances, remarks = list(dict.fromkeys(files)), {}, []
+        files, utterances, remarks = list(dict.fromkeys(as_list(files))), {}, []
         for file, found, remark in self._utterances(files, self._source(root), threads, self.system.crops):
             if not isinstance(found, UnreadableAudio):
                 utterances[file] = found
@@ -244,9 +255,9 @@ class SpeakerEncoder:
 
         With five crops (``system.crops``) that is another number than the cosine of two embeddings. UnreadableAudio.
         """
-        source = Recordings(recordings, self._source())
+        source = Recordings(as_list(recordings), self._source())
         found = self.embed_for_scoring(range(len(recordings)), source)
-        return np.array([each.vector for each in found.values()]).reshape(-1, self.vector_size)
+        return np.array([each.vector for each in found.values()], np.float32).reshape(-1, self.vector_size)
 
     def verify(self, first, second, threshold=None):
         """The Verification of two recordings: score and decision. threshold: from -1 to 1; None: that of the model."""
@@ -266,15 +277,19 @@ class SpeakerEncoder:
 
         threshold: from -1 to 1; None: the model's ``cosine_threshold``.
         """
-        first, second = (F.normalize(as_tensor(each).float(), dim=-1) for each in (first, second))
-        return self.decide(first @ second, self.cosine_threshold if threshold is None else threshold)
+        first, second = (F.normalize(as_tensor(each, "an embedding").float(), dim=-1) for each in (first, second))
+        if not first.shape == second.shape == (self.dimension,):
+            raise InputError(f"an embedding must be ({self.dimension},), not {*first.shape,} and {*second.shape,}")
+        return self._decide(first @ second, self.cosine_threshold if threshold is None else threshold)
 
     def decide(self, score, threshold=None):
         """The Verification of a score; threshold as in ``verify``."""
-        threshold = self.threshold if threshold is None else as_number(threshold, "a threshold")
-        if threshold is not None and not -1 <= threshold <= 1:
-            raise InputError(f"a threshold must be from -1 to 1, not {threshold}")
-        score = min(1.0, max(-1.0, float(score)))
+        return self._decide(score, self.threshold if threshold is None else threshold)
+
+    def _decide(self, score, threshold):
+        score = as_number(score, "a score", 1.001)
+        threshold = None if threshold is None else as_number(threshold, "a threshold", 1.0)
+        score = min(1.0, max(-1.0, score))  # rounding may take it beyond
         if self.system.decimals is not None:
             score = round(score, self.system.decimals)
         if threshold is None:
@@ -350,7 +365,7 @@ class SpeakerEncoder:
             self.network.train(training)
 
     def _embed_part(self, audio, name, first, samples):
-        """The (D,) embedding of a part of an open file; for a long part, the mean over its one-minute windows."""
+        """The (D,) embedding of a part of an open file, and a remark; for a long part, the mean over its windows."""
         window = WINDOW_SECONDS * SAMPLE_RATE
         count = samples // window if samples > LONG_SECONDS * SAMPLE_RATE else 1
         edges = [*range(first, first + count * window, window), first + samples]
@@ -359,9 +374,7 @@ class SpeakerEncoder:
             waveform = audio.read(edges[i], edges[i + 1] - edges[i])
             remarks.append(self._remark(name, waveform, audio.rate))
             total += len(waveform) * self._embed([torch.from_numpy(waveform)])[0].double()
-        if all(remarks):
-            warnings.warn(remarks[0], AudioWarning, stacklevel=3)
-        return require_finite((total / samples).float().numpy(), name)
+        return require_finite((total / samples).float().numpy(), name), remarks[0] if all(remarks) else ""
 
     def _vectors_of(self, waveforms):
         """A list of (samples,) tensors -> as many scoring vectors (V,) numpy."""
@@ -396,14 +409,16 @@ class SpeakerEncoder:
                 whole = self.embed_many(waveforms)
                 vectors = self._join(whole, [scoring_crops(each) for each in waveforms] if crops else None)
                 computed = map(Utterance, vectors, whole.numpy(), [len(each) / SAMPLE_RATE for each in waveforms])
-                for i, (file, found, _) in enumerate(group):
+                for i, (file, found, remark) in enumerate(group):
                     try:
-                        if not isinstance(found, UnreadableAudio):
-                            found = self._long_utterance(source, file, crops) if found is None else next(computed)
+                        if found is None:
+                            found, remark = self._long_utterance(source, file, crops)
+                        elif not isinstance(found, UnreadableAudio):
+                            found = next(computed)
                             require_finite(found.vector, source.name(file))
                     except UnreadableAudio as error:
                         found = error
-                    group[i] = file, found, group[i][2]
+                    group[i] = file, found, remark
                 bar.update(len(group))
                 yield from group
 
@@ -432,30 +447,36 @@ class SpeakerEncoder:
 
     def _long_utterance(self, source, file, crops):
         with source.open(file) as audio:
-            embedding = self._embed_part(audio, source.name(file), 0, audio.length)
+            embedding, remark = self._embed_part(audio, source.name(file), 0, audio.length)
             parts = [torch.from_numpy(audio.read(start, CROP_SAMPLES)) for start in crop_starts(audio.length)]
         crops = [torch.stack(parts)] if crops else None
         (vector,) = self._join(torch.from_numpy(embedding)[None], crops)
-        return Utterance(vector, embedding, audio.length / SAMPLE_RATE)
+        return Utterance(vector, embedding, audio.length / SAMPLE_RATE), remark
 
     def _remark(self, name, waveform, rate):
         return remark_on(waveform, name, rate, self.system.shortest)
 
 
-def require_finite(embedding, name):
-    """The embedding itself; UnreadableAudio if it is not finite."""
-    if not np.isfinite(embedding).all():
-        raise UnreadableAudio(f"the embedding of {name} is not finite: damaged weights, or samples far beyond 1")
+def warned(embedding, remark):
+    """The embedding itself, after an AudioWarning if there is a remark."""
+    if remark:
+        warnings.warn(remark, AudioWarning, stacklevel=3)
     return embedding
 
 
-def span_of(audio, start, end):
-    """(first sample, samples) of a part of an AudioFile between two times in seconds. InputError if it is not there."""
-    start, end, seconds = as_number(start, "start"), as_number(end, "end"), audio.length / SAMPLE_RATE
-    if not 0 <= start < min(end, seconds) or end > seconds + 1.5 / SAMPLE_RATE:  # times may have been rounded
-        raise InputError(f"{audio.path} lasts {seconds:.2f} s: no excerpt from {start} s to {end} s")
-    first = min(round(start * SAMPLE_RATE), audio.length - 1)
-    return first, max(1, min(round(end * SAMPLE_RATE), audio.length) - first)
+def window_of(duration, step):
+    """(samples, samples from one to the next) of a sliding window given in seconds. InputError."""
+    duration, step = as_number(duration, "a window's duration"), as_number(step, "a window's step")
+    if not (0 < duration <= LONG_SECONDS and step * SAMPLE_RATE >= 1 and step < math.inf):
+        raise InputError(f"a window of {duration} s every {step} s: both must be above 0, at most {LONG_SECONDS}")
+    return round(duration * SAMPLE_RATE), round(step * SAMPLE_RATE)
+
+
+def require_finite(embedding, name):
+    """The embedding itself; UnreadableAudio if it is not finite."""
+    if not np.isfinite(np.asarray(embedding)).all():
+        raise UnreadableAudio(f"the embedding of {name} is not finite: damaged weights, or samples far beyond 1")
+    return embedding
 
 
 def crop_starts(length):

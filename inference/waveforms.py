@@ -19,11 +19,12 @@ class InMemory(io.BytesIO):
 
     def __init__(self, waveform, sample_rate):
         super().__init__()
-        waveform = as_tensor(waveform)
+        waveform, rate = as_tensor(waveform), as_number(sample_rate, "the sample rate of a waveform")
         channels, samples = waveform.shape if waveform.dim() == 2 else (1, waveform.numel())
         if waveform.dim() not in (1, 2) or channels > max(samples, 1):
             raise InputError(f"a waveform must be (samples,) or (channels, samples), not {tuple(waveform.shape)}")
-        rate = as_number(sample_rate, "the sample rate of a waveform")
+        if not 1000 <= rate <= 400_000:
+            raise InputError(f"the sample rate of a waveform must be from 1000 to 400000 Hz, not {rate:g}")
         subtype = "PCM_16" if waveform.dtype == torch.int16 else "FLOAT"
         # libsndfile scales by the type of the array: float64 and half precision are written as float32.
         waveform = waveform if subtype == "PCM_16" else waveform.float()
@@ -70,20 +71,25 @@ def as_rows(waveforms, lengths=None):
 
     waveforms: (samples,), (B, samples), (B, 1, samples), or a list of (samples,) of different lengths; floating point
     in [-1, 1] or int16. lengths: (B,) samples of each, or their fractions of the longest (floating point, as in
-    SpeechBrain); None: all; the samples after them are ignored. InputError for anything else.
+    SpeechBrain); None: all; the samples after them are ignored. A list has no lengths. InputError for anything else.
     """
-    if isinstance(waveforms, (list, tuple)) and lengths is None:
+    if isinstance(waveforms, (list, tuple)):
+        if lengths is not None:
+            raise InputError("a list of waveforms has the lengths of its arrays: give no lengths")
         rows = [as_tensor(waveform) for waveform in waveforms]
     else:
         batch = as_tensor(waveforms)
         batch = batch.unsqueeze(0) if batch.dim() == 1 else batch.squeeze(1) if batch.dim() == 3 else batch
-        if batch.dim() != 2:
+        if batch.dim() != 2 or len(batch) > max(1, batch.shape[1]):  # such as (samples, channels)
             raise InputError(f"waveforms must be (B, samples), (B, 1, samples) or (samples,), not {tuple(batch.shape)}")
         rows = list(batch)
         if lengths is not None:
-            lengths, samples = torch.as_tensor(lengths), batch.shape[1]
-            if lengths.is_floating_point():
-                lengths = (lengths * samples).round().long()
+            samples = batch.shape[1]
+            try:
+                lengths = torch.as_tensor(lengths)
+                lengths = (lengths * samples).round().long() if lengths.is_floating_point() else lengths
+            except (TypeError, ValueError, RuntimeError):
+                lengths = torch.empty(0)
             if lengths.shape != batch.shape[:1] or not bool(((lengths > 0) & (lengths <= samples)).all()):
                 raise InputError(f"lengths must be {len(rows)} numbers from 1 to {samples}, or fractions of that")
             rows = [row[:length] for row, length in zip(rows, lengths.tolist())]
@@ -92,23 +98,45 @@ def as_rows(waveforms, lengths=None):
     return [row / 32768 if row.dtype == torch.int16 else row.float() for row in rows]
 
 
-def as_tensor(waveform):
-    """A waveform or a batch as a tensor of floats or int16. InputError for anything else."""
+def as_tensor(array, named="a waveform"):
+    """An array or a tensor as a tensor of floats or int16. InputError, beginning with what it is, for anything else."""
+    if isinstance(array, np.ndarray):  # torch refuses reversed arrays and other byte orders
+        array = np.array(array, array.dtype.newbyteorder("="), order="C")
     try:
-        tensor = torch.as_tensor(waveform).detach()
+        tensor = torch.as_tensor(array).detach()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"a waveform must be an array or a tensor, not {type(waveform).__name__}") from error
+        raise InputError(f"{named} must be an array or a tensor of numbers, not {type(array).__name__}") from error
     if not (tensor.is_floating_point() or tensor.dtype == torch.int16):
-        raise InputError(f"a waveform must be floating point in [-1, 1] or int16, not {tensor.dtype}")
+        raise InputError(f"{named} must be floating point (a waveform in [-1, 1]) or int16, not {tensor.dtype}")
     return tensor
 
 
-def as_number(value, named):
-    """A float. InputError, beginning with what it is, for anything that is not a number."""
+def as_number(value, named, most=np.inf):
+    """A float from -most to most. InputError, beginning with what it is, for anything else."""
     try:
-        return float(value)
+        number = float(value)
+        if not -most <= number <= most:
+            raise ValueError
     except (TypeError, ValueError) as error:
-        raise InputError(f"{named} must be a number, not {value!r:.100}") from error
+        limits = "" if most == np.inf else " from -1 to 1"
+        raise InputError(f"{named} must be a number{limits}, not {value!r:.100}") from error
+    return number
+
+
+def as_list(files):
+    """The files themselves. InputError for a single path, whose letters would be taken for files."""
+    if isinstance(files, (str, os.PathLike, dict)):
+        raise InputError(f"a list of files or recordings is expected, not {files!r:.100}")
+    return files
+
+
+def span_of(audio, start, end):
+    """(first sample, samples) of a part of an AudioFile between two times in seconds. InputError if it is not there."""
+    start, end, seconds = as_number(start, "start"), as_number(end, "end"), audio.length / SAMPLE_RATE
+    if not 0 <= start < min(end, seconds) or end > seconds + 1.5 / SAMPLE_RATE:  # times may have been rounded
+        raise InputError(f"{audio.path} lasts {seconds:.2f} s: no excerpt from {start} s to {end} s")
+    first = min(round(start * SAMPLE_RATE), audio.length - 1)
+    return first, max(1, min(round(end * SAMPLE_RATE), audio.length) - first)
 
 
 def remark_on(waveform, name, rate, shortest):

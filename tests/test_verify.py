@@ -142,7 +142,8 @@ def test_kaldi_in_and_out(use, encoder, folder):
     names = [line.split()[0] for line in (folder / "x.scp").read_text().splitlines()]
     assert names[:2] == ["utt-1-0000000-0000130", "utt-1-0000100-0000230"]
     (folder / "wav.scp").write_text("utt-1 sox a.wav -t wav - |\n")
-    assert "wav.scp line 1: utt-1 sox a.wav -t wav - | does not" in use("--embed", "wav.scp", "--out", "x.ark")[2]
+    assert "wav.scp line 1 is a command, which is not run" in use("--embed", "wav.scp", "--out", "x.ark")[2]
+    assert "--out wav.ark would replace wav.scp" in use("--embed", "wav", "--out", "wav.ark")[2]
 
 
 def test_scores_of_pairs_and_of_all(use, encoder, folder):
@@ -278,19 +279,22 @@ def test_warnings_are_lines(use, folder):
 
 
 @pytest.mark.parametrize(("arguments", "complaint"), [
-    (["wav/a0.wav"], "give files: two to compare, or some with --embed, --enrol NAME, --identify or --classify"),
+    (["wav/a0.wav"], "give files: two to compare, or some with --embed, --matrix, --enrol NAME, "),
     (["wav/a0.wav", "wav/b0.wav", "--threshold", "high"], "--threshold high: for this model it must be a number"),
     (["wav/a0.wav", "wav/b0.wav", "--threshold", "0.1%"], "it must be a number from -1 to 1 or 1%"),
     (["wav/a0.wav", "wav/b0.wav", "--out", "x.npz"], "--out is only for embed"),
-    (["--embed", "wav"], "--embed needs --out, an .npz file"),
+    (["--embed", "wav"], "--embed needs --out, a file whose name ends in .npz"),
+    (["--embed", "wav", "--window", "0", "--out", "x.npz"], "a window of 0.0 s every 0.0 s: both must be above 0"),
+    (["wav/a0.wav", "wav/b0.wav", "--threshold", "2"], "it must be a number from -1 to 1 or 1%"),
+    (["wav/a0.wav", "wav/b0.wav", "--channel", "-1"], "--channel must be 0, 1, ..., not -1"),
     (["--embed", "wav", "--last", "pad", "--start", "1", "--out", "x.npz"], "--step and --last need --window"),
     (["--score", "none.txt"], "--score none.txt does not exist"),
     (["--embed", "wav", "--start", "2", "--end", "1", "--out", "x.npz"], "no excerpt from 2.0 s to 1.0 s"),
     (["--embed", "wav", "--out", "wav/a0.wav"], "--out wav/a0.wav: the file's name must end in .npz or .ark"),
     (["--embed", "wav", "--out", "some.model/x.npz"], "--out some.model cannot be written to"),
     (["--export", "some.model"], "--export some.model: the file's name must end in .onnx"),
-    (["--enrol", "anna", "--gallery", "g"], "give files: two to compare, or some with --embed, --enrol NAME"),
-    (["--enrol", "wav/a0.wav", "wav/a1.wav", "--gallery", "g"], "--enrol wav/a0.wav: give the speaker's name first"),
+    (["--enrol", "anna", "--gallery", "g.npz"], "give files: two to compare, or some with --embed"),
+    (["--enrol", "wav/a0.wav", "wav/a1.wav", "--gallery", "g.npz"], "--enrol wav/a0.wav: give the speaker's name"),
     (["--identify", "wav/a0.wav"], "--identify needs --gallery"),
 ])  # fmt: skip
 def test_misuse_gets_one_line(use, arguments, complaint):

@@ -59,7 +59,7 @@ def test_several_channels_are_mixed_down_or_one_is_chosen(tmp_path):
     assert np.abs(read_crop(Folder(path.parent), path.name, 32000, 0.0) - mean * 32768).max() < 0.51
     for channel in (0, 1):
         assert np.array_equal(read_audio(path, channel), channels[:, channel])
-    with pytest.raises(UnreadableAudio, match=r"stereo\.wav has 2 channels, no channel 2"):
+    with pytest.raises(UnreadableAudio, match=r"stereo\.wav has no channel 2, but 2 channels"):
         read_audio(path, channel=2)
 
 

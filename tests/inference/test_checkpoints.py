@@ -104,7 +104,7 @@ def test_modelscope_decides_by_its_configuration(published):
         # A threshold that was given once does not stay in force.
         assert encoder.verify(files[a], files[b], threshold=result.score).same_speaker is True
         assert encoder.verify(files[a], files[b]).threshold == 0.37
-    with pytest.raises(InputError, match=r"a threshold must be from -1 to 1, not 1\.5"):
+    with pytest.raises(InputError, match=r"a threshold must be a number from -1 to 1, not 1\.5"):
         encoder.verify(*files[:2], threshold=1.5)
 
 

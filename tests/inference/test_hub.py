@@ -132,7 +132,7 @@ def test_downloaded_once(server, tmp_path, capsys, name, again, system, threshol
 @pytest.mark.parametrize(("name", "fault", "complaint"), [
     (SPEECHBRAIN, 401, r"is gated: accept its conditions .* HF_TOKEN"), (SPEECHBRAIN, 403, "is gated"),
     (f"{SPEECHBRAIN}@v9", None, r"\(v9\) is absent"), ("some/other", None, r"some/other \(main\) is absent or private"),
-    (MODELSCOPE, 403, "403"), (MODELSCOPE, 404, "404"), (f"{MODELSCOPE}@v9", None, r"Revision=v9.*404"),
+    (MODELSCOPE, 403, "403"), (MODELSCOPE, 404, "404"), (f"{MODELSCOPE}@v9", None, r"not in .*/v9, .*Revision=v9.*404"),
     (TAORUIJIE, 404, "404"), ("exps/none", None, "exps/none does not exist"), ("x/y.model", None, "does not exist"),
     ("one", None, r"does not exist: give .*speechbrain/spkrec"), ("a/b/c", None, "a/b/c does not exist"),
 ])  # fmt: skip
