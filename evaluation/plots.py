@@ -121,13 +121,3 @@ def histogram_plot(axes, scores, labels, thresholds):
             label = literal(f"threshold {name}: {threshold:.3f}")
             axes.axvline(threshold, color="#202124", linewidth=1.1, linestyle=style, label=label)
     axes.set(xlabel="score", ylabel="% of the trials of each class")
-
-
-def bar_plot(axes, eers, eer, xlabel, names=None):
-    """EERs in % of subsets of the trials (None: unknown) and of all trials; names: labels of the bars, if few."""
-    places = np.arange(len(eers))
-    axes.bar(places, [each or 0 for each in eers], 0.7 if names else 1.0, color="C0", alpha=0.55)
-    axes.axhline(eer, color="#202124", linewidth=1.1, linestyle="--", label=f"all trials: {eer:.2f} %")
-    axes.set(xlabel=xlabel, ylabel="EER (%)")
-    axes.set_xticks(*(places, names) if names else ([],))
-    axes.grid(visible=False, axis="x")

@@ -57,5 +57,3 @@ def test_plots_of_odd_results():
     equal = np.zeros(4), np.array([0, 1, 0, 1])
     assert shapes(plots.as_svg(plots.histogram_plot, *equal, {"EER": 0.0}))
     assert shapes(plots.as_svg(plots.det_plot, {"equal": equal, "perfect": (np.array([0, 1]), np.array([0, 1]))}))
-    assert shapes(plots.as_svg(plots.bar_plot, [], 0.0, "speakers"))
-    assert shapes(plots.as_svg(plots.bar_plot, [None, 1.0], 0.0, "seconds", ["0-1", "1-2"]))
