@@ -376,15 +376,13 @@ def read_text(path, flag=""):
     check_is_file(path, named)
     try:
         text = path.read_text(encoding="utf-8-sig")  # -sig: Windows editors put an invisible mark at the beginning
-    except UnicodeDecodeError as error:
-        utf16 = path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff")
-        reason = "it is UTF-16: save it as UTF-8" if utf16 else f"{error.reason} at byte {error.start}"
-        raise InputError(f"{named} is not a text file ({reason})") from error
+        if "\0" in text:
+            raise UnicodeError("it has a zero byte")
+        return text
+    except UnicodeError as error:
+        raise InputError(f"{named} is not a text file, or not in UTF-8 ({error})") from error
     except OSError as error:
         raise InputError(f"{named} cannot be read: {error.strerror}") from error
-    if "\0" in text:
-        raise InputError(f"{named} is not a text file (it has a zero byte)")
-    return text
 
 
 def load_arrays(path, flag, what="an .npz of arrays"):

@@ -1,6 +1,7 @@
 """The records of a run: metrics.jsonl, from which score.txt, the plots and what trackers show are made; log.txt."""
 
 import contextlib
+import io
 import json
 import math
 import secrets
@@ -129,41 +130,29 @@ class Logged:
     def write(self, text):
         if "\r" not in text:
             *lines, self.line = (self.line + text).split("\n")
-            self.log(lines)
-        return self.stream.write(text)
-
-    def log(self, lines):
-        for line in filter(str.strip, lines):
             with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+                file.writelines(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n" for line in lines if line.strip())
+        return self.stream.write(text)
 
 
 @contextlib.contextmanager
 def logged(path):
-    """As long as this lasts, what is printed also goes to a file; so does the error that ends it, if it had begun."""
+    """As long as this lasts, what is printed also goes to a file; so does the error that ends it."""
     with contextlib.redirect_stdout(Logged(sys.stdout, path)), contextlib.redirect_stderr(Logged(sys.stderr, path)):
         try:
             yield
         except Exception as error:
-            if path.exists():
-                sys.stderr.log([str(error)])
+            print(error, file=Logged(io.StringIO(), path))
             raise
 
 
 def read_history(path):
-    """The records of a metrics.jsonl, [] if it does not exist; an incomplete last line is ignored."""
+    """The records of a metrics.jsonl, [] if it does not exist."""
     lines = read_text(path).splitlines() if Path(path).exists() else []
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            if not {"epoch", "lists"} <= record.keys():
-                raise ValueError
-            records.append(record)
-        except (ValueError, AttributeError) as error:
-            if number < len(lines) or not isinstance(error, json.JSONDecodeError):
-                raise InputError(f"{path} line {number} is not the record of an epoch") from None
-    return records
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise InputError(f"{path} is damaged, or not the metrics.jsonl of a run") from error
 
 
 def evaluated_models(history):

@@ -30,8 +30,6 @@ def open_trial_sets(args):
     trial_sets, source = {}, Folder(args.eval_path)
     if args.eval_list:
         check_folder(args.eval_path, "--eval_path")
-        if (Path(args.eval_path) / "pack.json").exists():
-            raise InputError(f"--eval_path {args.eval_path} is a pack: trials are read from audio files")
     for path in args.eval_list:
         name = Path(path).stem
         if name in (VALID, f"{VALID}_trials"):

@@ -14,7 +14,6 @@ from sklearn.metrics import roc_curve
 import trainSpeakerNet
 from corpora.lists import TrainingList, TrialList
 from evaluation import compare, report
-from evaluation.records import read_history
 from evaluation.scoring import read_scores, write_scores
 from inference.encoder import SpeakerEncoder
 from tools import InputError
@@ -189,16 +188,6 @@ def test_scores_of_another_list_are_refused(corpus, tmp_path):
         (tmp_path / "wrong.txt").write_text("".join(wrong))
         with pytest.raises(InputError, match=message):
             read_scores(tmp_path / "wrong.txt", trials)
-
-
-def test_a_history_whose_last_line_is_cut_short(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert read_history(path) == []
-    path.write_text('{"epoch": 1, "lists": {}}\n{"epoch": 2, "li')
-    assert read_history(path) == [{"epoch": 1, "lists": {}}]
-    path.write_text('{"epoch": 1, "lists": {}}\n{}\n')
-    with pytest.raises(InputError, match="line 2 is not the record of an epoch"):
-        read_history(path)
 
 
 def test_tensorboard_is_told_what_metrics_jsonl_is_told(held):
