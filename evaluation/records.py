@@ -55,8 +55,8 @@ class Records:
 
     def lowest_valid_eer(self):
         """The lowest EER on the held-out speakers so far; infinity without any."""
-        valid = (results[VALID]["eer"] for *_, results in evaluated_models(self.history) if VALID in results)
-        return min(valid, default=math.inf)
+        best = best_on_valid(self.history)
+        return best[2][VALID]["eer"] if best else math.inf
 
     def summary(self):
         """How the EER of the first list developed, in words; "" if it was never evaluated."""
@@ -66,11 +66,11 @@ class Records:
         if not eers:
             return ""
         before = "" if untrained is None else f"{untrained:.2f}% before training, "
-        chosen, lowest = "", self.lowest_valid_eer()
-        for record, kind, results in evaluated_models(self.history):
-            if VALID in results and name in results and results[VALID]["eer"] == lowest and not chosen:
-                average = " (average)" if kind == "average" else ""
-                chosen = f"; best on held-out speakers: epoch {record['epoch']}{average}, {results[name]['eer']:.2f}%"
+        chosen, best = "", best_on_valid(self.history)
+        if best and name in best[2]:
+            record, kind, results = best
+            average = " (average)" if kind == "average" else ""
+            chosen = f"; best on held-out speakers: epoch {record['epoch']}{average}, {results[name]['eer']:.2f}%"
         return f". EER on {name}: {before}{eers[max(eers)]:.2f}% after epoch {max(eers)}{chosen}"
 
 
@@ -161,3 +161,9 @@ def evaluated_models(history):
         if record["epoch"] > 0:
             for kind, results in {"model": record["lists"], **record.get("averages", {})}.items():
                 yield record, kind, results
+
+
+def best_on_valid(history):
+    """(record, kind, results) of the model with the lowest EER on the held-out speakers; None without any."""
+    valid = [each for each in evaluated_models(history) if VALID in each[2]]
+    return min(valid, key=lambda each: each[2][VALID]["eer"], default=None)

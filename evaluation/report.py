@@ -16,7 +16,7 @@ from scipy.stats import norm
 from corpora.lists import TrialList
 from evaluation.intervals import det_band, speakers_of, tells
 from evaluation.plots import as_svg, course_plot, det_plot, histogram_plot
-from evaluation.records import evaluated_models, read_history
+from evaluation.records import best_on_valid, read_history
 from evaluation.scoring import VALID, read_scores
 from tools import InputError, count, equal_error_rate, run_command, whole_file
 
@@ -33,14 +33,13 @@ def write_report(folder):
     InputError if the folder contains no experiment.
     """
     folder = Path(folder)
-    files = {name: folder / name for name in ("settings.json", "results.json") if (folder / name).exists()}
-    content = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items()}
-    if not content:
+    found = [folder / name for name in ("settings.json", "results.json") if (folder / name).exists()]
+    if not found:
         raise InputError(f"{folder} has no settings.json and no results.json: it is not the folder of an experiment")
-    history = read_history(folder / "metrics.jsonl") if "settings.json" in content else []
-    results = collect_results(history, content.get("results.json"))
-    scored, errors = read_scored(folder, results, [each["settings"] for each in content.values()])
-    about = next(iter(content.values()))
+    about = json.loads(found[0].read_text(encoding="utf-8"))
+    history = [] if "results" in about else read_history(folder / "metrics.jsonl")
+    results = collect_results(history, about)
+    scored, errors = read_scored(folder, results, about["settings"])
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("report.html").render(
         title=folder.resolve().name, about=about, command=shlex.join(about["command"]), history=history,
@@ -54,36 +53,35 @@ def write_report(folder):
     return folder / "report.html"
 
 
-def collect_results(history, evaluation):
-    """{list name: [{"model", "result", "is_scored"}, ...]} of the best model, the last, its averages, an --eval.
+def collect_results(history, about):
+    """{list name: [{"model", "result", "is_scored"}, ...]} of the best model, the last, its averages; or of an --eval.
 
-    is_scored: whether scores/<name>.txt may be of this model, the last or that of the --eval.
+    is_scored: whether scores/<name>.txt is of this model.
     """
-    tested = [record for record in history if record["lists"]]
-    valid = [each for each in evaluated_models(history) if VALID in each[2]]
-    models = [min(valid, key=lambda each: each[2][VALID]["eer"])] if valid else []
-    best = models[0][2] if valid else None
-    if tested:
-        last = {"model": tested[-1]["lists"], **tested[-1].get("averages", {})}
-        models += [(tested[-1], kind, results) for kind, results in last.items() if results is not best]
     found = {}
 
     def add(model, results, is_scored):
         for name, result in results.items():
             found.setdefault(name, []).append({"model": model, "result": result, "is_scored": is_scored})
 
+    if "results" in about:
+        add(os.path.basename(about["settings"]["initial_model"]), about["results"], True)
+    tested = [record for record in history if record["lists"]]
+    chosen = best_on_valid(history)
+    models, best = ([chosen], chosen[2]) if chosen else ([], None)
+    for record in tested[-1:]:
+        last = {"model": record["lists"], **record.get("averages", {})}
+        models += [(record, kind, results) for kind, results in last.items() if results is not best]
     for record, kind, results in models:
         model = f"epoch {record['epoch']}" if record["epoch"] else "before training"
         model += f" ({kind})" * (kind != "model") + ", the last" * (record is tested[-1])
         add(model + f", best on {VALID}" * (results is best), results, results is tested[-1]["lists"])
-    if evaluation:
-        add(os.path.basename(evaluation["settings"]["initial_model"]), evaluation["results"], True)
     return found
 
 
 def read_scored(folder, results, settings):
     """({name: (model, result, TrialList, scores)}, {name: InputError}) of all lists with results."""
-    lists = {Path(path).stem: path for each in settings for path in each["eval_list"]}
+    lists = {Path(path).stem: path for path in settings["eval_list"]}
     lists[VALID] = folder / "scores" / f"{VALID}_trials.txt"
     opened, scored, errors = {}, {}, {}
     for name, rows in results.items():
@@ -91,8 +89,7 @@ def read_scored(folder, results, settings):
             stem = max((stem for stem in lists if f"{name}.".startswith(f"{stem}.")), key=len)  # also <list>.as_norm
             trials = opened[stem] = opened.get(stem) or TrialList(lists[stem], "the trial list")
             scores = read_scores(folder / "scores" / f"{name}.txt", trials)
-            eer, _ = equal_error_rate(scores, trials.label)
-            row = min((row for row in rows if row["is_scored"]), key=lambda row: abs(row["result"]["eer"] - eer))
+            row = next((row for row in rows if row["is_scored"]), rows[0])
             if row["result"]["list_sha256"] != trials.sha256:
                 raise InputError(f"{trials.path} has changed since it was evaluated")
             scored[name] = row["model"], row["result"], trials, scores

@@ -425,16 +425,6 @@ def test_more_epochs_would_bend_a_schedule_that_ends(command, corpus, tmp_path):
     assert status == 2 and "was started with --max_epoch 1, not 2" in error
 
 
-def test_models_to_average_that_were_not_kept_are_missed_before_the_work(command, corpus, tmp_path):
-    flags = [*data_flags(corpus), *SMALL, "--average", 2, "--eval_list", "--save_path", tmp_path / "e"]
-    assert command(trainSpeakerNet, *flags, "--max_epoch", 3)[0] == 0  # keeps those of epochs 2 and 3
-    status, _, error = command(trainSpeakerNet, *flags, "--max_epoch", 4)
-    assert status == 0, error
-    (tmp_path / "e" / "model" / "model_0004.model").unlink()
-    status, _, error = command(trainSpeakerNet, *flags, "--max_epoch", 5)
-    assert status == 2 and f"needs {tmp_path}/e/model/model_0004.model, which was not kept" in error
-
-
 STRANGERS = {
     "speechbrain": lambda: published.speechbrain_shapes(8), "taoruijie": lambda: published.taoruijie_shapes(8, 5),
     "modelscope": lambda: published.speechbrain_shapes(8), "wespeaker": lambda: published.wespeaker_shapes(8),

@@ -1,5 +1,6 @@
 """What is measured while a run trains: loss, accuracy, throughput, skipped steps; and a request to stop."""
 
+import datetime
 import signal
 import sys
 import time
@@ -43,15 +44,10 @@ class Meter:
                 yield batch
                 if time.perf_counter() - shown > 1.0:
                     shown = time.perf_counter()
-                    bar.set_postfix_str(self._short(self._summary(self._sums(self.total))), refresh=False)
+                    now = self._summary(self._sums(self.total))
+                    losses = f"loss {now['loss']:.3f} | acc {now['accuracy']:.1f}%"
+                    bar.set_postfix_str(f"{losses} | {speed(now)}", refresh=False)
                 bar.update()
-
-    @staticmethod
-    def _short(now):
-        return (
-            f"loss {now['loss']:.3f}, acc {now['accuracy']:.1f}%, {now['utterances_per_second']:.0f} utt/s, "
-            f"waiting {now['waiting_percent']:.0f}%, {clock(now['seconds_left'])} left"
-        )
 
     def add(self, step, learning_rate, margin, measured):
         """Count a step. measured: (2,) tensor of its loss and accuracy on the device; None: it was skipped.
@@ -137,12 +133,10 @@ def log_line(summary, args):
     return (
         f"epoch {summary['epoch']}/{args.max_epoch} | step {summary['step']} | loss {summary['loss']:.3f} | acc "
         f"{summary['accuracy']:.2f}% | lr {summary['learning_rate']:.6f} | margin {summary['margin']:.2f} | "
-        f"{summary['utterances_per_second']:.0f} utt/s | waiting {summary['waiting_percent']:.0f}% | "
-        f"{''.join(f'{name} {number} | ' for name, number in faults.items() if number)}"
-        f"{clock(summary['seconds_left'])} left"
+        f"{''.join(f'{name} {number} | ' for name, number in faults.items() if number)}{speed(summary)}"
     )
 
 
-def clock(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+def speed(summary):
+    left = datetime.timedelta(seconds=round(summary["seconds_left"]))
+    return f"{summary['utterances_per_second']:.0f} utt/s | waiting {summary['waiting_percent']:.0f}% | {left} left"

@@ -124,22 +124,10 @@ class Run:
         networks = {"model": self.network}
         if self.args.average > 1 and self.epoch == self.args.max_epoch and self.step > 0:
             networks["average"] = copy.deepcopy(self.network)
-            files = [self.model_file("model", epoch) for epoch in self.averaged_epochs()]
+            earlier = range(self.args.max_epoch - self.args.average + 1, self.args.max_epoch)
+            files = [self.model_file("model", epoch) for epoch in earlier]
             networks["average"].load_state_dict(mean_of_models(files, self.network.state_dict()))
         return networks
-
-    def averaged_epochs(self):
-        """The epochs, but for the last one, whose models --average needs."""
-        return range(self.args.max_epoch - self.args.average + 1, self.args.max_epoch)
-
-    def check_models_to_average(self, recorded):
-        """InputError if a model that --average needs was not kept. recorded: the epochs that are over."""
-        missing = [epoch for epoch in self.averaged_epochs() if not self.model_file("model", epoch).exists()]
-        if recorded.intersection(missing):
-            raise InputError(
-                f"--max_epoch {self.args.max_epoch} with --average {self.args.average} needs "
-                f"{self.model_file('model', missing[0])}, which was not kept: use another --max_epoch"
-            )
 
     def model_file(self, kind, epoch):
         return self.folder / "model" / f"{kind}_{epoch:04d}.model"
