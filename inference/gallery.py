@@ -1,11 +1,10 @@
 """A gallery of enrolled speakers, for ``verify.py --enrol`` and ``--identify``."""
 
-import contextlib
-import os
 import zipfile
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock  # a requirement of torch
 
 from tools import InputError, load_arrays, whole_file
 
@@ -44,7 +43,7 @@ class Gallery:
         """
         new = np.stack(vectors)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with taking_turns(self.path.parent):
+        with FileLock(self.path.with_name(f".{self.path.name}.lock")):
             speakers = self._read() if self.path.exists() else {}  # another process may have enrolled since
             mean, count = speakers.get(name, (np.float32(0), 0))
             total = count + len(new)
@@ -65,16 +64,3 @@ class Gallery:
 def is_gallery(path):
     """Whether a file is the .npz of a gallery."""
     return zipfile.is_zipfile(path) and "counts.npy" in zipfile.ZipFile(path).namelist()
-
-
-@contextlib.contextmanager
-def taking_turns(folder):
-    """A lock on a folder: one process at a time changes its files. Without effect where locks are not supported."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl  # not on Windows
-
-            handle = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, handle)
-            fcntl.flock(handle, fcntl.LOCK_EX)  # ends with the handle, so with the process however that ends
-        yield
