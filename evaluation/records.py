@@ -130,10 +130,10 @@ class Logged:
     def write(self, text):
         if "\r" not in text:
             *lines, self.line = (self.line + text).split("\n")
-            with contextlib.suppress(OSError):  # a full disk is reported by the next file that matters more
-                with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
-                    now = time.strftime("%Y-%m-%d %H:%M:%S")
-                    file.writelines(f"{now} {line}\n" for line in lines if line.strip())
+            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            # A full disk is reported by the next file that matters more.
+            with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(f"{now} {line}\n" for line in lines if line.strip())
         return self.stream.write(text)
 
 
