@@ -20,7 +20,7 @@ from corpora.pack import Pack
 from dataLoader import to_device
 from evaluation.scoring import open_training_list
 from inference.encoder import choose_device
-from model import ECAPA_TDNN, compiled
+from model import ECAPA_TDNN
 from tools import keep_memory, run_command
 from training import settings
 from training.run import make_network, make_optimizer, multiplies_bf16
@@ -61,7 +61,7 @@ def benchmark(args, device):
     augmentation.redraw(1)
     network = make_network(args, ECAPA_TDNN(C=args.C), device)
     optimizer = make_optimizer(args, network.parameters(), device)
-    network = compiled(network) if args.compile else network
+    network = torch.compile(network) if args.compile else network
 
     def train(waveform, label):
         train_step(args, network, optimizer, augmentation, (1, 0), waveform, label, args.lr, args.m)

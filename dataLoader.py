@@ -129,15 +129,16 @@ class CropLoader:
         entry = self.entries[index[rows]]
         length = self.source.length[entry]
         start = (fraction[rows] * np.maximum(1, length - self.samples + 1)).astype(np.int64) + self.source.offset[entry]
-        end = start + np.minimum(length, self.samples)
-        label[rows] = self.train_list.label[index[rows]]
-        packed = self.source.samples
-        for row, first, last in zip(rows.tolist(), start.tolist(), end.tolist()):
-            if last - first == self.samples:
-                waveform[row] = packed[first:last]
-            elif last > first:
-                waveform[row] = np.resize(packed[first:last], self.samples)
-        self._read_rows(waveform, label, index, fraction, rows[length == 0])  # unreadable when packed
+        label[rows], failed = self.train_list.label[index[rows]], rows[length == 0].tolist()  # unreadable when packed
+        for row, first, available in zip(rows.tolist(), start.tolist(), length.tolist()):
+            part = waveform[row, :available]
+            try:
+                self.source.read_into(part, first)
+            except UnreadableAudio:
+                failed.append(row)
+            if 0 < available < self.samples:
+                waveform[row] = np.resize(part, self.samples)
+        self._read_rows(waveform, label, index, fraction, failed)
 
     def _read_or_replace(self, index, fraction):
         """(crop, list index) of the utterance, or of the next readable one."""

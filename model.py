@@ -167,13 +167,17 @@ class PaddedConv1d(nn.Conv1d):
 
 
 class LogMel(nn.Sequential):
-    """The front end: log-mel energies, (B, samples) in [-1, 1] -> (B, 80, 1 + samples // 160)."""
+    """The front end: log-mel energies, (B, samples) in [-1, 1] -> (B, 80, 1 + samples // 160).
+
+    Those of torchaudio's MelSpectrogram, whose buffers are in published checkpoints; but its spectrogram cannot be
+    traced by torch.compile.
+    """
 
     def __init__(self):
         super().__init__(
             PreEmphasis(),
             torchaudio.transforms.MelSpectrogram(
-                sample_rate=SAMPLE_RATE, n_fft=512, win_length=400, hop_length=160, center=False,
+                sample_rate=SAMPLE_RATE, n_fft=512, win_length=400, hop_length=160,
                 f_min=20, f_max=7600, n_mels=80, window_fn=torch.hamming_window,
             ),
         )  # fmt: skip
@@ -181,8 +185,10 @@ class LogMel(nn.Sequential):
     def forward(self, waveform, lengths=None):
         emphasis, mel = self
         # Frames are centred: half of the first and of the last window lies in the reflected signal.
-        padded = reflect(emphasis(waveform).unsqueeze(1), 256, lengths).squeeze(1)
-        return (mel(padded) + 1e-6).log()
+        padded = reflect(emphasis(waveform).unsqueeze(1), 200, lengths).squeeze(1)
+        windowed = padded.unfold(1, 400, 160) * mel.spectrogram.window
+        power = torch.view_as_real(torch.fft.rfft(windowed, 512)).square().sum(dim=3)
+        return (power @ mel.mel_scale.fb + 1e-6).log().transpose(1, 2)
 
     def frames(self, samples):
         """Number of frames of this many samples."""
@@ -194,12 +200,13 @@ class PreEmphasis(nn.Module):
 
     def __init__(self, coefficient=0.97):
         super().__init__()
-        # Flipped, because conv1d is a correlation; a buffer, because published checkpoints contain it.
+        # The filter of a correlation in the original; a buffer, because published checkpoints contain it.
         self.register_buffer("flipped_filter", torch.tensor([[[-coefficient, 1.0]]]))
 
     def forward(self, waveform):
-        waveform = F.pad(waveform.unsqueeze(1), (1, 0), "reflect")
-        return F.conv1d(waveform, self.flipped_filter).squeeze(1)
+        before = torch.cat([waveform[:, 1:2], waveform[:, :-1]], dim=1)
+        # No convolution, which a GPU may compute in TF32.
+        return self.flipped_filter[0, 0, 1] * waveform + self.flipped_filter[0, 0, 0] * before
 
 
 class SpecAugment(nn.Module):
@@ -258,10 +265,3 @@ def reflect(x, padding, lengths=None):
     index = torch.arange(-padding, x.shape[2] + padding, device=x.device).abs()
     index = index.minimum(2 * (lengths[:, None, None] - 1) - index).clamp(min=0)  # later ones are never used
     return x.gather(2, index.expand(-1, x.shape[1], -1))
-
-
-def compiled(function):
-    """torch.compile of a module or function, without the front end: torchaudio's spectrogram cannot be traced."""
-    # Not at the definition of ``features``, because loading the compiler takes a second.
-    ECAPA_TDNN.features = torch.compiler.disable(ECAPA_TDNN.features)
-    return torch.compile(function)

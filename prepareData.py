@@ -69,7 +69,7 @@ def pack(args):
     train_list, source = TrainingList(args.train_list), Folder(args.train_path)
     check_files(train_list, source, "--train_path", args.paths_anywhere)
     written = write_pack(args.folder, source, train_list, args.n_cpu)
-    content, size = written.content, f"{written.samples.nbytes / 1e9:.2f} GB"
+    content, size = written.content, f"{2 * written.length.sum() / 1e9:.2f} GB"
     print(f"{args.folder}: {count(content['entries'], 'file')}, {size}, {content['unreadable']} unreadable; train with "
           f"--train_path {args.folder}")  # fmt: skip
 

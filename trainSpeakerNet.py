@@ -28,7 +28,7 @@ from evaluation.scoring import VALID, TrialSet, evaluate, open_training_list, op
 from inference.checkpoints import Pretrained, load_pretrained
 from inference.encoder import SpeakerEncoder, choose_device
 from inference.systems import SYSTEMS
-from model import ECAPA_TDNN, compiled
+from model import ECAPA_TDNN
 from tools import (
     InputError,
     Parser,
@@ -273,7 +273,7 @@ def train(args):
     records.begin(provenance(args, lists), trial_sets)
     network, optimizer = distributed.parallel(run.network, device), run.optimizer
     if args.compile:
-        network = compiled(network)
+        network = torch.compile(network)
     torch.backends.cudnn.benchmark = True  # all batches have one shape: worth a search for the fastest kernels
     print(
         f"{run.folder}: {describe(run.network.speaker_encoder)}, {device}{f' x {size()} processes' * (size() > 1)}, "

@@ -1,4 +1,4 @@
-"""Packs: the audio of a training list, decoded into one memory-mapped file.
+"""Packs: the audio of a training list, decoded into one file.
 
 A pack is a folder of three files: samples.int16, all files at 16 kHz mono, concatenated; index.tsv, with a line
 "speaker, path, offset, length, crc32" per file; pack.json, its origin, written last: without it the pack is unfinished.
@@ -35,12 +35,12 @@ def open_source(path, flag):
 
 
 class PackedFile:
-    """One file of a pack, with the methods of an AudioFile. ``packed``: its samples, int16 (or float32)."""
+    """One file of a pack, ``length`` samples from ``first`` on, with the methods of an AudioFile."""
 
     rate = SAMPLE_RATE  # that of the file it was made from is not kept
 
-    def __init__(self, packed):
-        self.packed, self.length = packed, len(packed)
+    def __init__(self, pack, first, length):
+        self.pack, self.first, self.length = pack, first, length
 
     def __enter__(self):
         return self
@@ -51,8 +51,9 @@ class PackedFile:
     def read(self, start=0, samples=None, dtype="float32"):
         """Samples [start, start + samples), like AudioFile.read, with the precision of int16."""
         samples = self.length if samples is None else samples
-        waveform = np.array(self.packed[start : start + samples])  # a copy, because the map is read-only
-        if waveform.dtype != dtype:  # int16 to float32
+        waveform = np.empty(min(samples, self.length - start), DTYPE)
+        self.pack.read_into(waveform, self.first + start)
+        if dtype != "int16":
             waveform = waveform.astype(np.float32) / np.float32(32768)
         return waveform if len(waveform) == samples else np.resize(waveform, samples)
 
@@ -60,25 +61,29 @@ class PackedFile:
 class Pack:
     """A finished pack, with the methods of the Folder that it was made from. InputError if it is damaged.
 
-    ``content``: pack.json; ``samples``: all samples, (N,), mapped from the disk; ``offset``, ``length``: of each file
-    in samples, (files,) int64; a length of 0 marks a file that could not be read.
+    ``content``: pack.json; ``offset``, ``length``: of each file in samples, (files,) int64; a length of 0 marks a file
+    that could not be read.
     """
 
     def __init__(self, path):
         self.path = pathlib.Path(path)
         try:
             self.content = content = json.loads(read_text(self.path / "pack.json"))
-            # np.asarray, because slicing a np.memmap takes longer than copying the slice.
-            self.samples = np.asarray(np.memmap(self.path / "samples.int16", DTYPE, mode="r"))
+            self.file = open(self.path / "samples.int16", "rb", buffering=0)  # noqa: SIM115 - as long as the pack
             index = (self.path / "index.tsv").read_bytes()
             fields = index.replace(b"\n", b"\t").split(b"\t")
             names = np.array(fields[1::5])
             self.offset, self.length = (np.array(fields[column:-1:5], dtype=np.int64) for column in (2, 3))
-            if hashlib.sha256(index).hexdigest() != content["index_sha256"] or self.length.sum() != len(self.samples):
+            size = os.fstat(self.file.fileno()).st_size
+            if hashlib.sha256(index).hexdigest() != content["index_sha256"] or self.length.sum() * 2 != size:
                 raise ValueError("index.tsv or samples.int16 was changed")
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             what = f"{type(error).__name__}: {error}"
             raise InputError(f"the pack {path} is damaged ({what}): delete the folder and pack again") from error
+        # Read by preadv, not through a memory map: from a cold disk a map reads far more than is asked for, and if the
+        # file is cut short while it is mapped, the process is killed.
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
         # A sorted array, because a dict of a million strings takes several times the memory.
         self.order = np.argsort(names, kind="stable")
         self.names = names[self.order]
@@ -104,7 +109,16 @@ class Pack:
             raise UnreadableAudio(f"{self.name(file)} does not exist")
         if not self.length[row]:
             raise UnreadableAudio(f"{self.name(file)} could not be read when it was packed")
-        return PackedFile(self.samples[self.offset[row] : self.offset[row] + self.length[row]])
+        return PackedFile(self, int(self.offset[row]), int(self.length[row]))
+
+    def read_into(self, waveform, first):
+        """Fill an int16 array with the samples from ``first`` on. UnreadableAudio if the file is shorter by now."""
+        rest, at = memoryview(waveform).cast("B"), DTYPE.itemsize * first
+        while rest:
+            count = os.preadv(self.file.fileno(), [rest], at)
+            if not count:
+                raise UnreadableAudio(f"{self.path / 'samples.int16'} was cut short")
+            rest, at = rest[count:], at + count
 
 
 def _encoded(name):

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from corpora.audio import SAMPLE_RATE, Folder, UnreadableAudio
-from corpora.pack import Pack, PackedFile
+from corpora.audio import SAMPLE_RATE, AudioFile, Folder, UnreadableAudio
+from corpora.pack import Pack
 from inference.checkpoints import Pretrained, load_pretrained
 from inference.systems import SYSTEMS
-from inference.waveforms import Recordings, as_number, as_rows, as_tensor, open_audio, remark_on
+from inference.waveforms import InMemory, Recordings, as_number, as_rows, as_tensor, open_audio, remark_on
 from tools import InputError, in_order, progress_bar
 
 CROPS = 5  # the customary score uses each whole utterance and five crops of three seconds
@@ -163,8 +163,10 @@ class SpeakerEncoder:
     def embed_excerpts(self, audio, segments):
         """One embedding (D,) of several parts [(start, end) in seconds] joined to one utterance. Errors likewise."""
         with self._open(audio) as opened:
-            joined = PackedFile(np.concatenate([opened.read(*span_of(opened, *segment)) for segment in segments]))
-            return self._embed_part(joined, opened.path, 0, joined.length)
+            parts = [opened.read(*span_of(opened, *segment)) for segment in segments]
+        joined = InMemory(np.concatenate(parts), SAMPLE_RATE)
+        with AudioFile(joined) as audio:
+            return self._embed_part(audio, opened.path, 0, audio.length)
 
     def embed_windows(self, audio, duration=3.0, step=1.0, start=0.0, end=None, last=None):
         """Embeddings of a sliding window: (N, D), and the (N, 2) start and end of each in seconds.
