@@ -186,14 +186,19 @@ def equal_error_rate(scores, labels):
     either side; O(N log N). Errors as in ``error_curve``.
     """
     thresholds, miss, false_alarm = error_curve(scores, labels)
+    eer, before, part = crossing(miss, false_alarm)
+    low, high = thresholds[before : before + 2]
+    threshold = low if np.isinf(high) else low + part * (high - low)
+    return 100.0 * float(eer), float(threshold)
+
+
+def crossing(miss, false_alarm):
+    """Where the rates of ``error_curve`` are equal: (rate, threshold before it, part of the way to the next one)."""
     after = np.argmax(miss >= false_alarm)  # exists: the last threshold has miss 1, false alarm 0; never the first
     before = after - 1
     gap_before, gap_after = false_alarm[before] - miss[before], miss[after] - false_alarm[after]
     part = gap_before / (gap_before + gap_after)
-    eer = miss[before] + part * (miss[after] - miss[before])
-    low, high = thresholds[before], thresholds[after]
-    threshold = low if np.isinf(high) else low + part * (high - low)
-    return 100.0 * float(eer), float(threshold)
+    return miss[before] + part * (miss[after] - miss[before]), before, part
 
 
 def min_dcf(scores, labels, p_target=0.01, c_miss=1, c_fa=1):
@@ -376,15 +381,13 @@ def read_text(path, flag=""):
     check_is_file(path, named)
     try:
         text = path.read_text(encoding="utf-8-sig")  # -sig: Windows editors put an invisible mark at the beginning
-    except UnicodeDecodeError as error:
-        utf16 = path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff")
-        reason = "it is UTF-16: save it as UTF-8" if utf16 else f"{error.reason} at byte {error.start}"
-        raise InputError(f"{named} is not a text file ({reason})") from error
+        if "\0" in text:
+            raise UnicodeError("it has a zero byte")
+        return text
+    except UnicodeError as error:
+        raise InputError(f"{named} is not a text file, or not in UTF-8 ({error})") from error
     except OSError as error:
         raise InputError(f"{named} cannot be read: {error.strerror}") from error
-    if "\0" in text:
-        raise InputError(f"{named} is not a text file (it has a zero byte)")
-    return text
 
 
 def load_arrays(path, flag, what="an .npz of arrays"):
@@ -421,13 +424,9 @@ def load_tensors(path, stand_in_for=()):
     path = pathlib.Path(path)
     check_is_file(path, path)
     try:
-        is_zip = zipfile.is_zipfile(path)  # not so in the format before torch 1.6
-        if is_zip:
-            with zipfile.ZipFile(path) as file:
-                unpacked = sum(part.file_size for part in file.infolist())
-            if unpacked > path.stat().st_size:  # torch.save does not compress
-                raise ValueError(f"it unpacks to {unpacked} bytes")
-        named = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip and stand_in_for else []
+        named = []
+        if stand_in_for and zipfile.is_zipfile(path):  # not so in the format before torch 1.6
+            named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         stand_ins = [(Placeholder, name) for name in named if name.split(".")[0] in stand_in_for]
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
             warnings.simplefilter("ignore")  # about odd pickles: the error below says what a user needs
@@ -441,26 +440,15 @@ def load_tensors(path, stand_in_for=()):
         raise InputError(f"{path} is not a checkpoint, or is damaged ({type(error).__name__})") from error
 
 
-# What a file of each kind must have for anything to be done with it.
-CONTENTS = {
-    "model": {"weights": dict},
-    "training state": {"settings": dict, "weights": dict, "optimizer": dict, "epoch": int, "step": int,
-                       "speakers": list, "train_list_sha256": str},
-}  # fmt: skip
-
-
 def load_checkpoint(path, kind, content=None):
     """What ``save_checkpoint`` wrote with ``checkpoint["kind"] == kind``: read from the file, unless it is given.
 
-    InputError when it is absent, damaged, something else, or lacks what is in every file of its kind (CONTENTS).
+    InputError when it is absent, damaged, or something else.
     """
     checkpoint = load_tensors(path) if content is None else content
     found = checkpoint.get("kind") if isinstance(checkpoint, dict) else None
     if found != kind:
         raise InputError(f"{path} is not a {kind} of this repository{f' but a {found}' if found else ''}")
-    for name, form in CONTENTS[kind].items():
-        if not isinstance(checkpoint.get(name), form):
-            raise InputError(f"{path} lacks what a {kind} of this repository has ({name!r})")
     try:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()  # torch.load does not verify the checksums

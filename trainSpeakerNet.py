@@ -224,7 +224,6 @@ def start(args, train_list, held_out, device):
     records = Records(run.folder, resumed=state is not None)
     if state:
         run.resume(state, last_is_damaged)
-        run.check_models_to_average(records.epochs())
         if args.max_epoch not in records.epochs():
             print(f"{run.folder}: resuming after step {run.step} of epoch {run.epoch}")
     return run, records, args

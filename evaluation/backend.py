@@ -15,16 +15,7 @@ from corpora.audio import UnreadableAudio
 from corpora.make_lists import hold_out, make_trials
 from evaluation.calibration import fit_llr
 from evaluation.scoring import dot_products, embed_utterances, open_training_list, split_over_processes, trial_rows
-from tools import (
-    InputError,
-    cohort_statistics,
-    gather,
-    load_arrays,
-    rank,
-    sha256,
-    symmetric_norm,
-    whole_file,
-)  # fmt: skip
+from tools import InputError, cohort_statistics, gather, load_arrays, rank, sha256, symmetric_norm, whole_file
 
 # Of each speaker, for the cohort. More would move a speaker's mean by less than a quarter (1 / sqrt(20)) of the spread
 # of its utterances, and take nine times as long for VoxCeleb2: 1.1 million utterances instead of 120,000.
@@ -46,11 +37,9 @@ class ScoringBackend:
             held = np.isin(np.array(train_list.speakers)[train_list.label], encoder.held_out or [])
             self.train_list = train_list.subset(np.flatnonzero(~held))
             self.held_out = train_list.subset(np.flatnonzero(held))
-            self.about_held_out = "held out of training"
             if args.calibrate and not held.any():
                 count = min(1000, max(2, len(train_list.speakers) // 5))
                 self.train_list, self.held_out = hold_out(train_list, count, asked="--calibrate: holding out")
-                self.about_held_out = "that the model may have been trained on"
                 if rank() == 0:
                     reason = f"{args.initial_model} held no speakers of {train_list.path} out (--valid_speakers)"
                     effect = f"--calibrate uses {count} training speakers, so the likelihood ratios are overconfident"
@@ -71,8 +60,7 @@ class ScoringBackend:
             self.cohort = cohort_beside(beside, self.encoder, self.train_list, self.source, args.n_cpu)
         if self.trials:
             self.calibration = self.scorer(utterances).calibrate(self.trials)
-            speakers = f"{len(self.held_out.speakers)} speakers {self.about_held_out}"
-            print(f"calibrated on {len(self.trials)} trials of {speakers}")
+            print(f"calibrated on {len(self.trials)} trials of {len(self.held_out.speakers)} speakers")
 
     def as_data(self):
         """The calibration for results.json; None without --calibrate."""

@@ -11,9 +11,10 @@ from scipy.stats import norm
 
 from tools import equal_error_rate, error_curve, whole_file
 
-DET_TICKS = np.array([1e-5, 1e-4, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])
+DET_TICKS = np.array([1e-5, 1e-4, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-         "axes.grid": True, "grid.color": "#e4e6e9", "legend.frameon": False, "svg.hashsalt": "report"}  # fmt: skip
+         "axes.grid": True, "grid.color": "#e4e6e9", "legend.frameon": False, "svg.hashsalt": "report",
+         "text.parse_math": False}  # fmt: skip
 
 
 def draw_det(path, results):
@@ -75,7 +76,7 @@ def det_plot(axes, results, bands=None):
         shown = (miss > 0) & (false_alarm > 0) & (miss < 1) & (false_alarm < 1)
         low = min(miss[shown].min(initial=low), false_alarm[shown].min(initial=low))
         eer, _ = equal_error_rate(scores, labels)
-        label = literal(f"{name}: EER {eer:.2f} %, {len(labels):,} trials")
+        label = f"{name}: EER {eer:.2f} %, {len(labels):,} trials"
         (line,) = axes.step(norm.ppf(false_alarm[shown]), norm.ppf(miss[shown]), where="post", label=label)
         if 0 < eer < 100:
             axes.plot(norm.ppf(eer / 100), norm.ppf(eer / 100), "o", color=line.get_color())
@@ -84,7 +85,6 @@ def det_plot(axes, results, bands=None):
             lowest, highest = norm.ppf(np.clip(limits, 1e-9, 1 - 1e-9))  # norm.ppf(0) is infinite
             axes.fill_between(norm.ppf(rates), lowest, highest, color=line.get_color(), alpha=0.15, linewidth=0)
     limits, ticks = norm.ppf([low * 0.8, 0.8]), DET_TICKS[low * 0.8 <= DET_TICKS]
-    ticks = ticks if bands is None else ticks[ticks != 0.002]  # a report's plot is small
     axes.plot(limits, limits, ":", color="gray", linewidth=1)
     axes.set(xlim=limits, ylim=limits, xlabel="false alarms (%)", ylabel="misses (%)", aspect="equal")
     for axis in (axes.xaxis, axes.yaxis):
@@ -92,15 +92,10 @@ def det_plot(axes, results, bands=None):
     axes.grid(alpha=0.3)
 
 
-def literal(words):
-    """A label that matplotlib prints literally: it treats $ as mathematics and omits labels that begin with _."""
-    return f" {words}".replace("$", r"\$")
-
-
 def course_plot(axes, curves, unit, band=()):
     """Curves over epochs, {name: [(epoch, value)]}; band: [(epoch, low, high)], shaded. A single curve has no label."""
     for number, (name, points) in enumerate(curves.items()):
-        label = literal(name) if len(curves) > 1 else ""
+        label = name if len(curves) > 1 else ""
         axes.plot(*zip(*points), "--" if number else "-", marker="." if len(points) <= 30 else None, label=label)
     if band:
         axes.fill_between(*zip(*band), color="C0", alpha=0.15, linewidth=0)
@@ -118,16 +113,6 @@ def histogram_plot(axes, scores, labels, thresholds):
         axes.hist(chosen, bins, weights=np.full(len(chosen), 100 / len(chosen)), color=colour, alpha=0.55, label=name)
     for (name, threshold), style in zip(thresholds.items(), ["-", "--", ":"]):
         if threshold is not None:
-            label = literal(f"threshold {name}: {threshold:.3f}")
+            label = f"threshold {name}: {threshold:.3f}"
             axes.axvline(threshold, color="#202124", linewidth=1.1, linestyle=style, label=label)
     axes.set(xlabel="score", ylabel="% of the trials of each class")
-
-
-def bar_plot(axes, eers, eer, xlabel, names=None):
-    """EERs in % of subsets of the trials (None: unknown) and of all trials; names: labels of the bars, if few."""
-    places = np.arange(len(eers))
-    axes.bar(places, [each or 0 for each in eers], 0.7 if names else 1.0, color="C0", alpha=0.55)
-    axes.axhline(eer, color="#202124", linewidth=1.1, linestyle="--", label=f"all trials: {eer:.2f} %")
-    axes.set(xlabel=xlabel, ylabel="EER (%)")
-    axes.set_xticks(*(places, names) if names else ([],))
-    axes.grid(visible=False, axis="x")

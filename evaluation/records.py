@@ -1,6 +1,7 @@
 """The records of a run: metrics.jsonl, from which score.txt, the plots and what trackers show are made; log.txt."""
 
 import contextlib
+import io
 import json
 import math
 import secrets
@@ -54,8 +55,8 @@ class Records:
 
     def lowest_valid_eer(self):
         """The lowest EER on the held-out speakers so far; infinity without any."""
-        valid = (results[VALID]["eer"] for *_, results in evaluated_models(self.history) if VALID in results)
-        return min(valid, default=math.inf)
+        best = best_on_valid(self.history)
+        return best[2][VALID]["eer"] if best else math.inf
 
     def summary(self):
         """How the EER of the first list developed, in words; "" if it was never evaluated."""
@@ -65,11 +66,11 @@ class Records:
         if not eers:
             return ""
         before = "" if untrained is None else f"{untrained:.2f}% before training, "
-        chosen, lowest = "", self.lowest_valid_eer()
-        for record, kind, results in evaluated_models(self.history):
-            if VALID in results and name in results and results[VALID]["eer"] == lowest and not chosen:
-                average = " (average)" if kind == "average" else ""
-                chosen = f"; best on held-out speakers: epoch {record['epoch']}{average}, {results[name]['eer']:.2f}%"
+        chosen, best = "", best_on_valid(self.history)
+        if best and name in best[2]:
+            record, kind, results = best
+            average = " (average)" if kind == "average" else ""
+            chosen = f"; best on held-out speakers: epoch {record['epoch']}{average}, {results[name]['eer']:.2f}%"
         return f". EER on {name}: {before}{eers[max(eers)]:.2f}% after epoch {max(eers)}{chosen}"
 
 
@@ -129,41 +130,31 @@ class Logged:
     def write(self, text):
         if "\r" not in text:
             *lines, self.line = (self.line + text).split("\n")
-            self.log(lines)
+            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            # A full disk is reported by the next file that matters more.
+            with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(f"{now} {line}\n" for line in lines if line.strip())
         return self.stream.write(text)
-
-    def log(self, lines):
-        for line in filter(str.strip, lines):
-            with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
 
 @contextlib.contextmanager
 def logged(path):
-    """As long as this lasts, what is printed also goes to a file; so does the error that ends it, if it had begun."""
+    """As long as this lasts, what is printed also goes to a file; so does the error that ends it."""
     with contextlib.redirect_stdout(Logged(sys.stdout, path)), contextlib.redirect_stderr(Logged(sys.stderr, path)):
         try:
             yield
         except Exception as error:
-            if path.exists():
-                sys.stderr.log([str(error)])
+            print(error, file=Logged(io.StringIO(), path))
             raise
 
 
 def read_history(path):
-    """The records of a metrics.jsonl, [] if it does not exist; an incomplete last line is ignored."""
+    """The records of a metrics.jsonl, [] if it does not exist."""
     lines = read_text(path).splitlines() if Path(path).exists() else []
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            if not {"epoch", "lists"} <= record.keys():
-                raise ValueError
-            records.append(record)
-        except (ValueError, AttributeError) as error:
-            if number < len(lines) or not isinstance(error, json.JSONDecodeError):
-                raise InputError(f"{path} line {number} is not the record of an epoch") from None
-    return records
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise InputError(f"{path} is damaged, or not the metrics.jsonl of a run") from error
 
 
 def evaluated_models(history):
@@ -172,3 +163,9 @@ def evaluated_models(history):
         if record["epoch"] > 0:
             for kind, results in {"model": record["lists"], **record.get("averages", {})}.items():
                 yield record, kind, results
+
+
+def best_on_valid(history):
+    """(record, kind, results) of the model with the lowest EER on the held-out speakers; None without any."""
+    valid = [each for each in evaluated_models(history) if VALID in each[2]]
+    return min(valid, key=lambda each: each[2][VALID]["eer"], default=None)

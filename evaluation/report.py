@@ -4,11 +4,7 @@
 """
 
 import argparse
-import concurrent.futures
-import functools
-import itertools
 import json
-import math
 import os
 import shlex
 from pathlib import Path
@@ -17,17 +13,14 @@ import jinja2
 import numpy as np
 from scipy.stats import norm
 
-from corpora.audio import SAMPLE_RATE
 from corpora.lists import TrialList
-from corpora.pack import open_source
 from evaluation.intervals import det_band, speakers_of, tells
-from evaluation.plots import as_svg, bar_plot, course_plot, det_plot, histogram_plot
-from evaluation.records import evaluated_models, read_history
+from evaluation.plots import as_svg, course_plot, det_plot, histogram_plot
+from evaluation.records import best_on_valid, read_history
 from evaluation.scoring import VALID, read_scores
 from tools import InputError, count, equal_error_rate, run_command, whole_file
 
 WORST = 20  # number of trials of each class, and of speakers, in the tables
-DURATIONS = [0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, math.inf]  # edges of the bins, seconds
 COURSES = {"loss": "Loss", "accuracy": "Accuracy (%)", "learning_rate": "Learning rate", "margin": "Margin (radians)",
            "utterances_per_second": "Utterances/s", "waiting_percent": "Waiting for data (%)"}  # fmt: skip
 
@@ -36,18 +29,17 @@ def write_report(folder):
     """Write report.html into the folder of an experiment; returns its path.
 
     folder: --save_path of a training (settings.json, metrics.jsonl) or an --eval (results.json), with its scores. The
-    paths of trial lists and audio are those in the settings; the page says what is missing or has changed since.
+    paths of trial lists are those in the settings; the page says which are missing or have changed since.
     InputError if the folder contains no experiment.
     """
     folder = Path(folder)
-    files = {name: folder / name for name in ("settings.json", "results.json") if (folder / name).exists()}
-    content = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items()}
-    if not content:
+    found = [folder / name for name in ("settings.json", "results.json") if (folder / name).exists()]
+    if not found:
         raise InputError(f"{folder} has no settings.json and no results.json: it is not the folder of an experiment")
-    history = read_history(folder / "metrics.jsonl") if "settings.json" in content else []
-    results = collect_results(history, content.get("results.json"))
-    scored, errors = read_scored(folder, results, [each["settings"] for each in content.values()])
-    about = next(iter(content.values()))
+    about = json.loads(found[0].read_text(encoding="utf-8"))
+    history = [] if "results" in about else read_history(folder / "metrics.jsonl")
+    results = collect_results(history, about)
+    scored, errors = read_scored(folder, results, about["settings"])
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("report.html").render(
         title=folder.resolve().name, about=about, command=shlex.join(about["command"]), history=history,
@@ -61,79 +53,45 @@ def write_report(folder):
     return folder / "report.html"
 
 
-def collect_results(history, evaluation):
-    """{list name: [{"model", "result", "is_scored"}, ...]} of the best model, the last, its averages, an --eval.
+def collect_results(history, about):
+    """{list name: [{"model", "result", "is_scored"}, ...]} of the best model, the last, its averages; or of an --eval.
 
-    is_scored: whether scores/<name>.txt may be of this model, the last or that of the --eval.
+    is_scored: whether scores/<name>.txt is of this model.
     """
-    tested = [record for record in history if record["lists"]]
-    valid = [each for each in evaluated_models(history) if VALID in each[2]]
-    models = [min(valid, key=lambda each: each[2][VALID]["eer"])] if valid else []
-    best = models[0][2] if valid else None
-    if tested:
-        last = {"model": tested[-1]["lists"], **tested[-1].get("averages", {})}
-        models += [(tested[-1], kind, results) for kind, results in last.items() if results is not best]
     found = {}
 
     def add(model, results, is_scored):
         for name, result in results.items():
             found.setdefault(name, []).append({"model": model, "result": result, "is_scored": is_scored})
 
+    if "results" in about:
+        add(os.path.basename(about["settings"]["initial_model"]), about["results"], True)
+    tested = [record for record in history if record["lists"]]
+    chosen = best_on_valid(history)
+    models, best = ([chosen], chosen[2]) if chosen else ([], None)
+    for record in tested[-1:]:
+        last = {"model": record["lists"], **record.get("averages", {})}
+        models += [(record, kind, results) for kind, results in last.items() if results is not best]
     for record, kind, results in models:
         model = f"epoch {record['epoch']}" if record["epoch"] else "before training"
         model += f" ({kind})" * (kind != "model") + ", the last" * (record is tested[-1])
         add(model + f", best on {VALID}" * (results is best), results, results is tested[-1]["lists"])
-    if evaluation:
-        add(os.path.basename(evaluation["settings"]["initial_model"]), evaluation["results"], True)
     return found
 
 
-class Trials:
-    """A trial list with its speakers' numbers ``enrol`` and ``test`` (N,), and its audio folder ``root``."""
-
-    def __init__(self, path, root):
-        self.list, self.root = TrialList(path, "the trial list"), root
-        self.label = self.list.label
-        self.enrol, self.test, _ = speakers_of(self.list)
-
-    @functools.cached_property
-    def speaker_names(self):
-        """{number: name}: the common folder of a speaker's files, or one of the files."""
-        names = {}
-        for side, files in ((self.enrol, self.list.enrol), (self.test, self.list.test)):
-            for speaker, file in zip(side.tolist(), files):
-                names[speaker] = os.path.commonpath([names.get(speaker, file), os.path.dirname(file)]) or file
-        return names
-
-    @functools.cached_property
-    def seconds(self):
-        """(N,) seconds of the shorter side of each trial. InputError if the audio is missing."""
-        source = open_source(self.root, "the audio's folder")
-
-        def seconds(file):
-            with source.open(file) as audio:
-                return audio.length / SAMPLE_RATE
-
-        files = list({*self.list.enrol, *self.list.test})
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:  # a network disk answers many requests at once
-            seconds_of = dict(zip(files, pool.map(seconds, files)))
-        return np.minimum(*([seconds_of[file] for file in side] for side in (self.list.enrol, self.list.test)))
-
-
 def read_scored(folder, results, settings):
-    """({name: (model, result, Trials, scores)}, {name: InputError}) of all lists with results."""
-    lists = {Path(path).stem: (path, each["eval_path"]) for each in settings for path in each["eval_list"]}
-    lists[VALID] = folder / "scores" / f"{VALID}_trials.txt", settings[0]["train_path"]
+    """({name: (model, result, TrialList, scores)}, {name: InputError}) of all lists with results."""
+    lists = {Path(path).stem: path for path in settings["eval_list"]}
+    lists[VALID] = folder / "scores" / f"{VALID}_trials.txt"
     opened, scored, errors = {}, {}, {}
     for name, rows in results.items():
         try:
             stem = max((stem for stem in lists if f"{name}.".startswith(f"{stem}.")), key=len)  # also <list>.as_norm
-            trials = opened[stem] = opened.get(stem) or Trials(*lists[stem])
-            scores = read_scores(folder / "scores" / f"{name}.txt", trials.list)
-            eer, _ = equal_error_rate(scores, trials.label)
-            row = min((row for row in rows if row["is_scored"]), key=lambda row: abs(row["result"]["eer"] - eer))
-            if row["result"]["list_sha256"] != trials.list.sha256:
-                raise InputError(f"{trials.list.path} has changed since it was evaluated")
+            trials = opened[stem] = opened.get(stem) or TrialList(lists[stem], "the trial list")
+            scores = read_scores(folder / "scores" / f"{name}.txt", trials)
+            row = next((row for row in rows if row["is_scored"]), rows[0])
+            if row["result"]["list_sha256"] != trials.sha256:
+                raise InputError(f"{trials.path} has changed since it was evaluated")
             scored[name] = row["model"], row["result"], trials, scores
         except InputError as error:
             errors[name] = error
@@ -163,7 +121,8 @@ def det_pictures(scored):
     for name, (_, _, trials, scores) in scored.items():
         lowest = max(1 / np.count_nonzero(trials.label == 0), 1e-6)
         rates = norm.cdf(np.linspace(norm.ppf(min(0.5, lowest)), norm.ppf(0.8), 80))
-        bands[name] = rates, *det_band(scores, trials.label, trials.enrol, trials.test, rates)
+        enrol, test, _ = speakers_of(trials)
+        bands[name] = rates, *det_band(scores, trials.label, enrol, test, rates)
         groups.setdefault(trials, []).append(name)
     figures = {"All lists": [names[0] for names in groups.values()]} if scored else {}
     figures |= {f"{names[0]} with the back-end": names for names in groups.values() if len(names) > 1}
@@ -175,23 +134,15 @@ def det_pictures(scored):
 
 
 def describe_list(model, result, trials, scores):
-    """The plots and tables of a scored list, for the template."""
+    """The histogram and the tables of a scored list, for the template."""
     (eer, threshold), order = equal_error_rate(scores, trials.label), np.argsort(scores, kind="stable")
-    fields = scores, trials.list.line_numbers, trials.list.enrol, trials.list.test
-    pictures = [("Scores", as_svg(histogram_plot, scores, trials.label, result["thresholds"]))]
-    speakers = errors_by_speaker(trials, scores, threshold)
-    xlabel = f"{len(speakers):,} speakers, worst first"
-    pictures.append(("EER by speaker", as_svg(bar_plot, [each[1] for each in speakers], eer, xlabel)))
-    try:
-        durations, note = errors_by_duration(trials, scores), ""
-        words, eers, *_ = zip(*durations)
-        pictures.append(("EER by duration", as_svg(bar_plot, eers, eer, "seconds of the shorter side", words)))
-    except InputError as error:
-        durations, note = [], f"No EER by duration: {error}."
     worst = order[trials.label[order] == 0][::-1][:WORST], order[trials.label[order] == 1][:WORST]
+    fields = scores, trials.line_numbers, trials.enrol, trials.test
     return {
-        "model": model, "eer": eer, "threshold": threshold, "pictures": pictures, "speakers": speakers[:WORST],
-        "durations": durations, "note": note, "worst": [[[each[i] for each in fields] for i in kind] for kind in worst],
+        "model": model, "eer": eer, "threshold": threshold,
+        "pictures": [("Scores", as_svg(histogram_plot, scores, trials.label, result["thresholds"]))],
+        "speakers": errors_by_speaker(trials, scores, threshold)[:WORST],
+        "worst": [[[each[i] for each in fields] for i in kind] for kind in worst],
     }  # fmt: skip
 
 
@@ -199,29 +150,22 @@ def errors_by_speaker(trials, scores, threshold):
     """[(speaker, EER in %, misses in %, false alarms in %, targets, non-targets)], highest EER first.
 
     For speakers with trials of both classes; the speaker may be on either side. The EER is at the speaker's own
-    threshold, misses and false alarms are at that of the list.
+    threshold, misses and false alarms are at that of the list. A speaker's name is the common folder of the speaker's
+    files, or one of the files.
     """
+    enrol, test, _ = speakers_of(trials)
+    names = {}
+    for speaker, file in zip([*enrol.tolist(), *test.tolist()], [*trials.enrol, *trials.test]):
+        names[speaker] = os.path.commonpath([names.get(speaker, file), os.path.dirname(file)]) or file
     found = []
-    for speaker, name in trials.speaker_names.items():
-        own = (trials.enrol == speaker) | (trials.test == speaker)
+    for speaker, name in names.items():
+        own = (enrol == speaker) | (test == speaker)
         target, other = scores[own & (trials.label == 1)], scores[own & (trials.label == 0)]
         if len(target) and len(other):
             eer, _ = equal_error_rate(scores[own], trials.label[own])
             misses, alarms = 100 * float(np.mean(target < threshold)), 100 * float(np.mean(other >= threshold))
             found.append((name, eer, misses, alarms, len(target), len(other)))
     return sorted(found, key=lambda errors: -errors[1])
-
-
-def errors_by_duration(trials, scores):
-    """[(range of seconds, EER in % or None, targets, non-targets)] of the bins with trials."""
-    found = []
-    for low, high in itertools.pairwise(DURATIONS):
-        own = (low <= trials.seconds) & (trials.seconds < high)
-        others, targets = np.bincount(trials.label[own], minlength=2).tolist()
-        if targets or others:
-            eer = equal_error_rate(scores[own], trials.label[own])[0] if targets and others else None
-            found.append((f"{low}-{high}" if high < math.inf else f"{low}+", eer, targets, others))
-    return found
 
 
 def main():

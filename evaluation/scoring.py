@@ -30,8 +30,6 @@ def open_trial_sets(args):
     trial_sets, source = {}, Folder(args.eval_path)
     if args.eval_list:
         check_folder(args.eval_path, "--eval_path")
-        if (Path(args.eval_path) / "pack.json").exists():
-            raise InputError(f"--eval_path {args.eval_path} is a pack: trials are read from audio files")
     for path in args.eval_list:
         name = Path(path).stem
         if name in (VALID, f"{VALID}_trials"):
@@ -204,15 +202,11 @@ def write_scores(path, scores, trials):
 
 
 def read_scores(path, trials):
-    """Scores (N,) float64 from the file of ``write_scores``. InputError if a line does not match the TrialList."""
+    """Scores (N,) float64 from the file of ``write_scores``. InputError if they are not those of the TrialList."""
     rows = [line.split() for line in read_text(path).splitlines()]
-    if len(rows) != len(trials):
-        raise InputError(f"{path} has {len(rows)} scores, but {trials.path} has {len(trials)} trials")
-    for number, (row, enrol, test) in enumerate(zip(rows, trials.enrol, trials.test), 1):
-        try:
-            if row[1:] != [enrol, test] or not np.isfinite(float(row[0])):
-                raise ValueError
-        except (ValueError, IndexError):
-            message = f"{path} line {number} is not '<score> {enrol} {test}': are these scores of {trials.path}?"
-            raise InputError(message) from None
-    return np.array([float(row[0]) for row in rows])
+    if [row[1:] for row in rows] != [list(pair) for pair in zip(trials.enrol, trials.test)]:
+        raise InputError(f"{path} has not a line '<score> <enrol> <test>' for each trial of {trials.path}, in order")
+    try:
+        return np.asarray_chkfinite([float(row[0]) for row in rows])
+    except ValueError as error:
+        raise InputError(f"{path} has lines that do not begin with a number") from error

@@ -1,10 +1,8 @@
-"""benchmark.py as its users run it, and the customary loader that tests/studies compares with."""
+"""benchmark.py as its users run it."""
 
 import re
 
-import numpy as np
 import pytest
-from studies import customary
 
 import benchmark
 from corpora import demo
@@ -40,21 +38,3 @@ def test_every_stage_is_in_the_table(command, corpus, tmp_path, monkeypatch, wha
 ])  # fmt: skip
 def test_advice_follows_from_the_rates(read, end, packed, advice):
     assert re.search(advice, benchmark.advise(read, 1000, 100, end, packed))
-
-
-@pytest.fixture
-def loader(corpus):
-    return customary.CustomaryLoader(16240, corpus / "musan", corpus / "rirs", np.random.default_rng(0))
-
-
-@pytest.mark.parametrize(("category", "low", "high"), [("speech", 13, 20), ("music", 5, 15), ("noise", 0, 15)])
-def test_the_customary_loader_mixes_at_the_stated_ratio(loader, category, low, high):
-    speech = np.random.default_rng(1).standard_normal(16240)
-    added = [loader.mixed(speech, category) - speech for _ in range(40)]
-    snr = [10 * np.log10((speech @ speech) / (noise @ noise)) for noise in added]
-    assert low - 1e-9 < min(snr) < max(snr) < high + 1e-9 and np.ptp(snr) > 0.6 * (high - low)
-
-
-def test_the_customary_loader_is_compared_with_ours(corpus, capsys):
-    customary.main(map(str, [*audio_flags(corpus), "--batch_size", 4, "--turns", 1]))
-    assert re.search(r"train: [\d,]+ utterances/s on one core, [\d.]+ times", capsys.readouterr().out)

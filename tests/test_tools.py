@@ -70,13 +70,6 @@ def test_curve_against_scikit_learn(seed):
         assert ours[t] == pytest.approx((m, f))
 
 
-def test_the_order_of_the_trials_does_not_matter():
-    scores, labels = random_trials(3, ties=True)
-    order = np.random.default_rng(0).permutation(len(scores))
-    assert equal_error_rate(scores, labels) == equal_error_rate(scores[order], labels[order])
-    assert min_dcf(scores, labels) == min_dcf(scores[order], labels[order])
-
-
 @pytest.mark.parametrize(("scores", "labels", "eer", "dcf"), [
     ([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], 0, 0),  # apart
     ([0.8, 0.9, 0.1, 0.2], [0, 0, 1, 1], 100, 1),  # upside down
@@ -125,7 +118,7 @@ def test_checkpoint_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "complaint"), [
-    (None, "does not exist"), ([1, 2], "is not a model of this repository$"), ({"kind": "model"}, "lacks .*'weights'"),
+    (None, "does not exist"), ([1, 2], "is not a model of this repository$"),
     ({"kind": "training state"}, "is not a model of this repository but a training state"),
 ])  # fmt: skip
 def test_no_checkpoint(tmp_path, content, complaint):
@@ -136,12 +129,10 @@ def test_no_checkpoint(tmp_path, content, complaint):
         tools.load_checkpoint(tmp_path / "a.model", "model")
 
 
-@pytest.mark.parametrize(("content", "complaint"), [
-    ("text".encode("utf-16"), "it is UTF-16: save it as UTF-8"), (b"caf\xe9", "at byte 3"), (b"a\0", "zero byte"),
-])  # fmt: skip
-def test_text_in_another_encoding(tmp_path, content, complaint):
+@pytest.mark.parametrize("content", ["text".encode("utf-16"), b"caf\xe9", b"a\0"])
+def test_text_in_another_encoding(tmp_path, content):
     (tmp_path / "a.txt").write_bytes(content)
-    with pytest.raises(InputError, match=rf"--flag .*a.txt is not a text file \(.*{complaint}"):
+    with pytest.raises(InputError, match=r"--flag .*a.txt is not a text file, or not in UTF-8 \("):
         tools.read_text(tmp_path / "a.txt", "--flag")
 
 
@@ -205,7 +196,7 @@ def brute_force_as_norm(scores, enrol, test, cohort, top_n):
 def test_as_norm_against_brute_force(top_n, monkeypatch):
     monkeypatch.setattr(tools, "SCORES_AT_ONCE", 3 * 40)  # several blocks, the last not full
     random = np.random.default_rng(top_n)
-    utterances, cohort = unit_vectors(random, 20), unit_vectors(random, 40)
+    utterances, cohort = 2 * unit_vectors(random, 20), 3 * unit_vectors(random, 40)  # of any length
     enrol, test = utterances[random.integers(0, 20, (2, 100))]
     scores = np.einsum("nd,nd->n", enrol, test)
     expected = brute_force_as_norm(scores, enrol, test, cohort, top_n)
@@ -213,16 +204,6 @@ def test_as_norm_against_brute_force(top_n, monkeypatch):
     single = tools.as_norm(scores, enrol.astype(np.float32), test.astype(np.float32), cohort, top_n)
     # Two float32 scores may lie so close that their deviation is mostly rounding.
     assert np.allclose(single, expected, rtol=1e-3 if top_n == 2 else 1e-5, atol=1e-5)
-
-
-def test_as_norm_knows_neither_sides_nor_lengths():
-    """The same with enrolment and test exchanged; and with vectors twice as long: nothing says that they are unit."""
-    random = np.random.default_rng(0)
-    enrol, test, cohort = (unit_vectors(random, rows) for rows in (30, 30, 50))
-    scores = np.einsum("nd,nd->n", enrol, test)
-    expected = tools.as_norm(scores, enrol, test, cohort, 10)
-    assert np.allclose(tools.as_norm(scores, test, enrol, cohort, 10), expected)
-    assert np.allclose(tools.as_norm(4 * scores, 2 * enrol, 2 * test, 2 * cohort, 10), expected)
 
 
 def test_scores_of_no_spread_stay_finite():

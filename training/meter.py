@@ -1,5 +1,6 @@
 """What is measured while a run trains: loss, accuracy, throughput, skipped steps; and a request to stop."""
 
+import datetime
 import signal
 import sys
 import time
@@ -21,59 +22,54 @@ class Meter:
     MOST_SKIPPED = 10  # steps in a row
 
     def __init__(self, run, loader):
-        self.run, self.loader, self.args = run, loader, run.args
-        self.device = run.device
-        self.skipped_in_a_row = 0
+        self.run, self.loader = run, loader
+        self.counts = {"skipped_in_a_row": 0}
 
     def watch(self, batches):
         """Pass an epoch's batches on, with a progress bar, and measure how long each was waited for."""
-        before = {"loss": 0.0, "accuracy": 0.0, "seconds": 0.0, "waiting": 0.0, "learning_rate": None, "margin": None,
-                  "skipped": 0, "skipped_in_a_row": self.skipped_in_a_row, **(self.run.sums or {})}  # fmt: skip
-        self.total = torch.tensor([before["loss"], before["accuracy"]], device=self.device)
-        self.seconds_before, self.waiting = before["seconds"], before["waiting"]
-        self.learning_rate, self.margin = before["learning_rate"], before["margin"]
-        self.skipped, self.skipped_in_a_row = before["skipped"], before["skipped_in_a_row"]
-        self.started = self.shown = time.perf_counter()
-        label = f"epoch {self.run.epoch}/{self.args.max_epoch}"
+        start = {"loss": 0.0, "accuracy": 0.0, "seconds": 0.0, "waiting": 0.0, "learning_rate": None, "margin": None,
+                 "skipped": 0, "skipped_in_a_row": self.counts["skipped_in_a_row"]}  # fmt: skip
+        self.counts = start | (self.run.sums or {})
+        self.total = torch.tensor([self.counts.pop("loss"), self.counts.pop("accuracy")], device=self.run.device)
+        shown = time.perf_counter()
+        self.began = shown - self.counts.pop("seconds")
+        label = f"epoch {self.run.epoch}/{self.run.args.max_epoch}"
         with progress_bar(total=self.loader.steps, initial=self.run.step, desc=label, unit="step") as bar:
             while True:
                 asked = time.perf_counter()
                 batch = next(batches, None)
-                self.waiting += time.perf_counter() - asked
+                self.counts["waiting"] += time.perf_counter() - asked
                 if batch is None:
                     return
                 yield batch
-                if time.perf_counter() - self.shown > 1.0:
-                    self.shown = time.perf_counter()
-                    bar.set_postfix_str(self._short(self._summary(self._sums(self.total))), refresh=False)
+                if time.perf_counter() - shown > 1.0:
+                    shown = time.perf_counter()
+                    now = self._summary(self._sums(self.total))
+                    losses = f"loss {now['loss']:.3f} | acc {now['accuracy']:.1f}%"
+                    bar.set_postfix_str(f"{losses} | {speed(now)}", refresh=False)
                 bar.update()
-
-    @staticmethod
-    def _short(now):
-        return (
-            f"loss {now['loss']:.3f}, acc {now['accuracy']:.1f}%, {now['utterances_per_second']:.0f} utt/s, "
-            f"waiting {now['waiting_percent']:.0f}%, {clock(now['seconds_left'])} left"
-        )
 
     def add(self, step, learning_rate, margin, measured):
         """Count a step. measured: (2,) tensor of its loss and accuracy on the device; None: it was skipped.
 
         RunError after MOST_SKIPPED skipped steps in a row.
         """
-        self.learning_rate, self.margin = learning_rate, margin
+        counts = self.counts
+        counts["learning_rate"], counts["margin"] = learning_rate, margin
         if measured is not None:
             self.total += measured
-            self.skipped_in_a_row = 0
+            counts["skipped_in_a_row"] = 0
             return
-        self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+        counts["skipped"] += 1
+        counts["skipped_in_a_row"] += 1
         run, batch = self.run, self.run.folder / "skipped_batch.txt"
         what = f"step {step + 1} of epoch {run.epoch}: the gradient is not finite"
         if rank() == 0:
             write_text(batch, "".join(self.loader.lines_of(run.epoch, step)))
-            tqdm.write(f"{what}, skipped (its utterances: {batch}); {self.skipped} in this epoch", file=sys.stderr)
-        if self.skipped_in_a_row >= self.MOST_SKIPPED:
+            tqdm.write(f"{what}, skipped (its utterances: {batch}); {counts['skipped']} in this epoch", file=sys.stderr)
+        if counts["skipped_in_a_row"] >= self.MOST_SKIPPED:
             raise RunError(
-                f"{what}, nor in the {self.skipped_in_a_row - 1} steps before: try a smaller --lr or --amp off, in "
+                f"{what}, nor in the {self.MOST_SKIPPED - 1} steps before: try a smaller --lr or --amp off, in "
                 f"another --save_path, with a model of {run.folder}/model as --initial_model"
             )
 
@@ -83,11 +79,7 @@ class Meter:
 
     def _sums(self, total):
         loss, accuracy = total.tolist()  # waits for the device
-        return {
-            "loss": loss, "accuracy": accuracy, "seconds": self.seconds_before + time.perf_counter() - self.started,
-            "waiting": self.waiting, "learning_rate": self.learning_rate, "margin": self.margin,
-            "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row,
-        }  # fmt: skip
+        return {"loss": loss, "accuracy": accuracy, "seconds": time.perf_counter() - self.began, **self.counts}
 
     def _summary(self, sums):
         run, steps = self.run, self.loader.steps
@@ -97,12 +89,12 @@ class Meter:
             "step": (run.epoch - 1) * steps + run.step,
             "loss": sums["loss"] / counted,
             "accuracy": sums["accuracy"] / counted,
-            "learning_rate": self.learning_rate,
-            "margin": self.margin,
-            "utterances_per_second": run.step * self.args.batch_size / seconds,
+            "learning_rate": sums["learning_rate"],
+            "margin": sums["margin"],
+            "utterances_per_second": run.step * run.args.batch_size / seconds,
             "waiting_percent": 100 * sums["waiting"] / seconds,
             "seconds": seconds,
-            "seconds_left": ((self.args.max_epoch - run.epoch + 1) * steps - run.step) * seconds / run.step,
+            "seconds_left": ((run.args.max_epoch - run.epoch + 1) * steps - run.step) * seconds / run.step,
             "unreadable_files": len(self.loader.bad),
             "skipped_steps": sums["skipped"],
         }
@@ -141,12 +133,10 @@ def log_line(summary, args):
     return (
         f"epoch {summary['epoch']}/{args.max_epoch} | step {summary['step']} | loss {summary['loss']:.3f} | acc "
         f"{summary['accuracy']:.2f}% | lr {summary['learning_rate']:.6f} | margin {summary['margin']:.2f} | "
-        f"{summary['utterances_per_second']:.0f} utt/s | waiting {summary['waiting_percent']:.0f}% | "
-        f"{''.join(f'{name} {number} | ' for name, number in faults.items() if number)}"
-        f"{clock(summary['seconds_left'])} left"
+        f"{''.join(f'{name} {number} | ' for name, number in faults.items() if number)}{speed(summary)}"
     )
 
 
-def clock(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+def speed(summary):
+    left = datetime.timedelta(seconds=round(summary["seconds_left"]))
+    return f"{summary['utterances_per_second']:.0f} utt/s | waiting {summary['waiting_percent']:.0f}% | {left} left"

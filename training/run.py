@@ -124,22 +124,10 @@ class Run:
         networks = {"model": self.network}
         if self.args.average > 1 and self.epoch == self.args.max_epoch and self.step > 0:
             networks["average"] = copy.deepcopy(self.network)
-            files = [self.model_file("model", epoch) for epoch in self.averaged_epochs()]
+            earlier = range(self.args.max_epoch - self.args.average + 1, self.args.max_epoch)
+            files = [self.model_file("model", epoch) for epoch in earlier]
             networks["average"].load_state_dict(mean_of_models(files, self.network.state_dict()))
         return networks
-
-    def averaged_epochs(self):
-        """The epochs, but for the last one, whose models --average needs."""
-        return range(self.args.max_epoch - self.args.average + 1, self.args.max_epoch)
-
-    def check_models_to_average(self, recorded):
-        """InputError if a model that --average needs was not kept. recorded: the epochs that are over."""
-        missing = [epoch for epoch in self.averaged_epochs() if not self.model_file("model", epoch).exists()]
-        if recorded.intersection(missing):
-            raise InputError(
-                f"--max_epoch {self.args.max_epoch} with --average {self.args.average} needs "
-                f"{self.model_file('model', missing[0])}, which was not kept: use another --max_epoch"
-            )
 
     def model_file(self, kind, epoch):
         return self.folder / "model" / f"{kind}_{epoch:04d}.model"
@@ -179,21 +167,13 @@ def take_classifier(network, initial, train_list, args):
     InputError if it has not and --finetune_margin was asked for, whose learning rate is too small for a new classifier.
     """
     theirs, ours = initial.classifier, network.speaker_loss.weight
-    classes, note = theirs, ""
-    if theirs is not None and len(theirs) == SPEEDS * len(ours):
-        classes = theirs[: len(ours)]  # the first are the speakers at their own speed
-        note = f" (the first {len(classes)} of {len(theirs)} classes: without those of speed perturbation)"
     if theirs is None:
         reason = "the file has no classifier"
-    elif initial.speakers is None:
-        reason = f"its classifier of {len(theirs)} classes does not name its speakers"
-    elif initial.speakers != train_list.speakers:
-        reason = f"its classifier is for {len(initial.speakers)} other speakers"
-    elif classes.shape != ours.shape:
-        reason = f"its classifier has the shape {tuple(theirs.shape)}, not {tuple(ours.shape)}"
+    elif initial.speakers != train_list.speakers or theirs[: len(ours)].shape != ours.shape:
+        reason = f"its classifier of {len(theirs)} classes is for other speakers, speeds or sub-centres"
     else:
-        ours.data.copy_(classes)
-        return f"encoder and classifier{note}"
+        ours.data.copy_(theirs[: len(ours)])  # the first of speed perturbation's are the speakers at their own speed
+        return f"encoder and {len(ours)} of the {len(theirs)} classes of its classifier"
     if args.finetune_margin:
         raise InputError(
             f"--finetune_margin {args.initial_model}: {reason}, and the learning rate is too small for a new one; use "

@@ -141,16 +141,8 @@ def _check_numbers(args):
     unused = "lr_final" if args.schedule == "step" else "lr_decay"
     if unused in args.given:
         raise InputError(f"--{unused} has no effect with --schedule {args.schedule}: remove it")
-    if args.schedule != "step" and args.lr_final > args.lr:
-        raise InputError(f"--lr_final {args.lr_final} is more than --lr {args.lr}: the learning rate would rise")
-    if args.lr_decay > 1:
-        raise InputError(f"--lr_decay must be at most 1, not {args.lr_decay}")
     if args.m >= math.pi / 2:
         raise InputError(f"--m must be less than pi/2, not {args.m}: it is in radians, customarily 0.2 to 0.5")
-    if args.top_k and not args.m:
-        raise InputError("--top_k needs a margin: its penalty rises with --m, which is 0")
-    if args.warmup > args.max_epoch:
-        raise InputError(f"--warmup {args.warmup} is more than --max_epoch {args.max_epoch}")
     start, end = args.margin_rise
     if not 0 <= start <= end <= args.max_epoch:
         raise InputError(f"--margin_rise must be two epochs, 0 <= start <= end <= --max_epoch, not {args.margin_rise}")

@@ -4,12 +4,11 @@ import hashlib
 import io
 import os
 import re
-import tarfile
-import zipfile
 
 import numpy as np
 import pytest
 from conftest import SHARED
+from make_download import tar_of, zip_of
 
 import prepareData
 from corpora import unpack as module
@@ -19,24 +18,6 @@ from tools import InputError, RunError
 CONTENT = {f"dev/aac/id{i % 3:05d}/ab-{i % 2}/{i:05d}.m4a": np.random.default_rng(i).bytes(500 * i) for i in range(20)}
 UNPACKED = {f"voxceleb2/{path}": content for path, content in CONTENT.items()}
 MUSAN = {f"musan/{kind}/set/{i}.wav": bytes([i]) * 70_000 for kind in ("music", "noise", "speech") for i in range(3)}
-
-
-def zipped(content):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, text in content.items():
-            archive.writestr(name, text)
-    return file.getvalue()
-
-
-def tarred(content):
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w:gz") as archive:
-        for name, text in content.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(text)
-            archive.addfile(info, io.BytesIO(text))
-    return file.getvalue()
 
 
 @pytest.fixture
@@ -92,8 +73,8 @@ def test_parts_are_read_as_one_file(tmp_path):
 
 def test_all_archives_are_unpacked_and_again_only_what_is_missing(tmp_path, downloads, command):
     rirs = {"RIRS_NOISES/simulated_rirs/Room1/1.wav": b"r" * 999, "RIRS_NOISES/README": b""}
-    archives = {"musan.tar.gz": tarred(MUSAN), "rirs_noises.zip": zipped(rirs), "notes.txt": b""}
-    flags = ("--unpack", downloads(in_parts(zipped(CONTENT)) | archives), "--to", tmp_path / "data")
+    archives = {"musan.tar.gz": tar_of(MUSAN), "rirs_noises.zip": zip_of(rirs), "notes.txt": b""}
+    flags = ("--unpack", downloads(in_parts(zip_of(CONTENT)) | archives), "--to", tmp_path / "data")
     status, printed, complained = command(prepareData, *flags)
     assert status == 0, complained
     assert tree(tmp_path / "data") == UNPACKED | MUSAN | rirs
@@ -109,7 +90,7 @@ def test_all_archives_are_unpacked_and_again_only_what_is_missing(tmp_path, down
 
 
 def test_missing_and_damaged_parts_are_named(tmp_path, downloads):
-    parts = in_parts(zipped(CONTENT))
+    parts = in_parts(zip_of(CONTENT))
     source = downloads(parts)
     (source / "vox2_dev_aac_partac").write_bytes(parts["vox2_dev_aac_partac"][:-1] + b"?")
     with pytest.raises(InputError, match=r"download again.*: vox2_dev_aac_partac \([0-9a-f]{32}, published") as error:
@@ -127,7 +108,7 @@ def test_missing_and_damaged_parts_are_named(tmp_path, downloads):
 
 def test_other_editions_are_taken_when_asked(tmp_path, command):
     (tmp_path / "in").mkdir()
-    (tmp_path / "in/vox2_test_aac.zip").write_bytes(zipped(CONTENT))
+    (tmp_path / "in/vox2_test_aac.zip").write_bytes(zip_of(CONTENT))
     flags = ("--unpack", tmp_path / "in", "--to", tmp_path / "data")
     status, _, complained = command(prepareData, *flags)
     assert status == 2 and "published 0d2b3ea430a821c33263b5ea37ede312" in complained and complained.count("\n") == 1
@@ -138,7 +119,7 @@ def test_other_editions_are_taken_when_asked(tmp_path, command):
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 @pytest.mark.parametrize("name", ["../evil", "a/../../../evil", "/tmp/evil-unpacked"])
 def test_no_path_leaves_the_folder(tmp_path, downloads, kind, name):
-    file, make = ("vox1_test_wav.zip", zipped) if kind == "zip" else ("musan.tar.gz", tarred)
+    file, make = ("vox1_test_wav.zip", zip_of) if kind == "zip" else ("musan.tar.gz", tar_of)
     source = downloads({file: make({"good.wav": b"good", name: b"evil"})})
     with pytest.raises(InputError, match=f"{re.escape(file)} is refused: the path .* leaves the folder"):
         unpack(source, tmp_path / "a/data")
@@ -148,7 +129,7 @@ def test_no_path_leaves_the_folder(tmp_path, downloads, kind, name):
 @pytest.mark.parametrize("file", ["vox1_test_wav.zip", "musan.tar.gz"])
 def test_a_damaged_archive_writes_no_wrong_file_and_a_whole_one_continues(tmp_path, downloads, file):
     content = {f"wav/{i}.wav": np.random.default_rng(i).bytes(5000) for i in range(6)}
-    whole = (zipped if file.endswith("zip") else tarred)(content)
+    whole = (zip_of if file.endswith("zip") else tar_of)(content)
     bad = bytearray(whole)
     bad[len(bad) // 2] ^= 4
     flipped = [bytes(bad)] if file.endswith("zip") else []  # the checksum of a tar.gz is at its end: its MD5 tells

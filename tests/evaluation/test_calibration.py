@@ -108,18 +108,3 @@ def test_a_constant_feature_has_no_weight():
     fitted = fit_llr(np.stack([scores, np.full(len(labels), 0.1), np.zeros(len(labels))], axis=1), labels)
     assert fitted.weights[1:].tolist() == [0, 0]
     assert fitted.apply([[1.0, 99.0, 5.0]]) == pytest.approx(fit_llr(scores[:, None], labels).apply([[1.0]]), abs=1e-6)
-
-
-def test_quality_helps_where_it_matters():
-    """Half of the trials are of poor recordings, which score lower: only a calibration that knows them makes up."""
-    random = np.random.default_rng(8)
-    scores, labels = normal_scores(8, trials=50_000)
-    quality = random.integers(0, 2, (2, len(labels), 1)).astype(float)
-    scores -= 2 * quality.min(axis=0)[:, 0]
-    features = np.column_stack([scores, quality.min(axis=0), quality.max(axis=0)])
-    train = np.arange(len(labels)) < 25_000
-    costs = []
-    for each in (features[:, :1], features):
-        fitted = fit_llr(each[train], labels[train])
-        costs.append(min_cllr(fitted.apply(each[~train]), labels[~train]))
-    assert costs[1] < 0.9 * costs[0]

@@ -14,7 +14,6 @@ from sklearn.metrics import roc_curve
 import trainSpeakerNet
 from corpora.lists import TrainingList, TrialList
 from evaluation import compare, report
-from evaluation.records import read_history
 from evaluation.scoring import read_scores, write_scores
 from inference.encoder import SpeakerEncoder
 from tools import InputError
@@ -128,13 +127,13 @@ def test_calibration_is_learned_from_held_out_speakers(evaluated, command, corpu
     folder, printed, model = evaluated
     learned = json.loads((folder / "results.json").read_text())["calibration"]
     assert set(learned["speakers"]) == set(SpeakerEncoder.from_checkpoint(model).held_out)
-    assert f"calibrated on {learned['trials']} trials of 2 speakers held out of training" in printed
+    assert f"calibrated on {learned['trials']} trials of 2 speakers\n" in printed
     torch.save({**torch.load(model, weights_only=True), "valid_speakers": []}, tmp_path / "none.model")
     status, printed, complained = command(
         trainSpeakerNet, *data_flags(corpus), "--eval", "--calibrate", "--top_n", 3, "--device", "cpu",
         "--initial_model", tmp_path / "none.model", "--save_path", tmp_path
     )  # fmt: skip
-    assert status == 0 and "held no speakers of" in complained and "the model may have been trained on" in printed
+    assert status == 0 and "held no speakers of" in complained
 
 
 def test_an_unreadable_file_of_a_trial_is_named(evaluated, command, corpus, tmp_path):
@@ -180,25 +179,10 @@ def test_scores_of_another_list_are_refused(corpus, tmp_path):
     write_scores(tmp_path / "a.txt", np.arange(120), trials)
     assert read_scores(tmp_path / "a.txt", trials).tolist() == list(range(120))
     lines = (tmp_path / "a.txt").read_text().splitlines(keepends=True)
-    for wrong, message in (
-        (lines[:-1], "has 119 scores, but"),
-        ([lines[1], lines[0], *lines[2:]], "line 1 is not '<score> "),
-        (["\n", *lines[1:]], "line 1 is not"),
-        (["nan" + lines[0][8:], *lines[1:]], "line 1 is not"),
-    ):
+    for wrong in (lines[:-1], [lines[1], lines[0], *lines[2:]], ["\n", *lines[1:]], ["nan" + lines[0][8:], *lines[1:]]):
         (tmp_path / "wrong.txt").write_text("".join(wrong))
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=r"wrong\.txt has"):
             read_scores(tmp_path / "wrong.txt", trials)
-
-
-def test_a_history_whose_last_line_is_cut_short(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert read_history(path) == []
-    path.write_text('{"epoch": 1, "lists": {}}\n{"epoch": 2, "li')
-    assert read_history(path) == [{"epoch": 1, "lists": {}}]
-    path.write_text('{"epoch": 1, "lists": {}}\n{}\n')
-    with pytest.raises(InputError, match="line 2 is not the record of an epoch"):
-        read_history(path)
 
 
 def test_tensorboard_is_told_what_metrics_jsonl_is_told(held):
