@@ -278,8 +278,8 @@ def train(args):
     print(
         f"{run.folder}: {describe(run.network.speaker_encoder)}, {device}{f' x {size()} processes' * (size() > 1)}, "
         f"amp {args.amp}; {count(len(train_list), 'utterance')} of {len(train_list.speakers)} speakers, "
-        f"{count(loader.steps, 'step')} of {args.batch_size} an epoch; each utterance {' or '.join(augmentation.kinds)}"
-        f"{', at one of three speeds' * args.speed_perturb}"
+        f"{count(loader.steps, 'step')} of {args.batch_size} an epoch; augmentation: {', '.join(augmentation.kinds)}"
+        f"{', three speeds' * args.speed_perturb}"
     )
     if run.saved_at is None:
         run.save(None)  # from now on the folder is known by its settings

@@ -28,24 +28,25 @@ def draw_det(path, results):
 def draw_training(path, history):
     """Loss, accuracy and EER over epochs, from the records of metrics.jsonl -> a PNG file."""
     figure = Figure(figsize=(7, 6), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
     trained = [record for record in history if record["epoch"] > 0]
     tested = [record for record in history if record["lists"]]
+    upper, *lower = figure.subplots(2 if tested else 1, 1, sharex=True, squeeze=False)[:, 0]
     for axes, key, unit, colour in ((upper, "loss", "", "tab:blue"), (upper.twinx(), "accuracy", " (%)", "tab:orange")):
         axes.plot([r["epoch"] for r in trained], [r[key] for r in trained], color=colour, marker=".")
         axes.set_ylabel(f"training {key}{unit}", color=colour)
         axes.set_ylim(0, max([1, *(1.05 * r[key] for r in trained)]))
     for name in tested[-1]["lists"] if tested else []:
         points = [(r["epoch"], r["lists"][name]["eer"]) for r in tested if name in r["lists"]]
-        last, lowest = points[-1][1], min(eer for _, eer in points)
-        lower.plot(*zip(*points), marker=".", label=f"{name}: last {last:.2f} %, lowest {lowest:.2f} %")
-    if tested:
-        lower.legend()
-    lower.set(xlabel="epoch", ylabel="EER (%)")
-    lower.xaxis.get_major_locator().set_params(integer=True)
-    lower.set_ylim(bottom=0)
-    for axes in (upper, lower):
+        last, lowest = points[-1][1], min((eer for epoch, eer in points if epoch), default=points[0][1])
+        lower[0].plot(*zip(*points), marker=".", label=f"{name}: last {last:.2f} %, lowest {lowest:.2f} %")
+    for axes in lower:
+        axes.legend()
+        axes.set(ylabel="EER (%)")
+        axes.set_ylim(bottom=0)
+    for axes in (upper, *lower):
         axes.grid(alpha=0.3)
+    axes.set(xlabel="epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     save_png(figure, path)
 
 

@@ -144,7 +144,7 @@ def logged(path):
         try:
             yield
         except Exception as error:
-            print(error, file=Logged(io.StringIO(), path))
+            print(f"{type(error).__name__}: {error}", file=Logged(io.StringIO(), path))
             raise
 
 

@@ -44,6 +44,9 @@ def open_trial_sets(args):
 
 def open_training_list(args):
     """The TrainingList of --train_list and its Folder or Pack."""
+    if not Path(args.train_list).exists():
+        fix = "give your own (docs/data.md), or try trainSpeakerNet.py --demo"
+        raise InputError(f"--train_list {args.train_list} does not exist: {fix}")
     train_list, source = TrainingList(args.train_list), open_source(args.train_path, "--train_path")
     check_files(train_list, source, "--train_path", args.paths_anywhere)
     return train_list, source
@@ -55,6 +58,8 @@ def evaluate(encoder, trial_sets, args, backend=None, kind=""):
     backend: a ScoringBackend, whose scores are evaluated too, as <name>.mean, <name>.as_norm and so on. Prints the
     results; writes <save_path>/scores/<name>.txt and det.png, except for a second ``kind`` of model such as "average".
     """
+    if not trial_sets:
+        return {}
     began = time.perf_counter()
     utterances, scorers = {}, {}
     for source in dict.fromkeys(each.source for each in trial_sets.values()):

@@ -5,7 +5,7 @@ from conftest import relative_error, voice
 from published import taoruijie_shapes
 
 from inference.systems import SYSTEMS
-from model import ECAPA_TDNN, SpecAugment
+from model import ECAPA_TDNN, LogMel, SpecAugment
 
 
 def with_statistics(network):
@@ -139,6 +139,19 @@ def test_every_weight_gets_a_finite_gradient():
     network(0.1 * torch.randn(4, 8000), aug=True).square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_the_whole_forward_is_one_graph():
+    network, waveform, masks = small_network().train(), 0.1 * torch.randn(2, 8000), torch.rand(2, 4)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)  # an error where the tracer cannot follow
+    assert torch.allclose(compiled(waveform, True, masks), network(waveform, True, masks), atol=1e-5)
+
+
+def test_the_front_end_is_torchaudios():
+    """In float64, after the pre-emphasis; its frames are centred, too."""
+    front_end, x = LogMel().double(), 0.1 * torch.randn(2, 8000, dtype=torch.float64)
+    emphasised = torch.cat([x[:, :1] - 0.97 * x[:, 1:2], x[:, 1:] - 0.97 * x[:, :-1]], dim=1)
+    assert relative_error(front_end[1](emphasised).add(1e-6).log(), front_end(x)) < 1e-7
 
 
 def test_spec_augment_masks_one_interval_of_each_axis():

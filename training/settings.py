@@ -49,6 +49,7 @@ def read_settings(parser, arguments, demo=None):
         parser.set_defaults(**demo)
         given |= set(demo)
     args = parser.parse_args(arguments)
+    args.eval_list = [path for path in args.eval_list if path]  # '' for none, as for other paths
     recipe = "finetune_margin" if args.finetune_margin else args.recipe
     if recipe != "customary":
         vars(args).update(recipe_settings(parser, recipe, args, given))

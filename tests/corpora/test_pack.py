@@ -226,6 +226,15 @@ def test_a_damaged_pack_is_refused(packed, tmp_path, file, harm):
         open_source(path, "--train_path")
 
 
+def test_a_pack_that_is_cut_short_while_in_use(packed, speech, tmp_path):
+    pack = Pack(shutil.copytree(packed, tmp_path / "pack"))
+    first, last = (pack.open(file) for file in TrainingList(speech / "list.txt").files[:: len(pack.length) - 1])
+    os.truncate(pack.path / "samples.int16", 2 * last.first + 20)
+    assert len(first.read()) == first.length
+    with pytest.raises(UnreadableAudio, match=r"samples\.int16 was cut short"):
+        last.read()
+
+
 def test_the_command_packs_a_list(command, corpus, tmp_path):
     flags = ["--pack", tmp_path / "pack", "--train_list", corpus / "train_list.txt", "--train_path", corpus / "train"]
     first, again = (command(prepareData, *flags)[:2] for _ in range(2))

@@ -114,7 +114,7 @@ def test_the_page_is_self_contained_and_escaped(experiment):
     assert "exp <b>&1" in page.text and "<script>alert(1)</script>" in page.text
     assert "'a & <b>' '\\udcff'" in page.text
     assert ["n_class", "77"] in page.table("Settings", "Settings") and "3 files could not be read" in page.text
-    assert "C=32 trained on train.txt (77 classes) for 2 of" in page.text and "1.0 hours" in page.text
+    assert "C=32 trained on train.txt (77 classes) for 2 of" in page.text and "1.00 hours" in page.text
 
 
 def test_results_are_those_on_record(experiment):

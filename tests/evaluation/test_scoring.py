@@ -117,6 +117,8 @@ def test_all_results_say_on_what_they_rest(evaluated, held, corpus):
         assert low <= result["eer"] <= high
         assert ("cohort" in result) == name.endswith(("mean", "as_norm", "calibrated"))
         assert result["list_sha256"][:8] in printed
+    cosine = results["trials.cosine"]["thresholds"]["EER"]
+    assert results["trials"]["cosine_threshold"] == pytest.approx(cosine, abs=1e-5)
     assert "4 speakers of train_list.txt" in results["trials.as_norm"]["cohort"]
     # The part's scores are those of the whole list.
     whole, part = (column(folder / "scores" / f"{name}.as_norm.txt") for name in ("trials", "part"))
