@@ -12,7 +12,7 @@ from pathlib import Path
 from evaluation.intervals import METRICS
 from evaluation.plots import draw_training
 from evaluation.scoring import VALID
-from tools import InputError, rank, read_text, write_text
+from tools import InputError, RunError, rank, read_text, write_text
 
 
 class Records:
@@ -144,7 +144,8 @@ def logged(path):
         try:
             yield
         except Exception as error:
-            print(f"{type(error).__name__}: {error}", file=Logged(io.StringIO(), path))
+            kind = "" if isinstance(error, (InputError, RunError)) else f"{type(error).__name__}: "
+            print(f"{kind}{error}", file=Logged(io.StringIO(), path))
             raise
 
 
