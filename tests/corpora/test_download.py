@@ -75,7 +75,7 @@ def walk(tmp_path_factory):
 def test_it_trains_from_files_and_from_packs_alike_and_evaluates(walk):
     everything = walk.some("train_list", "train_path", "eval_list", "eval_path", "musan_path", "rir_path")
     said = walk.run("python trainSpeakerNet.py --save_path exps/exp1", *everything, *SMALL)
-    assert "1 epochs done" in said and "EER" in said
+    assert "1 epoch done" in said and "EER" in said
     assert "32 files" in walk.run("python prepareData.py --pack /data/packs/vox2 ")
     walk.run("python trainSpeakerNet.py --train_path /data/packs", *walk.some("train_list", "musan_path", "rir_path"),
              "--eval_list", "--save_path", walk.home / "exps/packs", *SMALL)  # fmt: skip
