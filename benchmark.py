@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from corpora.demo import demo_flags, make_demo
+from corpora.lists import open_training_list
 from corpora.pack import Pack
 from dataLoader import to_device
-from evaluation.scoring import open_training_list
 from inference.encoder import choose_device
 from model import ECAPA_TDNN
 from tools import keep_memory, run_command

@@ -20,11 +20,12 @@ import torch
 
 from corpora.check import quick_check, stop_at_errors
 from corpora.demo import demo_flags, make_demo
+from corpora.lists import open_training_list
 from corpora.make_lists import hold_out, make_trials
 from dataLoader import Augmentation, CropLoader, SpeedPerturbation, to_device
 from evaluation.backend import ScoringBackend
-from evaluation.records import Records, logged
-from evaluation.scoring import VALID, TrialSet, evaluate, open_training_list, open_trial_sets
+from evaluation.records import Records
+from evaluation.scoring import VALID, TrialSet, evaluate, open_trial_sets
 from inference.checkpoints import Pretrained, load_pretrained
 from inference.encoder import SpeakerEncoder, choose_device
 from inference.systems import SYSTEMS
@@ -42,6 +43,7 @@ from tools import (
     write_text,
 )
 from training import distributed, settings
+from training.log import logged, open_trackers
 from training.meter import Meter, StopSignal, log_line
 from training.run import (
     OPTIMIZERS,
@@ -270,7 +272,7 @@ def train(args):
     check_data(args, run.about["earlier_speakers"])
     lists = {args.train_list: train_list.sha256, **hashes_of(trial_sets, args)}
     distributed.check_same((run.epoch, run.step, lists), "--save_path and the lists must lie on a disk they all see")
-    records.begin(provenance(args, lists), trial_sets)
+    records.begin(provenance(args, lists), trial_sets, open_trackers)
     network, optimizer = distributed.parallel(run.network, device), run.optimizer
     if args.compile:
         network = torch.compile(network)

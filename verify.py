@@ -38,7 +38,7 @@ FAILURE = 2  # exit status after an error or an unreadable file; 1 is an answer:
 def compare(encoder, args, files):
     """Compare the first file with each of the others. Returns 0: all are of the same speaker; 1: not all."""
     first, others = files[0], files[1:]
-    vectors = scoring_vectors(encoder, files, args)
+    vectors, failed = scoring_vectors(encoder, files, args)
     found = [other for other in others if other in vectors]
     if first not in vectors or not found:
         return FAILURE
@@ -49,7 +49,7 @@ def compare(encoder, args, files):
         if answer.score < 0.9999 and os.path.samefile(first, other):
             print("  (the same file: its score is below 1, because its crops are compared with each other, too)")
     print_threshold(encoder, args)
-    return FAILURE if len(found) < len(others) else 0 if all(answer.same_speaker for answer in answers) else 1
+    return FAILURE if failed else 0 if all(answer.same_speaker for answer in answers) else 1
 
 
 def embed(encoder, args, files):
@@ -110,30 +110,29 @@ def write_ark(path, rows):
 
 def score(encoder, args, files):
     """Print a line "<score> <path> <path>" for each pair of the list."""
-    vectors = scoring_vectors(encoder, files, args)
-    for pair in args.pairs:
-        first, second = (vectors.get(os.path.join(args.root, file)) for file in pair)
-        if first is not None and second is not None:
-            print(f"{encoder.decide(first @ second).score:.8f} {' '.join(pair)}")
-    return FAILURE if len(vectors) < len(set(files)) else 0
+    vectors, failed = scoring_vectors(encoder, files, args)
+    for pair, first, second in zip(args.pairs, files[::2], files[1::2]):
+        if first in vectors and second in vectors:
+            print(f"{encoder.decide(vectors[first] @ vectors[second]).score:.8f} {' '.join(pair)}")
+    return FAILURE if failed else 0
 
 
 def matrix(encoder, args, files):
     """Print the scores of all pairs of files, separated by tabs, under a line of their names."""
-    vectors = scoring_vectors(encoder, files, args)
+    vectors, failed = scoring_vectors(encoder, files, args)
     print("", *vectors, sep="\t")
     for file, vector in vectors.items():
         print(file, *(f"{encoder.decide(vector @ other).score:.5f}" for other in vectors.values()), sep="\t")
-    return FAILURE if len(vectors) < len(set(files)) else 0
+    return FAILURE if failed else 0
 
 
 def enrol(encoder, args, files):
     """Add the files to a speaker of the gallery."""
     gallery = Gallery(args.gallery, encoder)
-    vectors = scoring_vectors(encoder, files, args)
+    vectors, failed = scoring_vectors(encoder, files, args)
     if not vectors:
         raise InputError(f"none of the files could be embedded: {args.gallery} is unchanged")
-    said, failed = gallery.enrol(args.enrol, list(vectors.values())), len(set(files)) - len(vectors)
+    said = gallery.enrol(args.enrol, list(vectors.values()))
     more = f"; {count(failed, 'file')} could not be read: fix and enrol only those" if failed else ""
     speakers = count(len(gallery.speakers), "speaker")
     print(f"{args.gallery}: {args.enrol} has {count(said, 'utterance')}; {speakers}{more}")
@@ -143,7 +142,7 @@ def enrol(encoder, args, files):
 def identify(encoder, args, files):
     """Print the closest five speakers of the gallery. Returns 0: all files were recognised; 1: not all."""
     gallery, recognised = Gallery(args.gallery, encoder, must_exist=True), []
-    vectors = scoring_vectors(encoder, files, args)
+    vectors, failed = scoring_vectors(encoder, files, args)
     for file, vector in vectors.items():
         ranking = gallery.identify(vector)
         recognised.append(encoder.decide(ranking[0][0]).same_speaker)
@@ -152,7 +151,7 @@ def identify(encoder, args, files):
         for score, name in ranking[:5]:
             print(f"  {score:8.5f}  {name}")
     print_threshold(encoder, args)
-    return FAILURE if len(vectors) < len(set(files)) else 0 if all(recognised) else 1
+    return FAILURE if failed else 0 if all(recognised) else 1
 
 
 def classify(encoder, args, files):
@@ -169,12 +168,12 @@ def classify(encoder, args, files):
 
 
 def scoring_vectors(encoder, files, args):
-    """{file: scoring vector (V,)}; unreadable files are named on stderr."""
+    """({file: scoring vector (V,)}, number of unreadable files, which are named on stderr)."""
     unreadable = []
     found = encoder.embed_for_scoring(files, threads=max(1, args.n_cpu), unreadable=unreadable)
     for error in unreadable:
         print_error(error)
-    return {file: each.vector for file, each in found.items()}
+    return {file: each.vector for file, each in found.items()}, len(unreadable)
 
 
 def print_error(message):
@@ -278,8 +277,8 @@ def read_arguments(arguments):
     files += args.names
     if action == "score":
         args.pairs = read_pairs(args.score, args.paths_anywhere)
-        args.root = args.root or os.path.dirname(args.score)
-        files = [os.path.join(args.root, file) for pair in args.pairs for file in pair]
+        root = args.root or os.path.dirname(args.score)
+        files = [os.path.join(root, file) for pair in args.pairs for file in pair]
     if len(files) < {"export": 0, "compare": 2}.get(action, 1):
         actions = "--embed, --matrix, --enrol NAME, --identify or --classify"
         raise InputError(f"give files: two to compare, or some with {actions}")

@@ -9,7 +9,7 @@ import re
 import numpy as np
 
 from corpora.audio import AUDIO_SUFFIXES, SUFFIXES, find_audio
-from corpora.pack import Pack
+from corpora.pack import Pack, open_source
 from tools import InputError, count, read_text, sha256
 
 
@@ -155,6 +155,16 @@ def check_files(listed, source, flag, anywhere=False):
             f"{listed.path} line {number}: {source.name(file)} does not exist ({len(missing)} of "
             f"{count(len(lines), 'file')} missing){f', {fix}' if other else f'; is {flag} right?'}"
         )
+
+
+def open_training_list(args):
+    """The TrainingList of --train_list and its Folder or Pack."""
+    if not pathlib.Path(args.train_list).exists():
+        fix = "give your own (docs/data.md), or try trainSpeakerNet.py --demo"
+        raise InputError(f"--train_list {args.train_list} does not exist: {fix}")
+    train_list, source = TrainingList(args.train_list), open_source(args.train_path, "--train_path")
+    check_files(train_list, source, "--train_path", args.paths_anywhere)
+    return train_list, source
 
 
 def audio_of(path, root=None, anywhere=False):

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from corpora.audio import UnreadableAudio
+from corpora.lists import open_training_list
 from corpora.make_lists import hold_out, make_trials
 from evaluation.calibration import fit_llr
-from evaluation.scoring import dot_products, embed_utterances, open_training_list, split_over_processes, trial_rows
+from evaluation.scoring import dot_products, embed_utterances, split_over_processes, trial_rows
 from tools import InputError, cohort_statistics, gather, load_arrays, rank, sha256, symmetric_norm, whole_file
 
 # Of each speaker, for the cohort. More would move a speaker's mean by less than a quarter (1 / sqrt(20)) of the spread

@@ -1,18 +1,12 @@
-"""The records of a run: metrics.jsonl, from which score.txt, the plots and what trackers show are made; log.txt."""
+"""The records of a run: metrics.jsonl, from which score.txt, the plots and what trackers show are made."""
 
-import contextlib
-import io
 import json
 import math
-import secrets
-import sys
-import time
 from pathlib import Path
 
-from evaluation.intervals import METRICS
 from evaluation.plots import draw_training
 from evaluation.scoring import VALID
-from tools import InputError, RunError, rank, read_text, write_text
+from tools import InputError, rank, read_text, write_text
 
 
 class Records:
@@ -27,8 +21,8 @@ class Records:
         if self.history and not resumed:
             raise InputError(f"--save_path {folder} has results of a run but no state.pt to resume: choose another")
 
-    def begin(self, about, trial_sets):
-        """settings.json, the trials of held-out speakers as a list, and the trackers of the settings."""
+    def begin(self, about, trial_sets, open_trackers):
+        """Write settings.json and the trials of held-out speakers; open_trackers: function (folder, settings)."""
         if rank() == 0:
             write_text(self.folder / "settings.json", json.dumps(about, indent=2) + "\n")
             if VALID in trial_sets:
@@ -51,7 +45,7 @@ class Records:
             write_text(self.folder / "score.txt", "".join(score_lines(self.history)))
             draw_training(self.folder / "training.png", self.history)
             for track in self.trackers:
-                track(scalars(record), record["epoch"])
+                track(record)
 
     def lowest_valid_eer(self):
         """The lowest EER on the held-out speakers so far; infinity without any."""
@@ -87,66 +81,6 @@ def score_lines(history):
             f"minDCF(0.05) {result['min_dcf_0.05']:.4f}, minDCF(0.01) {result['min_dcf_0.01']:.4f}, "
             f"EER95 {low:.2f}-{high:.2f}%, TRIALS {result['trials']}, LIST {result['list_sha256'][:8]}\n"
         )
-
-
-def scalars(record):
-    """{name: number} of a record, as trackers show them."""
-    found = {f"training/{name}": value for name, value in record.items() if isinstance(value, float)}
-    for kind, results in {"model": record["lists"], **record.get("averages", {})}.items():
-        for name, result in results.items():
-            found |= {f"{name}/{metric}/{kind}": result[metric] for metric in METRICS}
-    return found
-
-
-def open_trackers(folder, settings):
-    """[function (numbers, epoch)] of TensorBoard and Weights & Biases, optional packages, as the settings ask for."""
-    trackers = []
-    if settings["tensorboard"]:
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer = SummaryWriter(folder / "tensorboard", flush_secs=1)
-        trackers.append(lambda numbers, epoch: [writer.add_scalar(*number, epoch) for number in numbers.items()])
-    if settings["wandb"]:
-        import wandb
-
-        known = folder / "wandb" / "id.txt"  # by which a resumed run is the same one there
-        if not known.exists():
-            write_text(known, secrets.token_hex(4))
-        run = wandb.init(dir=folder, project="speakers", name=folder.name, id=read_text(known), resume="allow",
-                         config=settings, settings=wandb.Settings(console="off"))  # fmt: skip
-        trackers.append(lambda numbers, epoch: run.log({**numbers, "epoch": epoch}))
-    return trackers
-
-
-class Logged:
-    """A stream whose lines also go to a file, with date and time; progress bars, drawn by carriage returns, do not."""
-
-    def __init__(self, stream, path):
-        self.stream, self.path, self.line = stream, path, ""
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-    def write(self, text):
-        if "\r" not in text:
-            *lines, self.line = (self.line + text).split("\n")
-            now = time.strftime("%Y-%m-%d %H:%M:%S")
-            # A full disk is reported by the next file that matters more.
-            with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.writelines(f"{now} {line}\n" for line in lines if line.strip())
-        return self.stream.write(text)
-
-
-@contextlib.contextmanager
-def logged(path):
-    """As long as this lasts, what is printed also goes to a file; so does the error that ends it."""
-    with contextlib.redirect_stdout(Logged(sys.stdout, path)), contextlib.redirect_stderr(Logged(sys.stderr, path)):
-        try:
-            yield
-        except Exception as error:
-            kind = "" if isinstance(error, (InputError, RunError)) else f"{type(error).__name__}: "
-            print(f"{kind}{error}", file=Logged(io.StringIO(), path))
-            raise
 
 
 def read_history(path):

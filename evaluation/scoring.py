@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from corpora.audio import Folder, UnreadableAudio, check_folder
-from corpora.lists import TrainingList, TrialList, check_files
-from corpora.pack import Pack, open_source
+from corpora.lists import TrialList, check_files
+from corpora.pack import Pack
 from evaluation.calibration import actual_dcf, cllr, min_cllr
 from evaluation.intervals import bootstrap_intervals, speakers_of, tells
 from evaluation.plots import draw_det
@@ -40,16 +40,6 @@ def open_trial_sets(args):
         check_files(trials, source, "--eval_path", args.paths_anywhere)
         trial_sets[name] = TrialSet(trials, source)
     return trial_sets
-
-
-def open_training_list(args):
-    """The TrainingList of --train_list and its Folder or Pack."""
-    if not Path(args.train_list).exists():
-        fix = "give your own (docs/data.md), or try trainSpeakerNet.py --demo"
-        raise InputError(f"--train_list {args.train_list} does not exist: {fix}")
-    train_list, source = TrainingList(args.train_list), open_source(args.train_path, "--train_path")
-    check_files(train_list, source, "--train_path", args.paths_anywhere)
-    return train_list, source
 
 
 def evaluate(encoder, trial_sets, args, backend=None, kind=""):
