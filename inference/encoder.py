@@ -317,7 +317,8 @@ class SpeakerEncoder:
         if cosines.dim() == 3:  # sub-centres
             cosines = cosines.amax(dim=2)
         # A classifier may have more classes than there were speakers (--n_class, --speed_perturb).
-        score, index = cosines[:, : len(self.speakers or cosines[0])].max(dim=1)
+        cosines = cosines[:, : len(self.speakers)] if self.speakers else cosines
+        score, index = cosines.max(dim=1)
         names = [self.speakers[i] if self.speakers else f"class {i}" for i in index.tolist()]
         return BatchClassification(cosines, score, index, names)
 
