@@ -29,7 +29,17 @@ from inference.export import export_onnx
 from inference.gallery import Gallery, is_gallery
 from inference.systems import SYSTEMS
 from inference.waveforms import as_number
-from tools import InputError, Parser, check_writable, count, keep_memory, progress_bar, run_command, whole_file
+from tools import (
+    InputError,
+    Parser,
+    check_writable,
+    count,
+    keep_memory,
+    progress_bar,
+    read_text,
+    run_command,
+    whole_file,
+)
 
 DEFAULT_MODEL = "speechbrain/spkrec-ecapa-voxceleb"
 FAILURE = 2  # exit status after an error or an unreadable file; 1 is an answer: different speakers
@@ -259,15 +269,22 @@ def read_arguments(arguments):
             check_writable(Path(given[flag]).parent, f"--{flag}")
     if action == "embed" and Path(args.out).is_file() and is_gallery(args.out):
         raise InputError(f"--out {args.out} is a gallery: name another file")
-    if action == "embed" and args.out.endswith(".ark") and not Path(args.out).exists():
+    if action == "embed" and args.out.endswith(".ark"):
         beside = Path(args.out).with_suffix(".scp")
-        if beside.exists():
+        if beside.exists() and f" {args.out}:" not in read_text(beside):  # not of an earlier --out
             raise InputError(f"--out {args.out} would replace {beside}: name another file")
     if args.channel is not None and args.channel < 0:
         raise InputError(f"--channel must be 0, 1, ..., not {args.channel}")
     if "window" not in given and given.keys() & {"step", "last"}:
         raise InputError("--step and --last need --window")
-    if action == "enrol" and (not args.enrol.strip() or Path(args.enrol).suffix.lower() in SUFFIXES):
+    if "" in args.files + (given[action] if isinstance(given.get(action), list) else []):
+        raise InputError("a path is empty: is a variable of the shell not set?")
+    if action in ("score", "export") and args.files:
+        raise InputError(f"--{action} takes no further files, such as {args.files[0]}")
+    lists = SUFFIXES | {".txt", ".lst", ".list", ".scp"}
+    if action == "enrol" and (
+        not args.enrol.strip() or os.sep in args.enrol or Path(args.enrol).suffix.lower() in lists
+    ):
         raise InputError(f"--enrol {args.enrol}: give the speaker's name first, then the files")
     paths = args.files + (given[action] if isinstance(given.get(action), list) else [])
     files = paths[:1] if action == "compare" else []  # must be one file, no folder or list

@@ -6,6 +6,7 @@ verify.py is its command line; trainSpeakerNet.py evaluates with it.
 import concurrent.futures
 import hashlib
 import math
+import os
 import warnings
 from typing import NamedTuple
 
@@ -141,10 +142,11 @@ class SpeakerEncoder:
         if weights is None:
             return require_finite(self.embed_many(rows), "a waveform in the batch")
         weights, samples = as_tensor(weights, "weights"), {len(row) for row in rows}
-        if weights.dim() != 2 or len(weights) != len(rows) or len(samples) != 1 or min(samples) < self.system.shortest:
+        fits = weights.dim() == 2 and len(weights) == len(rows) and weights.shape[1] and bool((weights >= 0).all())
+        if not fits or len(samples) != 1 or min(samples) < self.system.shortest:
             raise InputError(
-                f"weights must be ({len(rows)}, frames) for utterances of one length, at least {self.system.shortest} "
-                f"samples, not {tuple(weights.shape)}"
+                f"weights must be ({len(rows)}, frames), from 0 to 1, not {tuple(weights.shape)}, for utterances of "
+                f"one length, at least {self.system.shortest} samples"
             )
         return self._embed(rows, weights.to(self.device, torch.float32)).clone()  # no longer an inference tensor
 
@@ -168,15 +170,17 @@ class SpeakerEncoder:
     def embed_excerpt(self, audio, start, end):
         """The embedding (D,) of the part between two times in seconds. InputError if they are not in the audio."""
         with self._open(audio) as opened:
-            return warned(*self._embed_part(opened, opened.path, *span_of(opened, start, end)))
+            name = f"the part from {start} to {end} s of {opened.path}"
+            return warned(*self._embed_part(opened, name, *span_of(opened, start, end)))
 
     def embed_excerpts(self, audio, segments):
         """One embedding (D,) of several parts [(start, end) in seconds] joined to one utterance. Errors likewise."""
         with self._open(audio) as opened:
             try:
-                parts = [opened.read(*span_of(opened, start, end)) for start, end in segments]
-            except TypeError as error:
+                segments = [(start, end) for start, end in segments]
+            except (TypeError, ValueError) as error:
                 raise InputError(f"segments must be [(start, end), ...] in seconds, not {segments!r:.100}") from error
+            parts = [opened.read(*span_of(opened, *segment)) for segment in segments]
         joined = InMemory(np.concatenate([np.empty(0, np.float32), *parts]), SAMPLE_RATE)
         with AudioFile(joined) as audio:
             return warned(*self._embed_part(audio, opened.path, 0, audio.length))
@@ -200,11 +204,12 @@ class SpeakerEncoder:
             first, samples = span_of(opened, start, opened.length / SAMPLE_RATE if end is None else end)
             starts = list(range(0, samples - size + 1, hop))
             if samples < size or (samples - size) % hop:
-                starts.append(len(starts) * hop if last == "pad" else max(0, samples - size))
+                at = max(0, samples - size) if last == "shift" else len(starts) * hop
+                starts += [at] if at < samples else []
             at_once = max(1, BATCH_SECONDS[self.device.type] * SAMPLE_RATE // size)
             for i in range(0, len(starts), at_once):
                 windows = [opened.read(first + at, min(size, samples - at)) for at in starts[i : i + at_once]]
-                remarks += [self._remark(opened.path, window, opened.rate) for window in windows]
+                remarks += [self._remark(f"a window of {opened.path}", window, opened.rate) for window in windows]
                 if last == "pad":
                     windows = [np.pad(window, (0, size - len(window))) for window in windows]
                 embeddings.append(self.embed_many([torch.from_numpy(window) for window in windows]).numpy())
@@ -220,7 +225,10 @@ class SpeakerEncoder:
         Pack, those it was made with. Yields (file, (D,) embedding or UnreadableAudio, remark) in the order of the
         files; remark: why the embedding may be poor (very short, silent, clipped, of a low sampling rate), or "".
         """
-        for file, found, remark in self._utterances(as_list(files), self._source(root), threads, crops=False):
+        files = as_list(files)
+        if not all(isinstance(file, (str, os.PathLike)) for file in files):
+            raise InputError("embed_files takes paths: for waveforms there are embed, embed_batch and scoring_vectors")
+        for file, found, remark in self._utterances(files, self._source(root), threads, crops=False):
             yield file, found if isinstance(found, UnreadableAudio) else found.embedding, remark
 
     def embed_for_scoring(self, files, root=".", threads=4, unreadable=None):
@@ -255,8 +263,8 @@ class SpeakerEncoder:
 
         With five crops (``system.crops``) that is another number than the cosine of two embeddings. UnreadableAudio.
         """
-        source = Recordings(as_list(recordings), self._source())
-        found = self.embed_for_scoring(range(len(recordings)), source)
+        recordings = as_list(recordings)
+        found = self.embed_for_scoring(range(len(recordings)), Recordings(recordings, self._source()))
         return np.array([each.vector for each in found.values()], np.float32).reshape(-1, self.vector_size)
 
     def verify(self, first, second, threshold=None):
@@ -269,7 +277,7 @@ class SpeakerEncoder:
         sides = as_rows(first, first_lengths), as_rows(second, second_lengths)
         if len(sides[0]) != len(sides[1]):
             raise InputError(f"{len(sides[0])} waveforms cannot be compared with {len(sides[1])} one by one")
-        first, second = (np.array(self._vectors_of(rows)) for rows in sides)
+        first, second = (require_finite(np.array(self._vectors_of(rows)), "a waveform in the batch") for rows in sides)
         return [self.decide(a @ b, threshold) for a, b in zip(first, second)]
 
     def compare(self, first, second, threshold=None):
@@ -468,7 +476,7 @@ def warned(embedding, remark):
 def window_of(duration, step):
     """(samples, samples from one to the next) of a sliding window given in seconds. InputError."""
     duration, step = as_number(duration, "a window's duration"), as_number(step, "a window's step")
-    if not (0 < duration <= LONG_SECONDS and step * SAMPLE_RATE >= 1 and step < math.inf):
+    if not (duration <= LONG_SECONDS and min(duration, step) * SAMPLE_RATE >= 1 and step < math.inf):
         raise InputError(f"a window of {duration} s every {step} s: both must be above 0, at most {LONG_SECONDS}")
     return round(duration * SAMPLE_RATE), round(step * SAMPLE_RATE)
 

@@ -32,8 +32,9 @@ class Gallery:
         if str(arrays["model"]) != self.model:
             raise InputError(f"--gallery {self.path} was made with another model: the scores would be meaningless")
         fits = names.shape == counts.shape == vectors.shape[:1] and vectors.shape[1:] == (self.encoder.vector_size,)
-        if not fits or not names.size:
-            raise InputError(f"--gallery {self.path} is damaged: the shapes of its arrays do not match")
+        numbers = counts.dtype.kind in "iu" and vectors.dtype.kind == "f" and np.isfinite(vectors).all()
+        if not fits or not names.size or not numbers or len({*names.tolist()}) < len(names):
+            raise InputError(f"--gallery {self.path} is damaged: its arrays do not match or have no numbers")
         return dict(zip(names.tolist(), zip(vectors, counts.tolist())))
 
     def enrol(self, name, vectors):
@@ -63,4 +64,7 @@ class Gallery:
 
 def is_gallery(path):
     """Whether a file is the .npz of a gallery."""
-    return zipfile.is_zipfile(path) and "counts.npy" in zipfile.ZipFile(path).namelist()
+    try:
+        return "counts.npy" in zipfile.ZipFile(path).namelist()
+    except zipfile.BadZipFile:
+        return False

@@ -124,10 +124,13 @@ def as_number(value, named, most=np.inf):
 
 
 def as_list(files):
-    """The files themselves. InputError for a single path, whose letters would be taken for files."""
-    if isinstance(files, (str, os.PathLike, dict)):
-        raise InputError(f"a list of files or recordings is expected, not {files!r:.100}")
-    return files
+    """The files as a list. InputError for a single path, whose letters would be taken for files, and the like."""
+    try:
+        if isinstance(files, (str, os.PathLike, dict)):
+            raise TypeError
+        return list(files)
+    except TypeError as error:
+        raise InputError(f"a list of files or recordings is expected, not {files!r:.100}") from error
 
 
 def span_of(audio, start, end):

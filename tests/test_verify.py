@@ -143,6 +143,7 @@ def test_kaldi_in_and_out(use, encoder, folder):
     assert names[:2] == ["utt-1-0000000-0000130", "utt-1-0000100-0000230"]
     (folder / "wav.scp").write_text("utt-1 sox a.wav -t wav - |\n")
     assert "wav.scp line 1 is a command, which is not run" in use("--embed", "wav.scp", "--out", "x.ark")[2]
+    (folder / "wav.ark").write_bytes(b"")
     assert "--out wav.ark would replace wav.scp" in use("--embed", "wav", "--out", "wav.ark")[2]
 
 
@@ -292,6 +293,8 @@ def test_warnings_are_lines(use, folder):
     (["--embed", "wav", "--start", "2", "--end", "1", "--out", "x.npz"], "no excerpt from 2.0 s to 1.0 s"),
     (["--embed", "wav", "--out", "wav/a0.wav"], "--out wav/a0.wav: the file's name must end in .npz or .ark"),
     (["--embed", "wav", "--out", "some.model/x.npz"], "--out some.model cannot be written to"),
+    (["wav/a0.wav", ""], "a path is empty"),
+    (["--export", "x.onnx", "wav/a0.wav"], "--export takes no further files, such as wav/a0.wav"),
     (["--export", "some.model"], "--export some.model: the file's name must end in .onnx"),
     (["--enrol", "anna", "--gallery", "g.npz"], "give files: two to compare, or some with --embed"),
     (["--enrol", "wav/a0.wav", "wav/a1.wav", "--gallery", "g.npz"], "--enrol wav/a0.wav: give the speaker's name"),

@@ -189,7 +189,7 @@ def test_excerpt_and_windows(system, utterances):
 @pytest.mark.parametrize("system", ["ours", "pyannote"])
 @pytest.mark.parametrize(("duration", "step", "start", "end", "shifted"), [
     (2.0, 0.7, 0, None, [0, 0.7, 1.4, 2.1, 2.8, 3.5, 4.2, 4.9, 5.6, 6.3, 7.0]), (3.0, 1.0, 1.1, 5.4, [1.1, 2.1, 2.4]),
-    (2.5, 1.0, 0.5, 4.0, [0.5, 1.5]), (4.0, 2.0, 6.0, None, [6.0]),
+    (2.5, 1.0, 0.5, 4.0, [0.5, 1.5]), (4.0, 2.0, 6.0, None, [6.0]), (4.0, 0.5, 8.0, None, [8.0]),
 ])  # fmt: skip
 def test_windows_reach_the_end(system, duration, step, start, end, shifted, utterances):
     """Moved back to it, or filled with zeros as pyannote.audio's Inference.slide does."""
@@ -213,8 +213,10 @@ def test_windows_reach_the_end(system, duration, step, start, end, shifted, utte
     default = encoder.embed_windows(path, duration, step, start, end)[0]
     expected = encoder.embed_windows(path, duration, step, start, end, "pad" if system == "pyannote" else "shift")[0]
     assert np.array_equal(default, expected)
-    with pytest.warns(AudioWarning, match="leave gaps"):
-        encoder.embed_windows(path, 1.0, 2.0)
+    for last in ("pad", "shift"):
+        with pytest.warns(AudioWarning, match="leave gaps"):
+            times = encoder.embed_windows(path, 0.5, 1.9, last=last)[1]  # nothing begins after the end
+        assert np.allclose(times[:5, 0], [0, 1.9, 3.8, 5.7, 7.6]) and len(times) == (5 if last == "pad" else 6)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -257,7 +259,10 @@ def test_nonsense_gets_one_line(encoder):
         lambda: encoder.embed_excerpts((tone, 16000), []), lambda: encoder.embed_excerpts((tone, 16000), (0, 1)),
         lambda: encoder.embed_batch(np.ones((16000, 2), np.float32)), lambda: encoder.embed_batch([tone], [1.0]),
         lambda: encoder.embed_batch(tone[None], ["a"]), lambda: list(encoder.embed_files("a.wav")),
-        lambda: SpeakerEncoder.from_pretrained(None),
+        lambda: SpeakerEncoder.from_pretrained(None), lambda: SpeakerEncoder.from_pretrained(""),
+        lambda: encoder.embed_excerpts((tone, 16000), [(0, 1, 2)]), lambda: encoder.embed_windows((tone, 16000), 1e-6),
+        lambda: encoder.embed_batch(tone[None], weights=-np.ones((1, 9), np.float32)),
+        lambda: list(encoder.embed_files([(tone, 16000)])), lambda: encoder.scoring_vectors(None),
         lambda: encoder.embed_batch([tone, tone], weights=np.ones((1, 100), np.float32)),
     ):  # fmt: skip
         with pytest.raises(InputError) as error:
