@@ -134,20 +134,9 @@ def bootstrap_intervals(scores, labels, enrol_speaker, test_speaker, replicates=
     interval is the whole range.
     """
     trials = WeightedTrials(scores, labels, enrol_speaker, test_speaker)
-    estimate, drawn = _bootstrap([trials], metrics_of, replicates, seed)
-    low, high = _interval(estimate[0], drawn[:, 0], trials, LARGEST)
+    estimate, drawn = _bootstrap([trials], replicates, seed)
+    low, high = _interval(estimate[0], drawn[:, 0], trials)
     return {metric: (float(a), float(b)) for metric, a, b in zip(METRICS, low, high)}
-
-
-def det_band(scores, labels, enrol_speaker, test_speaker, false_alarm, replicates=200, seed=0):
-    """Pointwise 95 % intervals of the miss rate at given false-alarm rates (G,) in [0, 1]: (low (G,), high (G,)).
-
-    The miss rate at the lowest threshold with at most that false-alarm rate; otherwise as ``bootstrap_intervals``.
-    """
-    allowed = np.asarray(false_alarm, dtype=np.float64) + 1e-12  # rounding of the rates
-    trials = WeightedTrials(scores, labels, enrol_speaker, test_speaker)
-    estimate, drawn = _bootstrap([trials], lambda miss, rate: miss[np.searchsorted(-rate, -allowed)], replicates, seed)
-    return _interval(estimate[0], drawn[:, 0], trials, np.ones(allowed.size))
 
 
 def compare(first_scores, second_scores, labels, enrol_speaker, test_speaker, replicates=1000, seed=0):
@@ -157,7 +146,7 @@ def compare(first_scores, second_scores, labels, enrol_speaker, test_speaker, re
     least 1 / (replicates + 1). Other arguments as for ``bootstrap_intervals``.
     """
     systems = [WeightedTrials(scores, labels, enrol_speaker, test_speaker) for scores in (first_scores, second_scores)]
-    estimate, drawn = _bootstrap(systems, metrics_of, replicates, seed)
+    estimate, drawn = _bootstrap(systems, replicates, seed)
     difference = estimate[1] - estimate[0]
     spread, degrees = _spread(drawn[:, 1] - drawn[:, 0], systems[0])
     half = student.ppf(0.975, degrees) * spread
@@ -168,31 +157,31 @@ def compare(first_scores, second_scores, labels, enrol_speaker, test_speaker, re
     return {metric: Difference(*map(float, row)) for metric, *row in rows}
 
 
-def _bootstrap(systems, statistic, replicates, seed):
-    """A statistic(miss, false_alarm) -> (M,) of the list, (systems, M), and of replicates, (replicates, systems, M)."""
+def _bootstrap(systems, replicates, seed):
+    """The METRICS of the list, (systems, 3), and of replicates, (replicates, systems, 3)."""
     speakers = systems[0].speakers
-    estimate = [statistic(*system.error_curve(np.ones(speakers, np.int64))) for system in systems]
+    estimate = [metrics_of(*system.error_curve(np.ones(speakers, np.int64))) for system in systems]
     random = np.random.default_rng(seed)
     drawn = []
     while len(drawn) < replicates:
         weight = np.bincount(random.integers(speakers, size=speakers), minlength=speakers)
         curves = [system.error_curve(weight) for system in systems]
         if curves[0] is not None:  # else one class of trials is missing, for all systems
-            drawn.append([statistic(*curve) for curve in curves])
+            drawn.append([metrics_of(*curve) for curve in curves])
     return np.array(estimate), np.array(drawn)
 
 
 def _spread(drawn, trials):
-    """Standard deviation (M,) of replicates (R, M), corrected for few speakers, and its degrees of freedom."""
+    """Standard deviation (3,) of replicates (R, 3), corrected for few speakers, and its degrees of freedom."""
     speakers = trials.speakers
     if speakers < 3:  # with two, all replicates that have both classes of trials are equal
         return np.full(drawn.shape[1], np.inf), 1
     return np.std(drawn, axis=0, ddof=1) * np.sqrt(speakers / (speakers - 1)), speakers - 1
 
 
-def _interval(estimate, drawn, trials, largest):
-    """(low (M,), high (M,)) of rates or costs in [0, largest]: estimate (M,), replicates (R, M)."""
-    floor = 0.5 * largest / len(trials.target[0])  # instead of log 0: half an error
+def _interval(estimate, drawn, trials):
+    """(low (3,), high (3,)) of METRICS: estimate (3,), replicates (R, 3)."""
+    floor = 0.5 * LARGEST / len(trials.target[0])  # instead of log 0: half an error
     estimate_log, drawn_log = np.log(np.maximum(estimate, floor)), np.log(np.maximum(drawn, floor))
     spread, degrees = _spread(drawn_log, trials)
     centre = 2 * estimate_log - drawn_log.mean(axis=0)
@@ -200,4 +189,4 @@ def _interval(estimate, drawn, trials, largest):
     with np.errstate(over="ignore"):
         low, high = np.exp(centre - half), np.exp(centre + half)
     seen = np.isinf(spread) | drawn.any(axis=0)
-    return np.minimum(low, estimate), np.where(seen, np.clip(high, estimate, largest), 0.0)
+    return np.minimum(low, estimate), np.where(seen, np.clip(high, estimate, LARGEST), 0.0)

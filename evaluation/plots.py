@@ -1,32 +1,24 @@
-"""Plots of an experiment: training.png, det.png, and the SVG plots of a report."""
+"""Figures of an experiment, as PNG files (training.png, det.png) and as SVG pictures of a report."""
 
 import base64
 import io
 import warnings
 
-import matplotlib.style
+import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure  # not pyplot, which may need a display
 from scipy.stats import norm
 
 from tools import equal_error_rate, error_curve, whole_file
 
 DET_TICKS = np.array([1e-5, 1e-4, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])
-STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-         "axes.grid": True, "grid.color": "#e4e6e9", "legend.frameon": False, "svg.hashsalt": "report",
-         "text.parse_math": False}  # fmt: skip
+# Names of lists are shown as they are, with "$", too; the same figure gives the same SVG.
+STYLE = {"text.parse_math": False, "svg.hashsalt": "report"}
 
 
-def draw_det(path, results):
-    """Detection error trade-off curves (Martin et al. 1997): results {name: (scores, labels)} -> a PNG file."""
-    figure = Figure(figsize=(6, 6 + 0.22 * len(results)), layout="constrained")  # not pyplot, which may need a display
-    det_plot(figure.add_subplot(), results)
-    figure.legend(loc="outside upper left", frameon=False)
-    save_png(figure, path)
-
-
-def draw_training(path, history):
-    """Loss, accuracy and EER over epochs, from the records of metrics.jsonl -> a PNG file."""
+@matplotlib.rc_context(STYLE)
+def training_figure(history):
+    """Loss, accuracy and EER over epochs, from the records of metrics.jsonl."""
     figure = Figure(figsize=(7, 6), layout="constrained")
     trained = [record for record in history if record["epoch"] > 0]
     tested = [record for record in history if record["lists"]]
@@ -47,31 +39,14 @@ def draw_training(path, history):
         axes.grid(alpha=0.3)
     axes.set(xlabel="epoch")
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    save_png(figure, path)
+    return figure
 
 
-def save_png(figure, path):
-    with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=120)
-
-
-def as_svg(draw, *args, size=(3.8, 2.4)):
-    """The plot of ``draw(axes, *args)`` as an SVG in a data: address, for a page. size: inches."""
-    with matplotlib.style.context(["tableau-colorblind10", STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # letters missing in the font are shown as boxes
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.add_subplot(), *args)
-        if figure.axes[0].get_legend_handles_labels()[1]:
-            legend = figure.legend(loc="outside upper left", borderaxespad=0.2)
-            figure.set_figheight(size[1] + 0.17 * len(legend.get_texts()))  # the axes keep their size
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(text.getvalue().encode("utf-8", "replace")).decode()
-
-
-def det_plot(axes, results, bands=None):
-    """Detection error trade-off curves; bands {name: (false-alarm rates (G,), lowest miss rates, highest)}, shaded."""
-    low = 0.001
+@matplotlib.rc_context(STYLE)
+def det_figure(results):
+    """Detection error trade-off curves (Martin et al. 1997) of {name: (scores, labels)}, with dots at the EERs."""
+    figure = Figure(figsize=(6, 6 + 0.22 * len(results)), layout="constrained")
+    axes, low = figure.add_subplot(), 0.001
     for name, (scores, labels) in results.items():
         _, miss, false_alarm = error_curve(scores, labels)
         shown = (miss > 0) & (false_alarm > 0) & (miss < 1) & (false_alarm < 1)
@@ -81,39 +56,44 @@ def det_plot(axes, results, bands=None):
         (line,) = axes.step(norm.ppf(false_alarm[shown]), norm.ppf(miss[shown]), where="post", label=label)
         if 0 < eer < 100:
             axes.plot(norm.ppf(eer / 100), norm.ppf(eer / 100), "o", color=line.get_color())
-        if bands and name in bands:
-            rates, *limits = bands[name]
-            lowest, highest = norm.ppf(np.clip(limits, 1e-9, 1 - 1e-9))  # norm.ppf(0) is infinite
-            axes.fill_between(norm.ppf(rates), lowest, highest, color=line.get_color(), alpha=0.15, linewidth=0)
     limits, ticks = norm.ppf([low * 0.8, 0.8]), DET_TICKS[low * 0.8 <= DET_TICKS]
     axes.plot(limits, limits, ":", color="gray", linewidth=1)
     axes.set(xlim=limits, ylim=limits, xlabel="false alarms (%)", ylabel="misses (%)", aspect="equal")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks(norm.ppf(ticks), [f"{100 * tick:g}" for tick in ticks])
     axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper left", frameon=False)
+    return figure
 
 
-def course_plot(axes, curves, unit, band=()):
-    """Curves over epochs, {name: [(epoch, value)]}; band: [(epoch, low, high)], shaded. A single curve has no label."""
-    for number, (name, points) in enumerate(curves.items()):
-        label = name if len(curves) > 1 else ""
-        axes.plot(*zip(*points), "--" if number else "-", marker="." if len(points) <= 30 else None, label=label)
-    if band:
-        axes.fill_between(*zip(*band), color="C0", alpha=0.15, linewidth=0)
-    axes.set(xlabel="epoch", ylabel=unit)
-    axes.set_ylim(0, 1.08 * axes.dataLim.ymax or 1)
-    axes.ticklabel_format(axis="y", scilimits=(-2, 5))
-    axes.xaxis.get_major_locator().set_params(integer=True)
-
-
-def histogram_plot(axes, scores, labels, thresholds):
+@matplotlib.rc_context(STYLE)
+def histogram_figure(scores, labels, thresholds):
     """Histograms of same-speaker and different-speaker scores; thresholds {name: score or None} as lines."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
     bins = np.linspace(scores.min(), max(scores.max(), scores.min() + 1e-9), 61)
-    for label, name, colour in ((0, "different speakers", "C1"), (1, "same speaker", "C0")):
+    for label, name, colour in ((0, "different speakers", "tab:orange"), (1, "same speaker", "tab:blue")):
         chosen = scores[labels == label]
         axes.hist(chosen, bins, weights=np.full(len(chosen), 100 / len(chosen)), color=colour, alpha=0.55, label=name)
     for (name, threshold), style in zip(thresholds.items(), ["-", "--", ":"]):
         if threshold is not None:
-            label = f"threshold {name}: {threshold:.3f}"
-            axes.axvline(threshold, color="#202124", linewidth=1.1, linestyle=style, label=label)
+            axes.axvline(threshold, color="black", linestyle=style, label=f"threshold {name}: {threshold:.3f}")
     axes.set(xlabel="score", ylabel="% of the trials of each class")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper left", frameon=False)
+    return figure
+
+
+def save_png(figure, path):
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+
+
+@matplotlib.rc_context(STYLE)
+def as_svg(figure):
+    """The figure as an SVG in a data: address, for a page."""
+    text = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # letters missing in the font are shown as boxes
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(text.getvalue().encode("utf-8", "replace")).decode()

@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from evaluation.plots import draw_training
+from evaluation.plots import save_png, training_figure
 from evaluation.scoring import VALID
 from tools import InputError, rank, read_text, write_text
 
@@ -43,7 +43,7 @@ class Records:
         if rank() == 0:
             write_text(self.folder / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in self.history))
             write_text(self.folder / "score.txt", "".join(score_lines(self.history)))
-            draw_training(self.folder / "training.png", self.history)
+            save_png(training_figure(self.history), self.folder / "training.png")
             for track in self.trackers:
                 track(record)
 
@@ -92,15 +92,13 @@ def read_history(path):
         raise InputError(f"{path} is damaged, or not the metrics.jsonl of a run") from error
 
 
-def evaluated_models(history):
-    """Yield (record, kind, results) of every model evaluated after epoch 0, averages included."""
-    for record in history:
-        if record["epoch"] > 0:
-            for kind, results in {"model": record["lists"], **record.get("averages", {})}.items():
-                yield record, kind, results
+def results_of(record):
+    """{kind: results} of the model of an epoch and of averages that end with it."""
+    return {"model": record["lists"], **record.get("averages", {})}
 
 
 def best_on_valid(history):
     """(record, kind, results) of the model with the lowest EER on the held-out speakers; None without any."""
-    valid = [each for each in evaluated_models(history) if VALID in each[2]]
-    return min(valid, key=lambda each: each[2][VALID]["eer"], default=None)
+    trained = [record for record in history if record["epoch"] > 0]
+    models = [(record, *each) for record in trained for each in results_of(record).items() if VALID in each[1]]
+    return min(models, key=lambda model: model[2][VALID]["eer"], default=None)

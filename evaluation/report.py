@@ -11,18 +11,15 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
-from scipy.stats import norm
 
 from corpora.lists import TrialList
-from evaluation.intervals import det_band, speakers_of, tells
-from evaluation.plots import as_svg, course_plot, det_plot, histogram_plot
-from evaluation.records import best_on_valid, read_history
+from evaluation.intervals import speakers_of, tells
+from evaluation.plots import as_svg, det_figure, histogram_figure, training_figure
+from evaluation.records import best_on_valid, read_history, results_of
 from evaluation.scoring import VALID, read_scores
 from tools import InputError, count, equal_error_rate, run_command, whole_file
 
 WORST = 20  # number of trials of each class, and of speakers, in the tables
-COURSES = {"loss": "Loss", "accuracy": "Accuracy (%)", "learning_rate": "Learning rate", "margin": "Margin (radians)",
-           "utterances_per_second": "Utterances/s", "waiting_percent": "Waiting for data (%)"}  # fmt: skip
 
 
 def write_report(folder):
@@ -43,10 +40,10 @@ def write_report(folder):
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("report.html").render(
         title=folder.resolve().name, about=about, command=shlex.join(about["command"]), history=history,
-        results=results, training=training_pictures(history), det=det_pictures(scored), errors=errors,
+        results=results, training=as_svg(training_figure(history)) if history else "", det=det_pictures(scored),
         lists={name: describe_list(*each) for name, each in scored.items()},
         main=[name for name in results if not any(name.startswith(f"{other}.") for other in results)],
-        basename=os.path.basename, count=count, dumps=json.dumps, tells=tells,
+        errors=errors, basename=os.path.basename, count=count, dumps=json.dumps, tells=tells,
     )  # fmt: skip
     with whole_file(folder / "report.html") as file:
         file.write(page.encode("utf-8", "backslashreplace"))  # a file name may be invalid UTF-8
@@ -70,8 +67,7 @@ def collect_results(history, about):
     chosen = best_on_valid(history)
     models, best = ([chosen], chosen[2]) if chosen else ([], None)
     for record in tested[-1:]:
-        last = {"model": record["lists"], **record.get("averages", {})}
-        models += [(record, kind, results) for kind, results in last.items() if results is not best]
+        models += [(record, kind, results) for kind, results in results_of(record).items() if results is not best]
     for record, kind, results in models:
         model = f"epoch {record['epoch']}" if record["epoch"] else "before training"
         model += f" ({kind})" * (kind != "model") + ", the last" * (record is tested[-1])
@@ -98,39 +94,15 @@ def read_scored(folder, results, settings):
     return scored, errors
 
 
-def training_pictures(history):
-    """[(title, data: address)] of the plots over epochs."""
-    trained = [record for record in history if record["epoch"] > 0]
-    pictures = []
-    for key, title in COURSES.items() if trained else []:
-        points = [(record["epoch"], record[key]) for record in trained]
-        pictures.append((title, as_svg(course_plot, {"": points}, title)))
-    for name in dict.fromkeys(name for record in history for name in record["lists"]):
-        curves, band = {}, []
-        for record in (record for record in history if name in record["lists"]):
-            for kind, results in {"as trained": record["lists"], **record.get("averages", {})}.items():
-                curves.setdefault(kind, []).append((record["epoch"], results[name]["eer"]))
-            band.append((record["epoch"], *record["lists"][name]["interval"]["eer"]))
-        pictures.append((f"EER on {name}", as_svg(course_plot, curves, "EER (%)", band)))
-    return pictures
-
-
 def det_pictures(scored):
     """[(title, data: address)] of the DET plots: all lists, and each list with the scores of the back-end."""
-    bands, groups = {}, {}
-    for name, (_, _, trials, scores) in scored.items():
-        lowest = max(1 / np.count_nonzero(trials.label == 0), 1e-6)
-        rates = norm.cdf(np.linspace(norm.ppf(min(0.5, lowest)), norm.ppf(0.8), 80))
-        enrol, test, _ = speakers_of(trials)
-        bands[name] = rates, *det_band(scores, trials.label, enrol, test, rates)
+    groups = {}
+    for name, (_, _, trials, _) in scored.items():
         groups.setdefault(trials, []).append(name)
     figures = {"All lists": [names[0] for names in groups.values()]} if scored else {}
     figures |= {f"{names[0]} with the back-end": names for names in groups.values() if len(names) > 1}
-    pictures = []
-    for title, names in figures.items():
-        curves = {name: (scored[name][3], scored[name][2].label) for name in names}
-        pictures.append((title, as_svg(det_plot, curves, bands, size=(4.6, 4.4))))
-    return pictures
+    curves = {name: (scores, trials.label) for name, (_, _, trials, scores) in scored.items()}
+    return [(title, as_svg(det_figure({name: curves[name] for name in names}))) for title, names in figures.items()]
 
 
 def describe_list(model, result, trials, scores):
@@ -140,7 +112,7 @@ def describe_list(model, result, trials, scores):
     fields = scores, trials.line_numbers, trials.enrol, trials.test
     return {
         "model": model, "eer": eer, "threshold": threshold,
-        "pictures": [("Scores", as_svg(histogram_plot, scores, trials.label, result["thresholds"]))],
+        "pictures": [("Scores", as_svg(histogram_figure(scores, trials.label, result["thresholds"])))],
         "speakers": errors_by_speaker(trials, scores, threshold)[:WORST],
         "worst": [[[each[i] for each in fields] for i in kind] for kind in worst],
     }  # fmt: skip

@@ -11,7 +11,7 @@ from corpora.lists import TrialList, check_files
 from corpora.pack import Pack
 from evaluation.calibration import actual_dcf, cllr, min_cllr
 from evaluation.intervals import bootstrap_intervals, speakers_of, tells
-from evaluation.plots import draw_det
+from evaluation.plots import det_figure, save_png
 from tools import InputError, count, equal_error_rate, error_curve, gather, min_dcf, rank, read_text, size, whole_file
 
 TRIALS_AT_ONCE = 100_000  # the vectors of a million trials would take gigabytes
@@ -80,7 +80,7 @@ def evaluate(encoder, trial_sets, args, backend=None, kind=""):
                 write_scores(Path(args.save_path) / "scores" / f"{name}.txt", scores, trials)
             print(f"  {result_line(f'{name} ({kind})' if kind else name, results[name])}")
     if curves and writes:
-        draw_det(Path(args.save_path) / "det.png", curves)
+        save_png(det_figure(curves), Path(args.save_path) / "det.png")
     print(f"  {count(sum(map(len, utterances.values())), 'utterance')}, {time.perf_counter() - began:.0f} s")
     return results
 

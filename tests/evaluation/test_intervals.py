@@ -13,11 +13,10 @@ from evaluation.intervals import (
     WeightedTrials,
     bootstrap_intervals,
     compare,
-    det_band,
     metrics_of,
     speakers_of,
 )
-from tools import equal_error_rate, error_curve, min_dcf
+from tools import equal_error_rate, min_dcf
 
 
 def random_trials(seed, ties=False, speakers=6, count=150):
@@ -129,30 +128,10 @@ def test_intervals_against_repeated_trials():
         assert found[metric][0] <= estimate <= found[metric][1]
 
 
-def test_det_band_against_repeated_trials():
-    scores, labels, enrol, test = random_trials(4, ties=True)
-    rates = [0.0, 0.02, 3 / 75, 0.2, 0.5, 1.0]  # 3 / 75: exactly what some thresholds have
-
-    def least_miss(rows):
-        _, miss, false_alarm = error_curve(scores[rows], labels[rows])
-        return [min(m for m, f in zip(miss, false_alarm) if f <= rate + 1e-12) for rate in rates]
-
-    estimate = least_miss(np.arange(labels.size))
-    replicates = [least_miss(rows) for rows in repeated(1, 6, labels, enrol, test, 30)]
-    low, high = det_band(scores, labels, enrol, test, rates, replicates=30, seed=1)
-    for column in range(len(rates)):
-        drawn = np.array(replicates)[:, column]
-        expected = interval_of(estimate[column], drawn, 6, 0.5 / 75, 1) if drawn.any() else (0, 0)
-        assert (low[column], high[column]) == pytest.approx(expected, abs=1e-9)
-    assert low[0] > 0 and high[-1] == 0
-
-
 def test_nothing_seen_and_nothing_known():
     labels, speakers = np.array([0, 0, 0, 1, 1, 1]), (np.array([0, 1, 2, 0, 1, 2]), np.array([1, 2, 0, 0, 1, 2]))
     apart = bootstrap_intervals(np.arange(6), labels, *speakers, replicates=50)
     assert set(apart.values()) == {(0, 0)}
-    low, high = det_band(np.arange(6), labels, *speakers, [0, 0.5], replicates=50)
-    assert not low.any() and not high.any()
     upside_down = bootstrap_intervals(-np.arange(6), labels, *speakers, replicates=50)
     assert upside_down["eer"][1] == 100 and upside_down["min_dcf_0.01"][1] == 1
     # Of two speakers every replicate is the list itself, which tells nothing of other speakers.

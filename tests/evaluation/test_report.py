@@ -110,7 +110,7 @@ def roc_eer(rows):
 def test_the_page_is_self_contained_and_escaped(experiment):
     page = experiment.page()
     assert {source.split(",")[0] for source in page.sources if source[0] != "#"} == {"data:image/svg+xml;base64"}
-    assert sum(source.startswith("data:") for source in page.sources) == 6 + 2 + 1 + 2  # courses, EER, DET, lists
+    assert sum(source.startswith("data:") for source in page.sources) == 1 + 1 + 2  # training, DET, lists
     assert "exp <b>&1" in page.text and "<script>alert(1)</script>" in page.text
     assert "'a & <b>' '\\udcff'" in page.text
     assert ["n_class", "77"] in page.table("Settings", "Settings") and "3 files could not be read" in page.text

@@ -118,12 +118,12 @@ def coverage(seed, size, effects, eers, simulations):
         random = np.random.default_rng([seed, simulation])
         (first, second), labels, a, b = simulate(random, size, effects, [distance_of(eer) for eer in eers])
         trials = intervals.WeightedTrials(first, labels, a, b)
-        estimate, drawn = intervals._bootstrap([trials], intervals.metrics_of, REPLICATES, simulation)
+        estimate, drawn = intervals._bootstrap([trials], REPLICATES, simulation)
         lone = intervals.WeightedTrials(first, labels, *2 * [np.arange(labels.size)])  # each trial its own speaker
-        _, drawn_trials = intervals._bootstrap([lone], intervals.metrics_of, REPLICATES // 2, simulation)
+        _, drawn_trials = intervals._bootstrap([lone], REPLICATES // 2, simulation)
         compared = intervals.compare(first, second, labels, a, b, REPLICATES, simulation)
         found = {
-            "ours": (*intervals._interval(estimate[0], drawn[:, 0], trials, intervals.LARGEST), truth[0]),
+            "ours": (*intervals._interval(estimate[0], drawn[:, 0], trials), truth[0]),
             "percentile": (*percentiles(drawn), truth[0]),
             "trials": (*percentiles(drawn_trials), truth[0]),
             "compare": (*np.transpose([(d.low, d.high) for d in compared.values()]), truth[1] - truth[0]),
