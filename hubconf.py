@@ -8,7 +8,7 @@
 import sys
 from pathlib import Path
 
-dependencies = ["torch", "torchaudio", "soundfile", "scipy", "numpy", "tqdm", "yaml", "filelock"]
+dependencies = ["torch", "torchaudio", "soundfile", "scipy", "numpy", "tqdm", "filelock"]
 
 ROOT = Path(__file__).resolve().parent
 

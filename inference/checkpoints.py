@@ -6,12 +6,10 @@ import sys
 from typing import NamedTuple
 
 import torch
-import yaml
 
 from inference.hub import local_model
 from inference.systems import NAMES, PREFIX, SYSTEMS, build_network
 from inference.waveforms import as_number
-from model import SAMPLE_RATE
 from tools import InputError, load_checkpoint, load_tensors, rank, read_text
 
 # Packages whose classes a Lightning checkpoint may name. None is imported: a Placeholder stands in for each class.
@@ -150,13 +148,6 @@ def _load_taoruijie(path, _, state):
 
 def _load_speechbrain(path, _, state):
     network, beside = _network(path, state, "speechbrain"), _speechbrain_files(path)
-    if "hyperparams.yaml" in beside:
-        settings = _read_yaml(beside["hyperparams.yaml"])
-        features, n_mels = settings.get("compute_features"), settings.get("n_mels", "80")
-        others = set(features) - {"n_mels", "sample_rate"} if isinstance(features, dict) else set()
-        if n_mels != "80" or others:
-            other = f"compute_features sets {min(others)}" if others else f"n_mels {n_mels}"
-            raise InputError(f"{beside['hyperparams.yaml']}: {other}; only 80 mels by default settings are supported")
     classifier = speakers = mean = None
     if "classifier.ckpt" in beside:
         classifier = load_tensors(beside["classifier.ckpt"])["weight"].float()
@@ -175,24 +166,15 @@ def _load_modelscope(path, _, state):
 
 
 def _load_wespeaker(path, _, state):
-    settings = path.parent / "config.yaml"
-    model = _read_yaml(settings).get("model") if settings.is_file() else None
-    if model and not model.startswith("ECAPA_TDNN_GLOB_"):
-        raise InputError(f"{settings}: model {model} is not known, only ECAPA_TDNN_GLOB_c512 and _c1024")
     classifier = state.get("projection.weight")
     state = {name: tensor for name, tensor in state.items() if not name.startswith("projection.")}
     return Pretrained("wespeaker", _network(path, state, "wespeaker"), classifier)
 
 
 def _load_pyannote(path, content, state):
-    about, settings = content.get("pyannote.audio") or {}, content.get("hyper_parameters") or {}
-    name = about.get("architecture", {}).get("class", "XVectorSincNet")
+    name = content.get("pyannote.audio", {}).get("architecture", {}).get("class", "XVectorSincNet")
     if name != "XVectorSincNet":
         raise InputError(f"{path} is pyannote.audio's {name}, not the XVectorSincNet of pyannote/embedding")
-    settings = {**settings, "sincnet stride": settings.get("sincnet", {}).get("stride", 10)}
-    for what, expected in (("sample_rate", SAMPLE_RATE), ("num_channels", 1), ("sincnet stride", 10)):
-        if settings.get(what, expected) != expected:
-            raise InputError(f"{path} was trained with {what} {settings[what]}; only {expected} is supported")
     columns = state.pop("loss_func.W", None)  # of the ArcFace loss, a column for each speaker
     return Pretrained("pyannote", _network(path, state, "pyannote"), None if columns is None else columns.t())
 
@@ -254,15 +236,6 @@ def _network(path, state, system, prefix=""):
 # ---- files beside the weights ----------------------------------------------------------------------------------------
 
 
-def _read_yaml(path):
-    """A YAML file's mapping. All values are text; tags like HyperPyYAML's !new:some.class and !ref are ignored."""
-    try:
-        content = yaml.load(read_text(path), Loader=yaml.BaseLoader)  # builds nothing but dicts, lists and str
-    except (yaml.YAMLError, RecursionError, TypeError) as error:
-        raise InputError(f"{path} is not YAML ({str(error).splitlines()[0]})") from error
-    return content if isinstance(content, dict) else {}
-
-
 def _speechbrain_files(path):
     """{name: path} of SpeechBrain's other files beside its embedding_model.ckpt."""
     names = "hyperparams.yaml", "classifier.ckpt", "mean_var_norm_emb.ckpt", "label_encoder.txt", "label_encoder.ckpt"
@@ -275,14 +248,10 @@ def _modelscope_configuration(path):
     file = path.parent / "configuration.json"
     try:
         model = json.loads(read_text(file)).get("model", {}) if file.is_file() else {}
-        rate = int(model.get("model_config", {}).get("sample_rate", SAMPLE_RATE))
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        fits = model.get("pretrained_model") == path.name or model.get("type") == "ecapa-tdnn-sv"
+    except (ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{file} is not a configuration of ModelScope ({error})") from error
-    if model.get("pretrained_model") != path.name and model.get("type") != "ecapa-tdnn-sv":
-        return {}
-    if rate != SAMPLE_RATE:
-        raise InputError(f"{file}: sample_rate {rate}; only {SAMPLE_RATE} is supported")
-    return model
+    return model if fits else {}
 
 
 def _modelscope_threshold(path):

@@ -17,12 +17,12 @@ import torch
 from filelock import FileLock  # a requirement of torch
 
 from inference.systems import SYSTEMS
-from tools import InputError, RunError, progress_bar, rank, sha256
+from tools import InputError, RunError, progress_bar, rank
 
 WEIGHTS = {name: system.files or ("*.model",) for name, system in SYSTEMS.items()}
 BESIDE = {
     "speechbrain": ("hyperparams.yaml", "classifier.ckpt", "mean_var_norm_emb.ckpt", "label_encoder.txt"),
-    "wespeaker": ("config.yaml",), "modelscope": ("configuration.json",), "campplus": ("configuration.json",),
+    "modelscope": ("configuration.json",), "campplus": ("configuration.json",),
 }  # fmt: skip
 PATTERNS = sorted({pattern for files in (*WEIGHTS.values(), *BESIDE.values()) for pattern in files})
 GITHUB, TAORUIJIE = "https://raw.githubusercontent.com", "TaoRuijie/ECAPA-TDNN/4904fda6c5da208998321e3ea75e24320bab8aad"
@@ -71,7 +71,7 @@ def _huggingface(name, revision):
     if rank() == 0 and not constants.HF_HUB_OFFLINE:
         print(f"downloading {source} to {constants.HF_HUB_CACHE}", file=sys.stderr)
     try:
-        folder = Path(snapshot_download(name, **settings))
+        return Path(snapshot_download(name, **settings))
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
         gated = isinstance(error, errors.GatedRepoError)
         reason = "is gated: accept its conditions there" if gated else f"({revision or 'main'}) is absent or private"
@@ -80,12 +80,6 @@ def _huggingface(name, revision):
         reason = " ".join(f"{type(error).__name__} {error}".split())[:300]
         where = f"no file or folder here, not in {constants.HF_HUB_CACHE}"
         raise RunError(f"{name} is {where}, and cannot be downloaded: {reason}") from None
-    for link in filter(Path.is_symlink, folder.iterdir()):  # to a file that is named by its SHA-256, if it is large
-        digest = Path(os.readlink(link)).name
-        if len(digest) == 64 and sha256(link) != digest:
-            link.resolve().unlink()
-            raise RunError(f"{source}: {link.name} arrived damaged and was removed: try again")
-    return folder
 
 
 def _modelscope(name, revision):
