@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from corpora.audio import SAMPLE_RATE, SUFFIXES, AudioFile, UnreadableAudio
+from corpora.audio import SAMPLE_RATE, AudioFile, UnreadableAudio
 from corpora.lists import audio_of, read_pairs
 from inference.encoder import AudioWarning, SpeakerEncoder, choose_device, window_of
 from inference.export import export_onnx
-from inference.gallery import Gallery, is_gallery
+from inference.gallery import Gallery
 from inference.systems import SYSTEMS
 from inference.waveforms import as_number
 from tools import (
@@ -267,26 +267,19 @@ def read_arguments(arguments):
             raise InputError(f"--{flag} {given[flag]}: the file's name must end in {' or '.join(suffixes)}")
         if flag in given and (flag != "gallery" or action == "enrol"):
             check_writable(Path(given[flag]).parent, f"--{flag}")
-    if action == "embed" and Path(args.out).is_file() and is_gallery(args.out):
-        raise InputError(f"--out {args.out} is a gallery: name another file")
     if action == "embed" and args.out.endswith(".ark"):
         beside = Path(args.out).with_suffix(".scp")
         if beside.exists() and f" {args.out}:" not in read_text(beside):  # not of an earlier --out
             raise InputError(f"--out {args.out} would replace {beside}: name another file")
-    if args.channel is not None and args.channel < 0:
-        raise InputError(f"--channel must be 0, 1, ..., not {args.channel}")
     if "window" not in given and given.keys() & {"step", "last"}:
         raise InputError("--step and --last need --window")
-    if "" in args.files + (given[action] if isinstance(given.get(action), list) else []):
-        raise InputError("a path is empty: is a variable of the shell not set?")
     if action in ("score", "export") and args.files:
         raise InputError(f"--{action} takes no further files, such as {args.files[0]}")
-    lists = SUFFIXES | {".txt", ".lst", ".list", ".scp"}
-    if action == "enrol" and (
-        not args.enrol.strip() or os.sep in args.enrol or Path(args.enrol).suffix.lower() in lists
-    ):
+    if action == "enrol" and (not args.enrol.strip() or os.path.isfile(args.enrol)):
         raise InputError(f"--enrol {args.enrol}: give the speaker's name first, then the files")
     paths = args.files + (given[action] if isinstance(given.get(action), list) else [])
+    if "" in paths:
+        raise InputError("a path is empty: is a variable of the shell not set?")
     files = paths[:1] if action == "compare" else []  # must be one file, no folder or list
     args.names = {}
     for path in paths[len(files) :]:

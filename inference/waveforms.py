@@ -23,8 +23,6 @@ class InMemory(io.BytesIO):
         channels, samples = waveform.shape if waveform.dim() == 2 else (1, waveform.numel())
         if waveform.dim() not in (1, 2) or channels > max(samples, 1):
             raise InputError(f"a waveform must be (samples,) or (channels, samples), not {tuple(waveform.shape)}")
-        if not 1000 <= rate <= 400_000:
-            raise InputError(f"the sample rate of a waveform must be from 1000 to 400000 Hz, not {rate:g}")
         subtype = "PCM_16" if waveform.dtype == torch.int16 else "FLOAT"
         # libsndfile scales by the type of the array: float64 and half precision are written as float32.
         waveform = waveform if subtype == "PCM_16" else waveform.float()
@@ -84,12 +82,8 @@ def as_rows(waveforms, lengths=None):
             raise InputError(f"waveforms must be (B, samples), (B, 1, samples) or (samples,), not {tuple(batch.shape)}")
         rows = list(batch)
         if lengths is not None:
-            samples = batch.shape[1]
-            try:
-                lengths = torch.as_tensor(lengths)
-                lengths = (lengths * samples).round().long() if lengths.is_floating_point() else lengths
-            except (TypeError, ValueError, RuntimeError):
-                lengths = torch.empty(0)
+            lengths, samples = torch.as_tensor(lengths), batch.shape[1]
+            lengths = (lengths * samples).round().long() if lengths.is_floating_point() else lengths
             if lengths.shape != batch.shape[:1] or not bool(((lengths > 0) & (lengths <= samples)).all()):
                 raise InputError(f"lengths must be {len(rows)} numbers from 1 to {samples}, or fractions of that")
             rows = [row[:length] for row, length in zip(rows, lengths.tolist())]
@@ -124,13 +118,10 @@ def as_number(value, named, most=np.inf):
 
 
 def as_list(files):
-    """The files as a list. InputError for a single path, whose letters would be taken for files, and the like."""
-    try:
-        if isinstance(files, (str, os.PathLike, dict)):
-            raise TypeError
-        return list(files)
-    except TypeError as error:
-        raise InputError(f"a list of files or recordings is expected, not {files!r:.100}") from error
+    """The files as a list. InputError for a single one; of a path, the letters would be taken for files."""
+    if isinstance(files, (str, os.PathLike, dict)):
+        raise InputError(f"a list of files or recordings is expected, not {files!r:.100}")
+    return list(files)
 
 
 def span_of(audio, start, end):

@@ -218,7 +218,6 @@ def test_files_that_are_not_a_gallery_of_this_model(use, folder):
     before = (folder / "g.npz").read_bytes()
     complained = use("--enrol", "bo", "wav/b0.wav", "--gallery", "g.npz", model="other.model")[2]
     assert "g.npz was made with another model" in complained
-    assert "g.npz is a gallery: name another" in use("--embed", "wav", "--out", "g.npz")[2]
     assert (folder / "g.npz").read_bytes() == before
     (folder / "bad.npz").write_bytes(before[:100])
     np.savez(folder / "evil.npz", names=np.array([print, 1], dtype=object), model="x", vectors=[], counts=[])
@@ -287,7 +286,6 @@ def test_warnings_are_lines(use, folder):
     (["--embed", "wav"], "--embed needs --out, a file whose name ends in .npz"),
     (["--embed", "wav", "--window", "0", "--out", "x.npz"], "a window of 0.0 s every 0.0 s: both must be above 0"),
     (["wav/a0.wav", "wav/b0.wav", "--threshold", "2"], "it must be a number from -1 to 1 or 1%"),
-    (["wav/a0.wav", "wav/b0.wav", "--channel", "-1"], "--channel must be 0, 1, ..., not -1"),
     (["--embed", "wav", "--last", "pad", "--start", "1", "--out", "x.npz"], "--step and --last need --window"),
     (["--score", "none.txt"], "--score none.txt does not exist"),
     (["--embed", "wav", "--start", "2", "--end", "1", "--out", "x.npz"], "no excerpt from 2.0 s to 1.0 s"),
