@@ -1,13 +1,12 @@
 """Checkpoints, ours and the published systems' (systems.py): recognise a file, read it safely, fill its network."""
 
 import ast
-import json
 import sys
 from typing import NamedTuple
 
 import torch
 
-from inference.hub import local_model
+from inference.hub import local_model, modelscope_settings
 from inference.systems import NAMES, PREFIX, SYSTEMS, build_network
 from inference.waveforms import as_number
 from tools import InputError, load_checkpoint, load_tensors, rank, read_text
@@ -112,7 +111,7 @@ def _recognise(path, content, state):
     layers = {name.rpartition(".")[0] for name in state}
     known = [system for system, names in NAMES.items() if len(layers & names.keys()) > len(names) / 2]
     if len(known) > 1:  # SpeechBrain's and ModelScope's names are the same: the files beside the weights may tell
-        beside = {"speechbrain": _speechbrain_files(path), "modelscope": _modelscope_configuration(path)}
+        beside = {"speechbrain": _speechbrain_files(path), "modelscope": _modelscope_settings(path)}
         known = [system for system in known if beside[system]] or known
     return known
 
@@ -243,19 +242,14 @@ def _speechbrain_files(path):
     return {name: path.parent / name for name in names if published and (path.parent / name).is_file()}
 
 
-def _modelscope_configuration(path):
-    """The "model" part of ModelScope's configuration.json, if it lies beside and is of such weights; else {}."""
-    file = path.parent / "configuration.json"
-    try:
-        model = json.loads(read_text(file)).get("model", {}) if file.is_file() else {}
-        fits = model.get("pretrained_model") == path.name or model.get("type") == "ecapa-tdnn-sv"
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"{file} is not a configuration of ModelScope ({error})") from error
-    return model if fits else {}
+def _modelscope_settings(path):
+    """ModelScope's settings of these weights, if their configuration.json lies beside; else {}."""
+    model = modelscope_settings(path.parent)
+    return model if model.get("pretrained_model") == path.name or model.get("type") == "ecapa-tdnn-sv" else {}
 
 
 def _modelscope_threshold(path):
-    threshold, file = _modelscope_configuration(path).get("yesOrno_thr"), path.parent / "configuration.json"
+    threshold, file = _modelscope_settings(path).get("yesOrno_thr"), path.parent / "configuration.json"
     return None if threshold is None else as_number(threshold, f"{file}: yesOrno_thr", 1.0)
 
 

@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock  # a requirement of torch
 
 from inference.systems import SYSTEMS
-from tools import InputError, RunError, progress_bar, rank
+from tools import InputError, RunError, progress_bar, rank, read_text, whole_file
 
 WEIGHTS = {name: system.files or ("*.model",) for name, system in SYSTEMS.items()}
 BESIDE = {
@@ -49,7 +49,7 @@ def local_model(name, flag=""):
     if str(name) == "TaoRuijie/ECAPA-TDNN":
         path = Path(torch.hub.get_dir(), "checkpoints", *TAORUIJIE.split("/"), "pretrain.model")
         url = f"{GITHUB}/{TAORUIJIE}/exps/pretrain.model"
-        return path if path.is_file() else _download(name, url, path, digest=TAORUIJIE_ID)
+        return _download(name, url, path, TAORUIJIE_ID)
     return _huggingface(f"{owner}/{repository}", revision)
 
 
@@ -85,57 +85,47 @@ def _huggingface(name, revision):
 def _modelscope(name, revision):
     cache = Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser()
     folder = cache / "models" / name.replace("/", "--") / "snapshots" / (revision or "master")
-    if _is_whole(folder):
-        return folder
     endpoint = os.environ.get("MODELSCOPE_ENDPOINT") or "https://modelscope.cn"
-    api, query = f"{endpoint}/api/v1/models/{name}/repo", {"Revision": revision or "master"}
-    with _opened(name, f"{api}/files?{parse.urlencode({**query, 'Recursive': True})}", folder) as response:
-        files = {file["Path"]: file for file in json.load(response)["Data"]["Files"]}
-    wanted = [path for path in files if "/" not in path and any(Path(path).match(pattern) for pattern in PATTERNS)]
-    for path in sorted(wanted, key="configuration.json".__eq__):  # that comes last: then all is there
-        url = f"{api}?{parse.urlencode({**query, 'FilePath': path})}"
-        _download(name, url, folder / path, files[path].get("Size"), files[path].get("Sha256"))
+    url = f"{endpoint}/api/v1/models/{name}/repo?Revision={parse.quote(revision or 'master')}&FilePath="
+    _download(name, f"{url}configuration.json", folder / "configuration.json")
+    weights = str(modelscope_settings(folder).get("pretrained_model"))
+    _download(name, url + parse.quote(weights), folder / Path(weights).name)
     return folder
 
 
-@contextlib.contextmanager
-def _opened(name, url, cache, start=0):
-    """The response to a request for a file from byte ``start`` on. What fails while using it gives one line."""
-    headers = {"User-Agent": "ecapa-tdnn", **({"Range": f"bytes={start}-"} if start else {})}
+def modelscope_settings(folder):
+    """The "model" part of ModelScope's configuration.json in a folder; {} if there is none. InputError."""
+    file = Path(folder) / "configuration.json"
     try:
-        with request.urlopen(request.Request(url, headers=headers), timeout=30) as response:
-            yield response
-    except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:  # or it is not the JSON of ModelScope
-        status, reason = getattr(error, "code", None), getattr(error, "reason", None) or repr(error)
-        kind = InputError if status in (401, 403, 404) else RunError
-        what = f"{name} is no file or folder here, not in {cache}, and cannot be downloaded"
-        raise kind(f"{what}: {url} {status or ''} {reason}") from None
+        return dict(json.loads(read_text(file)).get("model", {})) if file.is_file() else {}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{file} is not a configuration of ModelScope ({error})") from error
 
 
-def _download(name, url, path, size=None, digest=None):
-    """Download a file, whole or not at all, unless it is there; if the size is known, continue what broke off."""
-    part = path.with_name(f"{path.name}.incomplete")
+def _download(name, url, path, git_id=None):
+    """Download a file, whole or not at all, unless it is there -> its path. git_id: what git calls its content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(".lock")):  # other processes wait, and find it
         if path.is_file():
             return path
-        start = part.stat().st_size if size and part.exists() else 0
-        if not size or start < size:
-            if rank() == 0:
-                print(f"downloading {url} to {path.parent}", file=sys.stderr)
-            with _opened(name, url, path.parent, start) as response:
-                start = start if response.status == 206 else 0
-                size = size or int(response.headers["Content-Length"] or 0)
-                bar = progress_bar(total=size, initial=start, unit="B", unit_scale=True, desc=path.name)
-                with open(part, "ab" if start else "wb") as file, bar:
+        if rank() == 0:
+            print(f"downloading {url} to {path.parent}", file=sys.stderr)
+        content = bytearray()
+        try:
+            with request.urlopen(request.Request(url, headers={"User-Agent": "ecapa-tdnn"}), timeout=30) as response:
+                size = int(response.headers["Content-Length"] or 0)
+                with progress_bar(total=size, unit="B", unit_scale=True, desc=path.name) as bar:
                     while block := response.read(1 << 20):
-                        bar.update(file.write(block))
-        content = part.read_bytes()
-        if len(content) < size:
-            raise RunError(f"{url} broke off after {len(content)} of {size} bytes: try again")
-        git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        if len(content) > size or (digest and digest not in (git, hashlib.sha256(content).hexdigest())):
-            part.unlink()
-            raise RunError(f"{url} arrived damaged ({len(content)} bytes) and was removed: try again")
-        os.replace(part, path)
+                        content += block
+                        bar.update(len(block))
+        except (OSError, HTTPException) as error:
+            status, reason = getattr(error, "code", None), getattr(error, "reason", None) or repr(error)
+            kind = InputError if status in (401, 403, 404) else RunError
+            what = f"{name} is no file or folder here, not in {path.parent}, and cannot be downloaded"
+            raise kind(f"{what}: {url} {status or ''} {reason}") from None
+        found = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        if len(content) < size or git_id not in (None, found):
+            raise RunError(f"{url} arrived damaged ({len(content)} of {size} bytes): try again")
+        with whole_file(path) as file:
+            file.write(content)
     return path
