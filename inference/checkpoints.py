@@ -192,43 +192,27 @@ LOADERS = {
 
 
 def _network(path, state, system, prefix=""):
-    """The system's network with these weights, in eval mode. InputError names the first tensor that does not fit.
+    """The system's network with these weights, in eval mode. InputError for tensors that do not fit it.
 
     prefix: of all names in a file whose layers are named as ours are.
     """
     names, ours = {} if prefix else NAMES.get(system, {}), {}
-    theirs = {layer: name for name, layer in names.items()}
-
-    def name_in_file(key):
-        layer, _, parameter = key.rpartition(".")
-        return f"{prefix}{theirs.get(layer, layer)}.{parameter}"
-
     for name, tensor in state.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise InputError(f"{path}: {name} is not a tensor but a {type(tensor).__name__}")
         layer, _, parameter = name.removeprefix(prefix).rpartition(".")
         ours[f"{names.get(layer, layer)}.{parameter}"] = tensor
     try:
         with torch.device("meta"):  # shapes without numbers, which are taken from the file
             network = build_network(ours, system)
+        for key, blank in network.state_dict().items():
+            # A 1x1 convolution in one implementation is a linear layer in another.
+            if ours[key].squeeze().shape == blank.squeeze().shape:
+                ours[key] = ours[key].detach().reshape(blank.shape).to(blank.dtype)
+        network.load_state_dict(ours, assign=True)
     except KeyError as error:
-        raise InputError(f"{path}: the tensor {name_in_file(error.args[0])} is missing") from error
-    except (IndexError, ValueError, RuntimeError) as error:
-        widths = "conv1.weight", "embedding.weight", "xvector.dense.linear.weight"
-        width = next(name for name in widths if name in ours)
-        raise InputError(f"{path}: the tensor {name_in_file(width)} has an unknown shape ({error})") from error
-    expected, filled = {name_in_file(key): (key, blank) for key, blank in network.state_dict().items()}, {}
-    wrong = [f"{name} is unexpected" for name in state if name not in expected]
-    wrong = wrong or [f"{name} is missing" for name in expected if name not in state]
-    if wrong:
-        raise InputError(f"{path}: the tensor {wrong[0]}" + (f" ({len(wrong)} are)" if wrong[1:] else ""))
-    for name, tensor in state.items():
-        key, blank = expected[name]
-        # A 1x1 convolution in one implementation is a linear layer in another.
-        if [n for n in tensor.shape if n != 1] != [n for n in blank.shape if n != 1]:
-            raise InputError(f"{path}: the tensor {name} has the shape {*tensor.shape,}, not {*blank.shape,}")
-        filled[key] = tensor.detach().reshape(blank.shape).to(blank.dtype)
-    network.load_state_dict(filled, assign=True)
+        raise InputError(f"{path}: the tensor that is called {error} here is missing") from error
+    except (AttributeError, IndexError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())  # with our names of the layers
+        raise InputError(f"{path} has other weights than {SYSTEMS[system].title}: {reason:.500}") from error
     return network.eval()
 
 

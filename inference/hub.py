@@ -19,12 +19,8 @@ from filelock import FileLock  # a requirement of torch
 from inference.systems import SYSTEMS
 from tools import InputError, RunError, progress_bar, rank, read_text, whole_file
 
-WEIGHTS = {name: system.files or ("*.model",) for name, system in SYSTEMS.items()}
-BESIDE = {
-    "speechbrain": ("hyperparams.yaml", "classifier.ckpt", "mean_var_norm_emb.ckpt", "label_encoder.txt"),
-    "modelscope": ("configuration.json",), "campplus": ("configuration.json",),
-}  # fmt: skip
-PATTERNS = sorted({pattern for files in (*WEIGHTS.values(), *BESIDE.values()) for pattern in files})
+WEIGHTS = ["*.model", *(pattern for system in SYSTEMS.values() for pattern in system.files)]
+BESIDE = ["hyperparams.yaml", "classifier.ckpt", "mean_var_norm_emb.ckpt", "label_encoder.txt", "configuration.json"]
 GITHUB, TAORUIJIE = "https://raw.githubusercontent.com", "TaoRuijie/ECAPA-TDNN/4904fda6c5da208998321e3ea75e24320bab8aad"
 TAORUIJIE_ID = "2be115cefc56a94b6d67ba0e8abef2d3df294167"  # git's, of exps/pretrain.model in that commit
 
@@ -53,20 +49,15 @@ def local_model(name, flag=""):
     return _huggingface(f"{owner}/{repository}", revision)
 
 
-def _is_whole(folder):
-    """Whether it holds the weights of a system and what belongs to them."""
-    weights = (name for name, patterns in WEIGHTS.items() if any(any(folder.glob(each)) for each in patterns))
-    return any(all((folder / beside).is_file() for beside in BESIDE.get(name, ())) for name in weights)
-
-
 def _huggingface(name, revision):
     try:
         from huggingface_hub import constants, errors, snapshot_download
     except ImportError as error:
         raise InputError(f"{name} is no file or folder here; to download it: pip install huggingface_hub") from error
-    source, settings = f"{constants.ENDPOINT}/{name}", {"revision": revision, "allow_patterns": PATTERNS}
+    source, settings = f"{constants.ENDPOINT}/{name}", {"revision": revision, "allow_patterns": WEIGHTS + BESIDE}
     with contextlib.suppress(errors.LocalEntryNotFoundError, errors.HFValidationError):  # no network needed
-        if _is_whole(folder := Path(snapshot_download(name, **settings, local_files_only=True))):
+        folder = Path(snapshot_download(name, **settings, local_files_only=True))
+        if any(any(folder.glob(pattern)) for pattern in WEIGHTS):
             return folder
     if rank() == 0 and not constants.HF_HUB_OFFLINE:
         print(f"downloading {source} to {constants.HF_HUB_CACHE}", file=sys.stderr)
