@@ -9,14 +9,12 @@ result would be worse or misleading; "note": information.
 
 import collections
 import functools
-import hashlib
 import os
 import statistics
 import struct
 from typing import NamedTuple
 
 import numpy as np
-import soundfile
 
 from corpora.audio import SAMPLE_RATE, AudioFile, UnreadableAudio, find_noises, find_responses
 from corpora.lists import TrainingList, TrialList, first_lines, leads_out
@@ -108,12 +106,11 @@ def check_trials(trials):
     name, line = trials.path.name, trials.quote
     _, of_both = repeated([tuple(sorted(pair)) for pair in zip(trials.enrol, trials.test)], trials.label.tolist())
     findings = found("error", f"trials of {name} are labelled both 1 and 0", of_both, "remove the wrong one", line)
-    depth, wrong, are_reversed = speaker_folder(trials)
+    folder_of, wrong, are_reversed = speaker_folders(trials)
     findings += found("error", f"the labels of {name} are reversed", range(len(trials)) if are_reversed else [],
                       "1 means the same speaker: swap 0 and 1", line)  # fmt: skip
     findings += found("error", f"labels of {name} contradict the speakers' folders", wrong, "correct them", line)
-    folders = [] if depth is None else [file.split("/")[:-1] for file in {*trials.enrol, *trials.test}]
-    return {name for each in folders for name in each[depth : depth + 1]}, findings
+    return {folder[-1] for folder in folder_of.values() if folder}, findings
 
 
 def repeated(keys, labels):
@@ -126,23 +123,20 @@ def repeated(keys, labels):
     return twice, contrary
 
 
-def speaker_folder(trials):
-    """(depth of the folder that is the speaker's, rows that contradict it, whether all labels are reversed).
+def speaker_folders(trials):
+    """({file: folder of its speaker}, rows that contradict it, whether all labels are reversed).
 
-    The depth, from 0, at which most labels agree with "same folder, same speaker"; None if too few do. Both kinds of
-    trials have equal weight: with few same-speaker trials, a folder that always differs would seem to fit.
+    The folders with which most labels agree; {} if too few do. Both kinds of trials have equal weight: with few
+    same-speaker trials, a folder that always differs would seem to fit.
     """
-    folders = {file: file.split("/")[:-1] for file in {*trials.enrol, *trials.test}}
-    same, best, wrong, most = trials.label == 1, None, [], 0
-    for depth in range(max(map(len, folders.values()))):
-        part = slice(depth, depth + 1)
-        fits = same == [folders[enrol][part] == folders[test][part] for enrol, test in zip(trials.enrol, trials.test)]
-        share = (fits[same].mean() + fits[~same].mean()) / 2
+    best, wrong, most = {}, [], 0.0
+    for folder_of, fits in trials.by_folder():
+        share = (fits[trials.label == 1].mean() + fits[trials.label == 0].mean()) / 2
         if share <= 1 - AGREEMENT:
-            return None, [], True
-        if share > most:
-            best, wrong, most = depth, np.flatnonzero(~fits), share
-    return (best, wrong.tolist(), False) if most >= AGREEMENT else (None, [], False)
+            return {}, [], True
+        if share >= AGREEMENT and share > most:
+            best, wrong, most = folder_of, np.flatnonzero(~fits).tolist(), share
+    return best, wrong, False
 
 
 def which_list(trials):
@@ -157,40 +151,32 @@ def which_list(trials):
 
 
 class FileInfo(NamedTuple):
-    """key: a hash of the size and the first bytes; peak: of all samples, if they were read."""
+    """key: a hash of the size and the first bytes; peak: of all samples at 16 kHz mono, if they were read."""
 
     fault: str = ""  # UNREADABLE or CUT_OFF
     details: str = ""
     rate: int = SAMPLE_RATE
     seconds: float = SHORT
-    key: bytes = b""
+    key: int | None = None
     peak: float = 1.0
 
 
 def file_info(path, full=False):
     """The FileInfo of a file, from its first 8 kB; full: from all samples."""
-    head, size, count, peak = b"", 0, 0, 0.0
+    head, size = b"", 0
     try:
         with open(path, "rb") as file:
             head, size = file.read(8192), os.fstat(file.fileno()).st_size
         with AudioFile(path) as audio:
-            rate, frames = audio.file.samplerate, audio.file.frames
-            for block in audio.file.blocks(1 << 20, dtype="float32", always_2d=True) if full else ():
-                if not np.isfinite(block).all():
-                    return FileInfo(UNREADABLE, "samples that are not finite numbers")
-                peak = max(peak, float(np.abs(block).max()))
-                count += len(block)
-    except (UnreadableAudio, soundfile.LibsndfileError, OSError) as error:
+            peak = float(np.abs(audio.read()).max()) if full else 1.0
+    except (UnreadableAudio, OSError) as error:
         reason = str(error).removeprefix(f"{path} ")
         return FileInfo(UNREADABLE, f"{reason}; {size} bytes, which begin with {head[:20]!r}")
     kind, claimed = struct.unpack("<4sI", head[:8].ljust(8, b"\0"))
     # libsndfile reads a truncated wav as a shorter one. A wav that was written to a pipe claims 2 or 4 GB.
     if kind == b"RIFF" and size < 8 + claimed < 0x7FFF0000:
         return FileInfo(CUT_OFF, f"{size} of {8 + claimed} bytes")
-    if full and count < frames:
-        return FileInfo(UNREADABLE, f"{count} of {frames} samples can be decoded")
-    key = hashlib.blake2b(b"%d " % size + head).digest()
-    return FileInfo("", "", rate, frames / rate, key, peak if full else 1.0)
+    return FileInfo("", "", audio.rate, audio.length / SAMPLE_RATE, hash((size, head)), peak)
 
 
 def check_audio(name, lists, arguments, full=False, few=None):

@@ -109,6 +109,17 @@ class TrialList(List):
     def line(self, row):
         return f"{self.label[row]} {self.enrol[row]} {self.test[row]}"
 
+    def by_folder(self):
+        """Yield for depths of folders 1, 2, ...: ({file: its folders to that depth}, whether each label agrees (N,)).
+
+        It agrees if the files of a trial are in the same folder and its label is 1, or in different ones and it is 0.
+        """
+        folders = {file: file.split("/")[:-1] for file in (*self.enrol, *self.test)}
+        for depth in range(1, max(map(len, folders.values())) + 1):
+            folder_of = {file: tuple(folder[:depth]) for file, folder in folders.items()}
+            same = [folder_of[enrol] == folder_of[test] for enrol, test in zip(self.enrol, self.test)]
+            yield folder_of, (self.label == 1) == same
+
 
 KINDS = (TrainingList, TrialList)
 

@@ -38,19 +38,17 @@ def speakers_of(trials):
     same-speaker trials connect, directly or through others.
     """
     number = {path: position for position, path in enumerate(dict.fromkeys([*trials.enrol, *trials.test]))}
-    enrol = np.fromiter(map(number.__getitem__, trials.enrol), np.int64, len(trials.enrol))
-    test = np.fromiter(map(number.__getitem__, trials.test), np.int64, len(trials.test))
-    same = np.asarray(trials.label) == 1
-    folders = [path.split("/")[:-1] for path in number]
-    for depth in range(1, max(map(len, folders)) + 1):
-        names = ["/".join(folder[:depth]) for folder in folders]
-        code = {name: position for position, name in enumerate(dict.fromkeys(names))}
-        speaker = np.fromiter(map(code.__getitem__, names), np.int64, len(names))
-        if np.array_equal(speaker[enrol] == speaker[test], same):
-            return speaker[enrol], speaker[test], len(code)
-    links = coo_array((same[same], (enrol[same], test[same])), shape=(len(number),) * 2)
-    count, speaker = connected_components(links, directed=False)
-    speaker = speaker.astype(np.int64)
+    enrol, test = (np.array([number[path] for path in side]) for side in (trials.enrol, trials.test))
+    for folder_of, fits in trials.by_folder():
+        if fits.all():
+            code = {folder: position for position, folder in enumerate(dict.fromkeys(folder_of.values()))}
+            speaker, count = np.array([code[folder_of[path]] for path in number]), len(code)
+            break
+    else:
+        same = trials.label == 1
+        links = coo_array((same[same], (enrol[same], test[same])), shape=(len(number),) * 2)
+        count, speaker = connected_components(links, directed=False)
+        speaker = speaker.astype(np.int64)
     return speaker[enrol], speaker[test], count
 
 

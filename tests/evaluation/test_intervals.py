@@ -1,13 +1,13 @@
 """Intervals: exact on weighted trials, cover the truth of simulated ones (more in studies/interval_coverage.py)."""
 
 import itertools
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.stats import t as student
 from studies import interval_coverage as simulated
 
+from corpora.lists import TrialList
 from evaluation.intervals import (
     METRICS,
     WeightedTrials,
@@ -49,8 +49,7 @@ def repeated(seed, speakers, labels, enrol, test, replicates):
 
 
 def trial_list(*trials):
-    labels, enrol, test = zip(*trials)
-    return SimpleNamespace(label=np.array(labels), enrol=list(enrol), test=list(test))
+    return TrialList.of("list", *zip(*trials))
 
 
 def partition(trials):
