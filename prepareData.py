@@ -124,15 +124,9 @@ def read_arguments(arguments):
         name, _, value = word.removeprefix("--").partition("=")
         if word.startswith("--") and name in ACTIONS:
             arguments = [*[value] * bool(value), *arguments[position + 1 :], *arguments[:position]]
-            args = parsers[name].parse_args(arguments)
-            break
-    else:
-        parser.parse_args(arguments)
-        parser.error(f"give one of --{'|--'.join(ACTIONS)}")
-    for name, least in (("n_cpu", 1), ("seed", 0)):
-        if getattr(args, name, least) < least:
-            raise InputError(f"--{name} must be at least {least}, not {getattr(args, name)}")
-    return args
+            return parsers[name].parse_args(arguments)
+    parser.parse_args(arguments)
+    parser.error(f"give one of --{'|--'.join(ACTIONS)}")
 
 
 def main():

@@ -285,7 +285,7 @@ def as_norm(scores, enrol, test, cohort, top_n=300):
 
 def in_order(task, items, threads):
     """Yield ``task(item)`` of each item, in order, computed in threads ahead of time."""
-    pool, ahead = concurrent.futures.ThreadPoolExecutor(threads), collections.deque()
+    pool, ahead = concurrent.futures.ThreadPoolExecutor(max(1, threads)), collections.deque()
     try:
         for item in items:
             ahead.append(pool.submit(task, item))
@@ -337,9 +337,9 @@ def check_writable(folder, flag):
         raise InputError(f"{flag} {folder} cannot be written to: {error.strerror}") from error
 
 
-def sha256(path):
+def file_hash(path, algorithm="sha256"):
     """Hash of a file's bytes, as hexadecimal digits."""
-    digest = hashlib.sha256()
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)

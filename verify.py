@@ -87,7 +87,7 @@ def embed(encoder, args, files):
 def embedded(encoder, args, files):
     """Yield (file, (N, D) embeddings or an InputError, (N starts, N ends) or () for whole files)."""
     if args.window is None and args.start is None and args.end is None:
-        for file, found, remark in encoder.embed_files(files, threads=max(1, args.n_cpu)):
+        for file, found, remark in encoder.embed_files(files, threads=args.n_cpu):
             if remark:
                 warnings.warn(remark, AudioWarning, stacklevel=2)
             yield file, found if isinstance(found, InputError) else found[None], ()
@@ -180,7 +180,7 @@ def classify(encoder, args, files):
 def scoring_vectors(encoder, files, args):
     """({file: scoring vector (V,)}, number of unreadable files, which are named on stderr)."""
     unreadable = []
-    found = encoder.embed_for_scoring(files, threads=max(1, args.n_cpu), unreadable=unreadable)
+    found = encoder.embed_for_scoring(files, threads=args.n_cpu, unreadable=unreadable)
     for error in unreadable:
         print_error(error)
     return {file: each.vector for file, each in found.items()}, len(unreadable)

@@ -19,7 +19,7 @@ import numpy as np
 from corpora.audio import SAMPLE_RATE, AudioFile, UnreadableAudio, find_noises, find_responses
 from corpora.lists import TrainingList, TrialList, first_lines, leads_out
 from corpora.pack import Pack, open_source
-from tools import InputError, count, in_order, one_line, progress_bar, sha256
+from tools import InputError, count, file_hash, in_order, one_line, progress_bar
 
 SEVERITIES = ("note", "warning", "error")  # the exit status is the index of the worst
 QUICK = 200  # number of training files, and of evaluation files, whose headers the quick check reads
@@ -238,7 +238,7 @@ def check_duplicates(infos, speaker_of):
     groups = collections.defaultdict(list)
     for path, info in infos.items():
         if info.key and count_of[info.key] > 1:  # sizes and first bytes agree: compare the whole files
-            groups[sha256(path)].append(path)
+            groups[file_hash(path)].append(path)
     within, across, of_two = [], [], []
     for group in groups.values():
         speakers = {speaker_of.get(path) for path in group}  # None: an evaluation file

@@ -10,7 +10,7 @@ import numpy as np
 
 from corpora.audio import AUDIO_SUFFIXES, SUFFIXES, find_audio
 from corpora.pack import Pack, open_source
-from tools import InputError, count, read_text, sha256
+from tools import InputError, count, file_hash, read_text
 
 
 def read_lines(path, flag):
@@ -22,7 +22,7 @@ def read_lines(path, flag):
     lines = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise InputError(f"{flag} {path} is empty")
-    return lines, sha256(path)
+    return lines, file_hash(path)
 
 
 class List:
@@ -196,14 +196,11 @@ def audio_of(path, root=None, anywhere=False):
     flag, root, files = "--root" if root else "the folder of the list", pathlib.Path(root or path.parent), {}
     for number, fields in read_lines(path, "list")[0]:
         line = " ".join(fields)
-        if len(fields) == 1 or os.path.isfile(root / line):  # a path with spaces
-            fields = ["", line]
-        elif path.suffix.lower() == ".scp" and "|" in line:
+        if path.suffix.lower() == ".scp" and "|" in line:
             raise InputError(f"{path} line {number} is a command, which is not run: write its output to a file")
-        elif len(fields) > 3 or pathlib.Path(fields[0]).suffix.lower() in SUFFIXES:
-            absent = f"{root / line[:200]} does not exist"
-            raise InputError(f"{path} line {number}: {absent}; expected '<path>' or '<speaker> <path>'")
-        for file in fields[1:]:
+        if len(fields) > 3 or (len(fields) > 1 and pathlib.Path(fields[0]).suffix.lower() in SUFFIXES):
+            raise InputError(f"{path} line {number}: expected '<path>' or '<speaker> <path>', got {line[:200]!r}")
+        for file in fields[1:] or fields:
             if leads_out(file) and not anywhere:
                 raise refuse_to_leave(path, number, file, flag)
             files[str(root / file)] = fields[0] if path.suffix.lower() == ".scp" else str(root / file)

@@ -147,20 +147,16 @@ def make_trials(train_list, name, seed=0, most=10_000):
     random = np.random.default_rng(seed)
     utterances = [sorted(sorted(files), key=posixpath.dirname) for files in utterances_of(train_list)]
     size = [len(files) for files in utterances]
-    partners = [partners_of(files) for files in utterances]
-    pairs = [int(each.sum()) for each in partners]
+    pairs = [len(pairs_of(files)[0]) for files in utterances]
     different = (sum(size) ** 2 - sum(each**2 for each in size)) // 2
     order = random.permutation(len(size)).tolist()
     count = min(most, sum(pairs), different)
 
     enrol, test = [], []
     for i, share in hand_out(count, itertools.cycle(order), lambda i: pairs[i]).items():
-        # Pairs are numbered: first those of the first utterance with its partners (the last in the list), ...
-        end = np.cumsum(partners[i])
         pair = random.choice(pairs[i], share, replace=False)
-        first = np.searchsorted(end, pair, side="right")
-        enrol += [utterances[i][each] for each in first]
-        test += [utterances[i][each] for each in pair - end[first]]
+        for side, row in zip((enrol, test), pairs_of(utterances[i])):
+            side += [utterances[i][each] for each in row[pair]]
     for (i, j), share in hand_out(count, encounters(order), lambda pair: size[pair[0]] * size[pair[1]]).items():
         pair = random.choice(size[i] * size[j], share, replace=False)
         enrol += [utterances[i][each] for each in pair // size[j]]
@@ -176,12 +172,12 @@ def utterances_of(train_list):
     return utterances
 
 
-def partners_of(files):
-    """(N,): for each of a speaker's N files, by session, how many later files are of other sessions (or just later)."""
+def pairs_of(files):
+    """The indices (first (P,), second (P,)) of all pairs of a speaker's files, from different sessions if possible."""
     _, session = np.unique([posixpath.dirname(file) for file in files], return_inverse=True)
-    if session[-1] == 0:
-        session = np.arange(len(files))
-    return len(files) - np.searchsorted(session, session, side="right")
+    first, second = np.triu_indices(len(files), 1)
+    apart = session[first] != session[second]
+    return (first[apart], second[apart]) if apart.any() else (first, second)
 
 
 def encounters(order):

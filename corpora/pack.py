@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from corpora.audio import SAMPLE_RATE, Folder, UnreadableAudio, check_folder
-from tools import InputError, RunError, check_writable, in_order, progress_bar, read_text, sha256, write_text
+from tools import InputError, RunError, check_writable, file_hash, in_order, progress_bar, read_text, write_text
 
 DTYPE = np.dtype("<i2")
 
@@ -153,7 +153,7 @@ def write_pack(path, source, train_list, threads=4):
     if not count:
         raise RunError(f"none of the {len(files)} files under {source.root} can be read: nothing to pack")
     numbers = {"sample_rate": SAMPLE_RATE, "dtype": DTYPE.name, "samples": count, "entries": len(files),
-               "unreadable": unreadable, "index_sha256": sha256(path / "index.tsv")}  # fmt: skip
+               "unreadable": unreadable, "index_sha256": file_hash(path / "index.tsv")}  # fmt: skip
     write_text(path / "pack.json", json.dumps(origin | numbers, indent=2) + "\n")
     return Pack(path)
 

@@ -6,7 +6,6 @@ writes /data/voxceleb1/wav/..., /data/voxceleb2/dev/aac/..., /data/musan/..., /d
 """
 
 import functools
-import hashlib
 import io
 import itertools
 import pathlib
@@ -16,7 +15,7 @@ import zipfile
 import zlib
 
 from corpora.audio import check_folder
-from tools import InputError, RunError, check_writable, in_order, progress_bar, whole_file
+from tools import InputError, RunError, check_writable, file_hash, in_order, progress_bar, whole_file
 
 # {file: MD5} from voxceleb_trainer's lists (fileparts.txt, files.txt, augment.txt).
 MD5 = dict(line.split()[::-1] for line in pathlib.Path(__file__).with_name("archives.md5").read_text().splitlines())
@@ -64,11 +63,8 @@ def check_md5(source, parts):
     """InputError naming the files whose MD5 is not the published one."""
     wrong = []
     for part in progress_bar(iterable=parts, desc="MD5", unit=" files"):
-        digest = hashlib.md5(usedforsecurity=False)
-        with open(source / part, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        if (found := digest.hexdigest()) != MD5[part]:
+        found = file_hash(source / part, "md5")
+        if found != MD5[part]:
             wrong.append(f"{part} ({found}, published {MD5[part]})")
     if wrong:
         raise InputError(f"--unpack {source}: wrong MD5, download again or give --any_md5: {', '.join(wrong)}")

@@ -16,7 +16,7 @@ from corpora.lists import open_training_list
 from corpora.make_lists import hold_out, make_trials
 from evaluation.calibration import fit_llr
 from evaluation.scoring import dot_products, embed_utterances, split_over_processes, trial_rows
-from tools import InputError, cohort_statistics, gather, load_arrays, rank, sha256, symmetric_norm, whole_file
+from tools import InputError, cohort_statistics, file_hash, gather, load_arrays, rank, symmetric_norm, whole_file
 
 # Of each speaker, for the cohort. More would move a speaker's mean by less than a quarter (1 / sqrt(20)) of the spread
 # of its utterances, and take nine times as long for VoxCeleb2: 1.1 million utterances instead of 120,000.
@@ -203,7 +203,7 @@ def read_cohort(path, encoder):
         raise InputError(f"{named} contains no array 'embeddings' (K, {size}), as verify.py --embed writes it")
     if "model" in arrays and str(arrays["model"]) != encoder.fingerprint():
         raise InputError(f"{named} was made with another model")
-    about = f"{len(vectors)} embeddings of {Path(path).name} (sha256 {sha256(path)[:8]})"
+    about = f"{len(vectors)} embeddings of {Path(path).name} (sha256 {file_hash(path)[:8]})"
     return Cohort(vectors.astype(np.float32), about)
 
 

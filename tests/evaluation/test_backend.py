@@ -44,7 +44,7 @@ def test_a_cohort_is_the_mean_of_each_speaker(encoder, training):
     expected = means_one_by_one(encoder, *training, range(4))
     assert cohort.vectors.dtype == np.float32 and np.allclose(cohort.vectors, expected, rtol=1e-4, atol=1e-4)
     assert np.allclose(cohort.mean, expected.mean(axis=0), rtol=1e-4, atol=1e-4)
-    digest = tools.sha256(training[0].path)[:8]
+    digest = tools.file_hash(training[0].path)[:8]
     assert cohort.about == f"6 speakers of train_list.txt (sha256 {digest}), at most 20 utterances each"
 
 
@@ -102,7 +102,7 @@ def test_a_cohort_from_a_file(encoder, tmp_path):
     np.savez(path, files=list("abcde"), embeddings=embeddings, model=encoder.fingerprint())
     cohort = read_cohort(path, encoder)
     assert cohort.vectors.dtype == np.float32 and np.allclose(cohort.vectors, embeddings)
-    assert cohort.about == f"5 embeddings of cohort.npz (sha256 {tools.sha256(path)[:8]})"
+    assert cohort.about == f"5 embeddings of cohort.npz (sha256 {tools.file_hash(path)[:8]})"
 
 
 @pytest.mark.parametrize(
