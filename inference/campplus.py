@@ -3,7 +3,7 @@
 Wang et al., "CAM++: A Fast and Efficient Network for Speaker Verification Using Context-Aware Masking", Interspeech
 2023, with the layers and state-dict keys of github.com/modelscope/3D-Speaker (speakerlab/models/campplus, 09e7806).
 
-Shapes: B utterances, C channels, F bands, T frames; ``valid`` (B, 1, T) as in model.py.
+Shapes: B utterances, C channels, F bands, T frames.
 """
 
 from collections import OrderedDict
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import PaddedConv1d, mean_and_variance, mean_over_time, resample, valid_until
+from inference.xvector import one_by_one
+from model import mean_and_variance, resample
 
 BLOCKS = (12, 1), (24, 2), (16, 2)  # layers and dilation of each dense block
 GROWTH = 32  # channels that each of these layers adds
@@ -27,7 +28,7 @@ class CAMPPlus(nn.Module):
         self.embedding_size, self.front_end = embedding_size, front_end
         self.head = ConvolutionalHead()
         channels = 128
-        layers = {"tdnn": named(linear=PaddedConv1d(320, channels, 5, 2, 2, bias=False), nonlinear=norm_relu(channels))}
+        layers = {"tdnn": named(linear=nn.Conv1d(320, channels, 5, 2, 2, bias=False), nonlinear=norm_relu(channels))}
         for number, (count, dilation) in enumerate(BLOCKS, start=1):
             block = {f"tdnnd{i + 1}": DenseLayer(channels + i * GROWTH, dilation) for i in range(count)}
             channels += count * GROWTH
@@ -42,20 +43,19 @@ class CAMPPlus(nn.Module):
     def forward(self, waveform, lengths=None, weights=None):
         """(B, samples) in [-1, 1] at 16 kHz, at least 720 -> (B, embedding_size), not length-normalised.
 
-        lengths: (B,) int64 samples of each utterance, None: all. The padding is ignored, but must be finite. weights:
-        (B, any number of frames), how much each counts in the pooling; not with lengths.
+        lengths: (B,) int64 samples of each utterance, which are then embedded one by one. weights: (B, any number of
+        frames), how much each counts in the pooling; not with lengths.
         """
-        x = self.front_end(waveform.float(), lengths)
-        valid = None if lengths is None else valid_until(self.front_end.frames(lengths), x.shape[2])
-        x = self.head(x - mean_over_time(x, valid), valid)
+        if lengths is not None:
+            return one_by_one(self, waveform, lengths)
+        x = self.front_end(waveform.float())
         tdnn, *blocks, norm, dense = self.xvector
-        x, valid = tdnn.nonlinear(tdnn.linear(x, valid)), None if valid is None else valid[:, :, ::2]
+        x = tdnn(self.head(x - x.mean(dim=2, keepdim=True)))
         for block, transit in zip(blocks[::2], blocks[1::2]):
             for layer in block:
-                x = torch.cat([x, layer(x, valid)], dim=1)
+                x = torch.cat([x, layer(x)], dim=1)
             x = transit(x)
-        counted = valid if weights is None else resample(weights, x)
-        mean, variance = mean_and_variance(norm(x), counted, unbiased=True)
+        mean, variance = mean_and_variance(norm(x), None if weights is None else resample(weights, x), unbiased=True)
         return dense(torch.cat([mean, variance.sqrt()], dim=1)).squeeze(2)
 
 
@@ -64,15 +64,14 @@ class ConvolutionalHead(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv1, self.bn1 = PaddedConv2d(1, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
-        self.layer1, self.layer2 = (nn.ModuleList([ResidualBlock(2), ResidualBlock()]) for _ in range(2))
-        self.conv2, self.bn2 = PaddedConv2d(32, 32, 3, (2, 1), padding=1, bias=False), nn.BatchNorm2d(32)
+        self.conv1, self.bn1 = nn.Conv2d(1, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
+        self.layer1, self.layer2 = (nn.Sequential(ResidualBlock(2), ResidualBlock()) for _ in range(2))
+        self.conv2, self.bn2 = nn.Conv2d(32, 32, 3, (2, 1), padding=1, bias=False), nn.BatchNorm2d(32)
 
-    def forward(self, x, valid=None):
-        x = F.relu(self.bn1(self.conv1(x.unsqueeze(1), valid)))
-        for block in (*self.layer1, *self.layer2):
-            x = block(x, valid)
-        return F.relu(self.bn2(self.conv2(x, valid))).flatten(1, 2)
+    def forward(self, x):
+        x = F.relu(self.bn1(self.conv1(x.unsqueeze(1))))
+        x = self.layer2(self.layer1(x))
+        return F.relu(self.bn2(self.conv2(x))).flatten(1, 2)
 
 
 class ResidualBlock(nn.Module):
@@ -80,21 +79,14 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, stride=1):
         super().__init__()
-        self.conv1, self.bn1 = PaddedConv2d(32, 32, 3, (stride, 1), padding=1, bias=False), nn.BatchNorm2d(32)
-        self.conv2, self.bn2 = PaddedConv2d(32, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
+        self.conv1, self.bn1 = nn.Conv2d(32, 32, 3, (stride, 1), padding=1, bias=False), nn.BatchNorm2d(32)
+        self.conv2, self.bn2 = nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
         shortcut = [nn.Conv2d(32, 32, 1, (stride, 1), bias=False), nn.BatchNorm2d(32)] if stride > 1 else []
         self.shortcut = nn.Sequential(*shortcut)
 
-    def forward(self, x, valid=None):
-        y = F.relu(self.bn1(self.conv1(x, valid)))
-        return F.relu(self.bn2(self.conv2(y, valid)) + self.shortcut(x))
-
-
-class PaddedConv2d(nn.Conv2d):
-    """A convolution padded with zeros, in a batch of different lengths also after the end of each utterance."""
-
-    def forward(self, x, valid=None):
-        return super().forward(x if valid is None else x * valid.unsqueeze(1))
+    def forward(self, x):
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
 class DenseLayer(nn.Module):
@@ -104,22 +96,15 @@ class DenseLayer(nn.Module):
         super().__init__()
         self.nonlinear1, self.linear1 = norm_relu(channels), nn.Conv1d(channels, 128, 1, bias=False)
         self.nonlinear2 = norm_relu(128)
-        local = PaddedConv1d(128, GROWTH, 3, 1, dilation, dilation, bias=False)
+        local = nn.Conv1d(128, GROWTH, 3, 1, dilation, dilation, bias=False)
         self.cam_layer = named(linear_local=local, linear1=nn.Conv1d(128, 64, 1), linear2=nn.Conv1d(64, GROWTH, 1))
 
-    def forward(self, x, valid=None):
+    def forward(self, x):
         x, cam = self.nonlinear2(self.linear1(self.nonlinear1(x))), self.cam_layer
         # Context: mean of the utterance plus that of the segment. Constant within a segment, and so is the mask.
-        context = mean_over_time(x, valid) + segment_means(x, valid)
+        context = x.mean(dim=2, keepdim=True) + F.avg_pool1d(x, SEGMENT, ceil_mode=True)
         mask = torch.sigmoid(cam.linear2(F.relu(cam.linear1(context))))
-        return cam.linear_local(x, valid) * mask.repeat_interleave(SEGMENT, dim=2)[:, :, : x.shape[2]]
-
-
-def segment_means(x, valid=None):
-    """Means of consecutive segments, the last of the remaining frames: (B, C, T) -> (B, C, ceil(T / SEGMENT))."""
-    valid = torch.ones_like(x[:1, :1]) if valid is None else valid
-    total, frames = (F.avg_pool1d(F.pad(each, (0, SEGMENT - 1)), SEGMENT) for each in (x * valid, valid))
-    return total / frames.clamp(min=1 / SEGMENT)  # a segment of padding only has 0 of 0 frames
+        return cam.linear_local(x) * mask.repeat_interleave(SEGMENT, dim=2)[:, :, : x.shape[2]]
 
 
 def norm_relu(channels):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import SAMPLE_RATE, mean_and_variance, resample, valid_until
+from model import SAMPLE_RATE, mean_and_variance, resample
 
 
 class SincFilters(nn.Module):
@@ -43,33 +43,16 @@ class SincFilters(nn.Module):
 class FilterBank(nn.Module):
     """A strided convolution with SincFilters; a module of its own because pyannote's keys contain ``filterbank``."""
 
-    kernel_size, stride = (251,), (10,)
-
     def __init__(self):
         super().__init__()
         self.filterbank = SincFilters()
 
     def forward(self, x):
-        return F.conv1d(x, self.filterbank.filters(), stride=self.stride)
-
-
-def instance_norm(x, norm, lengths=None):
-    """Normalise each channel of each utterance to mean 0 and variance 1 over time, then scale and shift by ``norm``."""
-    mean, variance = mean_and_variance(x, _valid(x, lengths))
-    return (x - mean) * (variance + norm.eps).rsqrt() * norm.weight[:, None] + norm.bias[:, None]
-
-
-def _valid(x, lengths):
-    return None if lengths is None else valid_until(lengths, x.shape[2])
-
-
-def shorter(lengths, kernel_size, stride=1):
-    """Each utterance's frames after an unpadded convolution or pooling."""
-    return None if lengths is None else (lengths - kernel_size) // stride + 1
+        return F.conv1d(x, self.filterbank.filters(), stride=10).abs()
 
 
 class SincNet(nn.Module):
-    """(B, 1, samples), lengths (B,) or None -> (B, 60, T), a frame every 270 samples; lengths in frames or None."""
+    """(B, 1, samples) -> (B, 60, T), a frame every 270 samples."""
 
     def __init__(self):
         super().__init__()
@@ -77,15 +60,16 @@ class SincNet(nn.Module):
         self.conv1d = nn.ModuleList([FilterBank(), nn.Conv1d(80, 60, 5), nn.Conv1d(60, 60, 5)])
         self.norm1d = nn.ModuleList(nn.InstanceNorm1d(channels, affine=True) for channels in (80, 60, 60))
 
-    def forward(self, x, lengths=None):
-        x = instance_norm(x, self.wav_norm1d, lengths)
-        for level, (conv, norm) in enumerate(zip(self.conv1d, self.norm1d)):
-            x, lengths = conv(x), shorter(lengths, conv.kernel_size[0], conv.stride[0])
-            if level == 0:
-                x = x.abs()
-            x, lengths = F.max_pool1d(x, 3, stride=3), shorter(lengths, 3, 3)
-            x = F.leaky_relu(instance_norm(x, norm, lengths))
-        return x, lengths
+    def forward(self, x):
+        x = self.wav_norm1d(x)
+        for conv, norm in zip(self.conv1d, self.norm1d):
+            x = F.leaky_relu(norm(F.max_pool1d(conv(x), 3)))
+        return x
+
+
+def one_by_one(network, waveform, lengths):
+    """The embeddings (B, D) of a padded batch (B, samples), each utterance without its padding."""
+    return torch.cat([network(row[None, :length]) for row, length in zip(waveform, lengths.tolist())])
 
 
 class XVectorSincNet(nn.Module):
@@ -106,13 +90,13 @@ class XVectorSincNet(nn.Module):
     def forward(self, waveform, lengths=None, weights=None):
         """(B, samples) in [-1, 1] at 16 kHz, at least 5041 -> (B, 512), not length-normalised.
 
-        lengths: (B,) int64 samples of each utterance, None: all. The padding is ignored, but must be finite. weights:
-        (B, any number of frames), how much each counts in the pooling; not with lengths.
+        lengths: (B,) int64 samples of each utterance, which are then embedded one by one. weights: (B, any number of
+        frames), how much each counts in the pooling; not with lengths.
         """
-        x, lengths = self.sincnet(waveform.float().unsqueeze(1), lengths)
-        for i in range(0, len(self.tdnns), 3):
-            conv, relu, norm = self.tdnns[i : i + 3]
-            x, lengths = norm(relu(conv(x))), shorter(lengths, conv.dilation[0] * (conv.kernel_size[0] - 1) + 1)
-        valid = _valid(x, lengths) if weights is None else resample(weights, x)
-        mean, variance = mean_and_variance(x, valid, unbiased=True)
+        if lengths is not None:
+            return one_by_one(self, waveform, lengths)
+        x = self.sincnet(waveform.float().unsqueeze(1))
+        for layer in self.tdnns:
+            x = layer(x)
+        mean, variance = mean_and_variance(x, None if weights is None else resample(weights, x), unbiased=True)
         return self.embedding(torch.cat([mean, variance.sqrt()], dim=1).squeeze(2))
