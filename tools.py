@@ -225,11 +225,9 @@ def cohort_statistics(vectors, cohort, top_n=300, device="cpu"):
     vectors (U, D), cohort (K, D): their dot products are the scores, in the precision of the vectors. top_n: number of
     highest scores used, all K if there are fewer. Returns (mean, deviation), each (U,) float64, the deviation divided
     by top_n, not top_n - 1. Needs memory for SCORES_AT_ONCE scores and the cohort on the ``device``. ValueError for
-    shapes that do not fit, fewer than two scores, or NaN.
+    fewer than two scores, or NaN.
     """
     vectors, cohort = torch.as_tensor(vectors), torch.as_tensor(cohort)
-    if vectors.dim() != 2 or cohort.dim() != 2 or vectors.shape[1] != cohort.shape[1]:
-        raise ValueError(f"vectors {tuple(vectors.shape)} and a cohort {tuple(cohort.shape)} are not (U, D) and (K, D)")
     if len(cohort) < 2 or top_n < 2:
         raise ValueError(f"a deviation needs at least two scores: top {top_n} of a cohort of {len(cohort)}")
     lengths, longest = (torch.linalg.vector_norm(each, dim=1).double().numpy() for each in (vectors, cohort))
@@ -271,10 +269,8 @@ def as_norm(scores, enrol, test, cohort, top_n=300):
     Interspeech 2017). enrol, test (N, D): the vectors of the trials' two sides; cohort (K, D); dot products of these
     are the scores. Repeated vectors are computed once. Errors as in ``cohort_statistics``.
     """
-    scores, enrol, test = np.asarray(scores), np.asarray(enrol), np.asarray(test)
-    if enrol.ndim != 2 or enrol.shape != test.shape or scores.shape != enrol.shape[:1] or enrol.dtype != test.dtype:
-        shapes = ", ".join(f"{each.shape} {each.dtype}" for each in (scores, enrol, test))
-        raise ValueError(f"scores, enrolment and test vectors must be (N,), (N, D), (N, D) of one kind, not {shapes}")
+    if not len(scores) == len(enrol) == len(test):
+        raise ValueError(f"{len(scores)} scores of {len(enrol)} enrolment and {len(test)} test vectors")
     vectors, place = np.unique(np.concatenate([enrol, test]), axis=0, return_inverse=True)
     mean, deviation = cohort_statistics(vectors, cohort, top_n)
     return symmetric_norm(scores, *((mean[side], deviation[side]) for side in np.split(place.ravel(), 2)))

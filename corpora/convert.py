@@ -43,11 +43,8 @@ def convert_folder(source, to, suffix="wav", threads=4):
         except UnreadableAudio as error:
             return str(error)
 
-    failed = {}
     reasons = progress_bar(iterable=in_order(convert, jobs, threads), total=len(jobs), desc="converting", unit=" files")
-    for file, reason in zip(jobs, reasons):
-        if reason:
-            failed[one_line(file)] = reason
+    failed = {one_line(file): reason for file, reason in zip(jobs, reasons) if reason}
     if failed or (to / "failed.tsv").exists():
         write_text(to / "failed.tsv", "file\treason\n" + "".join(f"{file}\t{failed[file]}\n" for file in failed))
     return len(jobs) - len(failed), len(files) - len(jobs), failed

@@ -138,24 +138,24 @@ def leads_out(file):
     return os.path.isabs(file) or (".." in file and ".." in re.split(r"[/\\]", file))
 
 
-def refuse_to_leave(path, number, file, flag):
-    """The InputError for a line of a list whose path ``leads_out``."""
-    return InputError(
-        f"{path} line {number}: {file[:200]} leads out of {flag}, absolute or by ..; if you trust the list, "
-        "--paths_anywhere takes such paths"
-    )
+def check_stays(file, path, number, flag):
+    """InputError if a file in a line of a list ``leads_out``."""
+    if leads_out(file):
+        raise InputError(
+            f"{path} line {number}: {file[:200]} leads out of {flag}, absolute or by ..; if you trust the list, "
+            "--paths_anywhere takes such paths"
+        )
 
 
 def check_files(listed, source, flag, anywhere=False):
-    """InputError naming the first line of a TrainingList or TrialList whose file is not in the source (Folder, Pack).
+    """InputError naming a line of a TrainingList or TrialList whose file is not in the source (Folder, Pack).
 
     Paths that ``leads_out`` of a Folder are refused, too, unless ``anywhere``; in a Pack, they are only names.
     """
     lines = first_lines(listed)
     if not anywhere and not isinstance(source, Pack):
-        outside = [(number, file) for file, number in lines.items() if leads_out(file)]
-        if outside:
-            raise refuse_to_leave(listed.path, *min(outside), flag)
+        for file, number in lines.items():
+            check_stays(file, listed.path, number, flag)
     missing = source.missing(list(lines))
     if missing:
         number, file = min((lines[file], file) for file in missing)
@@ -201,8 +201,8 @@ def audio_of(path, root=None, anywhere=False):
         if len(fields) > 3 or (len(fields) > 1 and pathlib.Path(fields[0]).suffix.lower() in SUFFIXES):
             raise InputError(f"{path} line {number}: expected '<path>' or '<speaker> <path>', got {line[:200]!r}")
         for file in fields[1:] or fields:
-            if leads_out(file) and not anywhere:
-                raise refuse_to_leave(path, number, file, flag)
+            if not anywhere:
+                check_stays(file, path, number, flag)
             files[str(root / file)] = fields[0] if path.suffix.lower() == ".scp" else str(root / file)
     return files
 
@@ -214,7 +214,7 @@ def read_pairs(path, anywhere=False):
         if len(fields) != 2 and (len(fields) != 3 or fields[0] not in ("0", "1")):
             raise InputError(f"{path} line {number}: expected '<path> <path>', got {' '.join(fields)[:200]!r}")
         for file in fields[-2:]:
-            if leads_out(file) and not anywhere:
-                raise refuse_to_leave(path, number, file, "--root")
+            if not anywhere:
+                check_stays(file, path, number, "--root")
         pairs.append(tuple(fields[-2:]))
     return pairs

@@ -38,10 +38,11 @@ def write_report(folder):
     results = collect_results(history, about)
     scored, errors = read_scored(folder, results, about["settings"])
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    curves = {name: (scores, trials.label) for name, (_, _, trials, scores) in scored.items()}
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("report.html").render(
         title=folder.resolve().name, about=about, command=shlex.join(about["command"]), history=history,
-        results=results, training=as_svg(training_figure(history)) if history else "", det=det_pictures(scored),
-        lists={name: describe_list(*each) for name, each in scored.items()},
+        results=results, lists={name: describe_list(*each) for name, each in scored.items()},
+        training=as_svg(training_figure(history)) if history else "", det=as_svg(det_figure(curves)) if curves else "",
         main=[name for name in results if not any(name.startswith(f"{other}.") for other in results)],
         errors=errors, basename=os.path.basename, count=count, dumps=json.dumps, tells=tells,
     )  # fmt: skip
@@ -94,17 +95,6 @@ def read_scored(folder, results, settings):
     return scored, errors
 
 
-def det_pictures(scored):
-    """[(title, data: address)] of the DET plots: all lists, and each list with the scores of the back-end."""
-    groups = {}
-    for name, (_, _, trials, _) in scored.items():
-        groups.setdefault(trials, []).append(name)
-    figures = {"All lists": [names[0] for names in groups.values()]} if scored else {}
-    figures |= {f"{names[0]} with the back-end": names for names in groups.values() if len(names) > 1}
-    curves = {name: (scores, trials.label) for name, (_, _, trials, scores) in scored.items()}
-    return [(title, as_svg(det_figure({name: curves[name] for name in names}))) for title, names in figures.items()]
-
-
 def describe_list(model, result, trials, scores):
     """The histogram and the tables of a scored list, for the template."""
     (eer, threshold), order = equal_error_rate(scores, trials.label), np.argsort(scores, kind="stable")
@@ -112,7 +102,7 @@ def describe_list(model, result, trials, scores):
     fields = scores, trials.line_numbers, trials.enrol, trials.test
     return {
         "model": model, "eer": eer, "threshold": threshold,
-        "pictures": [("Scores", as_svg(histogram_figure(scores, trials.label, result["thresholds"])))],
+        "histogram": as_svg(histogram_figure(scores, trials.label, result["thresholds"])),
         "speakers": errors_by_speaker(trials, scores, threshold)[:WORST],
         "worst": [[[each[i] for each in fields] for i in kind] for kind in worst],
     }  # fmt: skip

@@ -175,7 +175,7 @@ def test_an_evaluation_and_a_run_that_was_never_evaluated(experiment):
     page = Page(write_report(experiment.folder))
     assert "best.model, evaluated" in page.text and "cohort: 77 speakers" in page.text
     assert page.table("Results")[-1][-2:] == ["0.2468", "0.1357"]
-    assert sum(source.startswith("data:") for source in page.sources) == 2 + 2
+    assert sum(source.startswith("data:") for source in page.sources) == 1 + 2
     assert (experiment.folder / "report.html").read_text().count("<strong>") == 1  # the back-end's are in the table
     (experiment.folder / "results.json").unlink()
     with pytest.raises(InputError, match=r"no settings\.json and no results\.json"):
