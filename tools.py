@@ -231,19 +231,12 @@ def cohort_statistics(vectors, cohort, top_n=300, device="cpu"):
     if len(cohort) < 2 or top_n < 2:
         raise ValueError(f"a deviation needs at least two scores: top {top_n} of a cohort of {len(cohort)}")
     lengths, longest = (torch.linalg.vector_norm(each, dim=1).double().numpy() for each in (vectors, cohort))
-    rest = max(0, len(cohort) - top_n)
-    cohort = cohort.to(device, vectors.dtype).t()
+    top_n, cohort = min(top_n, len(cohort)), cohort.to(device, vectors.dtype).t()
     mean, deviation = np.empty(len(vectors)), np.empty(len(vectors))
     rows = max(1, SCORES_AT_ONCE // cohort.shape[1])
     for first in range(0, len(vectors), rows):
         block = slice(first, first + rows)
-        scores = vectors[block].to(device) @ cohort
-        if scores.is_cpu:
-            top = scores.numpy()
-            top.partition(rest, axis=1)  # in a third of the time of torch's topk
-            top = top[:, rest:]
-        else:
-            top = scores.topk(cohort.shape[1] - rest, sorted=False).values.cpu().numpy()
+        top = (vectors[block].to(device) @ cohort).topk(top_n, sorted=False).values.cpu().numpy()
         mean[block], deviation[block] = top.mean(axis=1, dtype=np.float64), top.std(axis=1, dtype=np.float64)
     if not np.isfinite(mean).all():
         raise ValueError(f"{np.count_nonzero(~np.isfinite(mean))} of {len(mean)} vectors have no finite scores")

@@ -48,10 +48,10 @@ FAILURE = 2  # exit status after an error or an unreadable file; 1 is an answer:
 def compare(encoder, args, files):
     """Compare the first file with each of the others. Returns 0: all are of the same speaker; 1: not all."""
     first, others = files[0], files[1:]
-    vectors, failed = scoring_vectors(encoder, files, args)
+    vectors = scoring_vectors(encoder, files, args)
     found = [other for other in others if other in vectors]
     if first not in vectors or not found:
-        return FAILURE
+        return
     answers = [encoder.decide(vectors[first] @ vectors[other]) for other in found]
     for other, answer in zip(found, answers):
         verdict = {None: "", True: "  same speaker", False: "  different speakers"}[answer.same_speaker]
@@ -59,16 +59,15 @@ def compare(encoder, args, files):
         if answer.score < 0.9999 and os.path.samefile(first, other):
             print("  (the same file: its score is below 1, because its crops are compared with each other, too)")
     print_threshold(encoder, args)
-    return FAILURE if failed else 0 if all(answer.same_speaker for answer in answers) else 1
+    return int(not all(answer.same_speaker for answer in answers))
 
 
 def embed(encoder, args, files):
     """Write the embeddings to --out; for windows and excerpts also their start and end in seconds."""
-    rows, failed = [], 0
+    rows = []
     for file, found, times in embedded(encoder, args, files):
         if isinstance(found, InputError):
-            print_error(f"{found}; left out")
-            failed += 1
+            fail(args, f"{found}; left out")
         else:
             rows += [(args.names[file], *row) for row in zip(found, *times)]
     if not rows:
@@ -80,8 +79,7 @@ def embed(encoder, args, files):
         threshold = np.nan if encoder.cosine_threshold is None else encoder.cosine_threshold
         with whole_file(args.out) as file:
             np.savez(file, model=np.array(encoder.fingerprint()), cosine_threshold=threshold, **columns)
-    print(f"{args.out}: {count(len(rows), 'embedding')} from {len(files) - failed} of {count(len(files), 'file')}")
-    return FAILURE if failed else 0
+    print(f"{args.out}: {count(len(rows), 'embedding')} from {len(files) - args.failed} of {count(len(files), 'file')}")
 
 
 def embedded(encoder, args, files):
@@ -120,40 +118,36 @@ def write_ark(path, rows):
 
 def score(encoder, args, files):
     """Print a line "<score> <path> <path>" for each pair of the list."""
-    vectors, failed = scoring_vectors(encoder, files, args)
+    vectors = scoring_vectors(encoder, files, args)
     for pair, first, second in zip(args.pairs, files[::2], files[1::2]):
         if first in vectors and second in vectors:
             print(f"{encoder.decide(vectors[first] @ vectors[second]).score:.8f} {' '.join(pair)}")
-    return FAILURE if failed else 0
 
 
 def matrix(encoder, args, files):
     """Print the scores of all pairs of files, separated by tabs, under a line of their names."""
-    vectors, failed = scoring_vectors(encoder, files, args)
+    vectors = scoring_vectors(encoder, files, args)
     print("", *vectors, sep="\t")
     for file, vector in vectors.items():
         print(file, *(f"{encoder.decide(vector @ other).score:.5f}" for other in vectors.values()), sep="\t")
-    return FAILURE if failed else 0
 
 
 def enrol(encoder, args, files):
     """Add the files to a speaker of the gallery."""
     gallery = Gallery(args.gallery, encoder)
-    vectors, failed = scoring_vectors(encoder, files, args)
+    vectors = scoring_vectors(encoder, files, args)
     if not vectors:
         raise InputError(f"none of the files could be embedded: {args.gallery} is unchanged")
     said = gallery.enrol(args.enrol, list(vectors.values()))
-    more = f"; {count(failed, 'file')} could not be read: fix and enrol only those" if failed else ""
+    more = f"; {count(args.failed, 'file')} could not be read: fix and enrol only those" if args.failed else ""
     speakers = count(len(gallery.speakers), "speaker")
     print(f"{args.gallery}: {args.enrol} has {count(said, 'utterance')}; {speakers}{more}")
-    return FAILURE if failed else 0
 
 
 def identify(encoder, args, files):
     """Print the closest five speakers of the gallery. Returns 0: all files were recognised; 1: not all."""
     gallery, recognised = Gallery(args.gallery, encoder, must_exist=True), []
-    vectors, failed = scoring_vectors(encoder, files, args)
-    for file, vector in vectors.items():
+    for file, vector in scoring_vectors(encoder, files, args).items():
         ranking = gallery.identify(vector)
         recognised.append(encoder.decide(ranking[0][0]).same_speaker)
         verdict = {None: "", True: f" {ranking[0][1]}", False: " unknown speaker"}[recognised[-1]]
@@ -161,33 +155,32 @@ def identify(encoder, args, files):
         for score, name in ranking[:5]:
             print(f"  {score:8.5f}  {name}")
     print_threshold(encoder, args)
-    return FAILURE if failed else 0 if all(recognised) else 1
+    return int(not all(recognised))
 
 
 def classify(encoder, args, files):
     """Print the most similar training speaker of each file."""
-    status = 0
     for file in files:
         try:
             speaker, score = encoder.classify(file)
             print(f"{score:8.5f}  {speaker}  {file}")
         except UnreadableAudio as error:
-            print_error(error)
-            status = FAILURE
-    return status
+            fail(args, error)
 
 
 def scoring_vectors(encoder, files, args):
-    """({file: scoring vector (V,)}, number of unreadable files, which are named on stderr)."""
+    """{file: scoring vector (V,)} of the readable files."""
     unreadable = []
     found = encoder.embed_for_scoring(files, threads=args.n_cpu, unreadable=unreadable)
     for error in unreadable:
-        print_error(error)
-    return {file: each.vector for file, each in found.items()}, len(unreadable)
+        fail(args, error)
+    return {file: each.vector for file, each in found.items()}
 
 
-def print_error(message):
+def fail(args, message):
+    """Say what is wrong with a file; the others continue, and the exit status will be FAILURE."""
     print(f"verify.py: {message}", file=sys.stderr)
+    args.failed += 1
 
 
 def print_threshold(encoder, args):
@@ -313,7 +306,9 @@ def main():
         return 0
     actions = {"compare": compare, "embed": embed, "score": score, "matrix": matrix, "enrol": enrol,
                "identify": identify, "classify": classify}  # fmt: skip
-    return actions[action](encoder, args, files)
+    args.failed = 0
+    answer = actions[action](encoder, args, files)  # 1: no
+    return FAILURE if args.failed else answer or 0
 
 
 if __name__ == "__main__":
