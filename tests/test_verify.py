@@ -284,7 +284,6 @@ def test_warnings_are_lines(use, folder):
     (["wav/a0.wav", "wav/b0.wav", "--out", "x.npz"], "--out is only for embed"),
     (["--embed", "wav"], "--embed needs --out, a file whose name ends in .npz"),
     (["--embed", "wav", "--window", "0", "--out", "x.npz"], "a window of 0.0 s every 0.0 s: both must be above 0"),
-    (["wav/a0.wav", "wav/b0.wav", "--threshold", "2"], "it must be a number from -1 to 1 or 1%"),
     (["--embed", "wav", "--last", "pad", "--start", "1", "--out", "x.npz"], "--step and --last need --window"),
     (["--score", "none.txt"], "--score none.txt does not exist"),
     (["--embed", "wav", "--start", "2", "--end", "1", "--out", "x.npz"], "no excerpt from 2.0 s to 1.0 s"),

@@ -21,13 +21,6 @@ def test_training_list(tmp_path, form, end):
     assert listing.line_numbers == [1, 3, 4]
 
 
-def test_trial_list(tmp_path):
-    path = tmp_path / "list.txt"
-    path.write_text("1 a b\n0 c d\n")
-    trials = TrialList(path)
-    assert (trials.label.tolist(), trials.enrol, trials.test) == ([1, 0], ["a", "c"], ["b", "d"])
-
-
 def test_part_of_a_training_list(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text("bob b/1.wav\n\nalice a/1.wav\ncleo c/1.wav\nbob b/2.wav\n")

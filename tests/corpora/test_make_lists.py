@@ -185,10 +185,8 @@ def test_held_out_speakers_are_whole_and_gone(seed):
 def test_who_is_held_out_depends_on_the_seed_alone():
     corpus = uneven_corpus(20, 0)
     assert hold_out(list_of(corpus), 5, 1)[1].speakers == hold_out(list_of(corpus, shuffle=3), 5, 1)[1].speakers
-    train_list, speakers = list_of({name: {"s": 2} for name in "abcdefgh"}), collections.Counter()
-    for seed in range(400):
-        speakers.update(hold_out(train_list, 2, seed)[1].speakers)
-    assert len(speakers) == 8 and all(abs(count - 100) < 5 * (400 * 0.25 * 0.75) ** 0.5 for count in speakers.values())
+    train_list = list_of({name: {"s": 2} for name in "abcdefgh"})
+    assert {speaker for seed in range(40) for speaker in hold_out(train_list, 2, seed)[1].speakers} == set("abcdefgh")
 
 
 # ---- trials ----------------------------------------------------------------------------------------------------------
@@ -242,14 +240,3 @@ def test_speakers_take_part_equally_however_much_they_have_said(speakers):
         same, different = map(times, chosen_pairs(make_trials(train_list, "valid", most=most)))
         assert len(same) == len(different) == speakers
         assert max(same.values()) - min(same.values()) <= 1 and max(different.values()) - min(different.values()) <= 2
-
-
-def test_of_a_speakers_pairs_each_is_equally_likely():
-    """Counted over many seeds: sessions of 1, 2 and 3 utterances have 11 pairs; two such speakers 36."""
-    train_list, seeds = list_of({"a": {"s": 1, "t": 2, "u": 3}, "b": {"s": 3, "t": 1, "u": 2}}), 600
-    found = [collections.Counter(), collections.Counter()]
-    for seed in range(seeds):
-        for counter, chosen in zip(found, chosen_pairs(make_trials(train_list, "valid", seed, most=4))):
-            counter.update(chosen)
-    for counter, allowed, part in zip(found, allowed_pairs(train_list), (4 / 22, 4 / 36)):
-        assert all(abs(counter[pair] - seeds * part) < 5 * (seeds * part * (1 - part)) ** 0.5 for pair in allowed)

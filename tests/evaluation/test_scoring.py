@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import data_flags, run_script
 from sklearn.metrics import roc_curve
+from test_trainSpeakerNet import SMALL
 
 import trainSpeakerNet
 from corpora.lists import TrainingList, TrialList
@@ -17,9 +18,6 @@ from evaluation import compare, report
 from evaluation.scoring import read_scores, write_scores
 from inference.encoder import SpeakerEncoder
 from tools import InputError
-
-SMALL = ["--C", 8, "--num_frames", 60, "--batch_size", 8, "--max_epoch", 2, "--bank_mb", 5, "--n_cpu", 1,
-         "--device", "cpu", "--amp", "off"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
