@@ -35,9 +35,8 @@ class List:
         lines, self.sha256 = read_lines(path, flag or self.FLAG)
         for number, fields in lines:
             if not self.fits(fields):
-                hint = next((f"; this looks like a {kind.KIND}" for kind in KINDS if kind.fits(fields)), "")
                 got = repr(" ".join(fields)[:200])
-                raise InputError(f"{path} line {number}: expected '{self.FORM}', got {got}{hint}")
+                raise InputError(f"{path} line {number}: expected '{self.FORM}' in a {self.KIND}, got {got}")
         self._set(path, [number for number, _ in lines], *zip(*(fields for _, fields in lines)))
 
     @classmethod
@@ -119,9 +118,6 @@ class TrialList(List):
             folder_of = {file: tuple(folder[:depth]) for file, folder in folders.items()}
             same = [folder_of[enrol] == folder_of[test] for enrol, test in zip(self.enrol, self.test)]
             yield folder_of, (self.label == 1) == same
-
-
-KINDS = (TrainingList, TrialList)
 
 
 def first_lines(listed):

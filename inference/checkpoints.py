@@ -46,8 +46,6 @@ def load_pretrained(path, system=None):
     system: a key of SYSTEMS; None: recognised from the contents. Nothing in the files is executed. InputError when they
     are absent, damaged, of no known system, of another one than named, or ambiguous.
     """
-    if system is not None and system not in SYSTEMS:
-        raise InputError(f"system {system!r} is not known: choose from {', '.join(SYSTEMS)}")
     path = local_model(path)
     path = _weights_in(path, system) if path.is_dir() else path
     content = load_tensors(path, stand_in_for=STAND_IN_FOR)
@@ -160,8 +158,8 @@ def _load_speechbrain(path, _, state):
 
 
 def _load_modelscope(path, _, state):
-    threshold, origin = _modelscope_threshold(path), "its configuration.json"
-    return Pretrained("modelscope", _network(path, state, "modelscope"), threshold=threshold, origin=origin)
+    network, threshold = _network(path, state, "modelscope"), _modelscope_threshold(path)
+    return Pretrained("modelscope", network, threshold=threshold, origin="its configuration.json")
 
 
 def _load_wespeaker(path, _, state):
