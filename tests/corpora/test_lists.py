@@ -1,6 +1,5 @@
 """Training and trial lists: read, made, refused with their line."""
 
-
 import numpy as np
 import pytest
 
