@@ -45,7 +45,7 @@ def test_the_bank_stays_within_its_memory(corpus):
     for bank_mb in (0.3, 1, 512):
         augmentation = Augmentation(corpus / "musan", corpus / "rirs", SAMPLES, bank_mb)
         augmentation.redraw(1)
-        counts = [len(augmentation.spectra), *(count for _, count in augmentation.categories.values())]
+        counts = [len(augmentation.place), *(count for _, count in augmentation.categories.values())]
         assert all(count >= 1 for count in counts)
         held = augmentation.spectra.nbytes + augmentation.noises.nbytes
         assert held <= max(bank_mb * 1e6, 8 * (3 * 66000 + 132000))  # eight pieces of each at the least
