@@ -337,8 +337,14 @@ class Augmentation(nn.Module):
         size = self.transform_size[response]
         for each in np.unique(size).tolist():
             rows, place = self._to_device(reverberated[size == each], self.place[response[size == each]])
-            spectrum = torch.fft.rfft(augmented[rows], each)
-            spectrum.mul_(self.spectra.unfold(0, each // 2 + 1, 1)[place])
+            speech = torch.zeros(len(rows), each, device=waveform.device)
+            speech[:, : self.samples] = waveform[rows]
+            spectrum = torch.fft.rfft(speech)
+            if self._fits_cache(waveform):
+                for to, begin in zip(spectrum, place.tolist()):
+                    to.mul_(self.spectra[begin : begin + len(to)])
+            else:
+                spectrum.mul_(self.spectra.unfold(0, each // 2 + 1, 1)[place])
             convolved = torch.fft.irfft(spectrum, each)
             augmented[rows] = convolved[:, self.ONSET : self.ONSET + self.samples]  # not delayed
         return augmented
@@ -381,10 +387,12 @@ class Augmentation(nn.Module):
         """Add noise to (B, samples) crops in place; row, start (N,): as returned by ``_draw``; gain (N,): level / norm."""
         gain = gain * torch.linalg.vector_norm(crops, dim=1)[row]
         if self._fits_cache(crops):
-            noises, noise = self.noises.numpy().reshape(-1), np.empty(self.samples, np.int16)
+            crops, noises = crops.unbind(), self.noises.numpy().reshape(-1)
+            copied = torch.empty(self.samples, dtype=torch.int16)
+            copy, noise = copied.numpy(), torch.empty(self.samples)
             for to, begin, factor in zip(row.tolist(), (start * self.GRID).tolist(), gain.tolist()):
-                noise[:] = noises[begin : begin + self.samples]  # memcpy reads from memory faster than float() does
-                crops[to].add_(torch.from_numpy(noise).float(), alpha=factor)
+                copy[:] = noises[begin : begin + self.samples]  # memcpy reads from memory faster than the conversion
+                crops[to].add_(noise.copy_(copied), alpha=factor)
         else:
             noise = self.noises.view(-1).unfold(0, self.samples, self.GRID)  # a view of all crops of the bank
             crops.index_add_(0, row, noise[start] * gain.unsqueeze(1))
@@ -422,7 +430,7 @@ class Augmentation(nn.Module):
         energy = float(np.sqrt(np.sum(np.square(response, dtype=np.float64))))
         if energy < 1e-6:
             raise UnreadableAudio(f"{self.rooms.name(file)} is silent")
-        return np.pad(response / np.float32(energy), (0, self.response_length - len(response)))
+        return np.pad(response / np.float32(32768 * energy), (0, self.response_length - len(response)))
 
     def _read_noise(self, piece):
         file, start = piece
