@@ -334,19 +334,7 @@ class Augmentation(nn.Module):
             part = slice(*np.searchsorted(noisy, [begin, begin + at_once]))
             if part.start < part.stop:
                 self._add_noises(crops, row[part] - begin, start[part], gain[part])
-        size = self.transform_size[response]
-        for each in np.unique(size).tolist():
-            rows, place = self._to_device(reverberated[size == each], self.place[response[size == each]])
-            speech = torch.zeros(len(rows), each, device=waveform.device)
-            speech[:, : self.samples] = waveform[rows]
-            spectrum = torch.fft.rfft(speech)
-            if self._fits_cache(waveform):
-                for to, begin in zip(spectrum, place.tolist()):
-                    to.mul_(self.spectra[begin : begin + len(to)])
-            else:
-                spectrum.mul_(self.spectra.unfold(0, each // 2 + 1, 1)[place])
-            convolved = torch.fft.irfft(spectrum, each)
-            augmented[rows] = convolved[:, self.ONSET : self.ONSET + self.samples]  # not delayed
+        self._reverberate(augmented, waveform, reverberated, response)
         return augmented
 
     @staticmethod
@@ -384,7 +372,7 @@ class Augmentation(nn.Module):
         return reverberated, response, noisy, start, (10 ** (-snr / 20)).astype(np.float32)
 
     def _add_noises(self, crops, row, start, gain):
-        """Add noise to (B, samples) crops in place; row, start (N,): as returned by ``_draw``; gain (N,): level / norm."""
+        """Add noise to (B, samples) crops in place. row, start (N,): as in ``_draw``; gain (N,): its level / norm."""
         gain = gain * torch.linalg.vector_norm(crops, dim=1)[row]
         if self._fits_cache(crops):
             crops, noises = crops.unbind(), self.noises.numpy().reshape(-1)
@@ -397,21 +385,36 @@ class Augmentation(nn.Module):
             noise = self.noises.view(-1).unfold(0, self.samples, self.GRID)  # a view of all crops of the bank
             crops.index_add_(0, row, noise[start] * gain.unsqueeze(1))
 
-    def _transformed(self, responses):
-        """(K, response_length) -> their spectra, one after the other.
+    def _reverberate(self, augmented, waveform, row, response):
+        """Replace rows of the (B, samples) output by those of the waveform, convolved. row, response: as in ``_draw``."""
+        sizes = self.transform_size[response]
+        for size in np.unique(sizes).tolist():
+            rows, place = self._to_device(row[sizes == size], self.place[response[sizes == size]])
+            speech = torch.zeros(len(rows), size, device=waveform.device)
+            speech[:, : self.samples] = waveform[rows]
+            spectrum = torch.fft.rfft(speech)
+            if self._fits_cache(waveform):
+                for each, begin in zip(spectrum, place.tolist()):
+                    each.mul_(self.spectra[begin : begin + len(each)])
+            else:
+                spectrum.mul_(self.spectra.unfold(0, size // 2 + 1, 1)[place])
+            augmented[rows] = torch.fft.irfft(spectrum, size)[:, self.ONSET : self.ONSET + self.samples]  # not delayed
 
-        On a CPU, short responses have a smaller transform: up to about a quarter of a crop, as half of the rooms have.
+    def _transformed(self, responses):
+        """(K, response_length) -> their spectra, divided by 32768, one after the other.
+
+        On a CPU of two sizes: responses below about a quarter of a crop, as half of them are, take less time.
         """
         length = (responses != 0).mul(torch.arange(1, self.response_length + 1)).amax(dim=1).numpy()
-        short, longest = map(self._transform_size, (self.samples // 4, length.max()))
-        fits = length <= short - self.samples + self.ONSET
-        self.transform_size = np.where(fits & self._fits_cache(self.spectra), short, longest)
+        size, short = self._transform_size(length.max()), self._transform_size(self.samples // 4)
+        is_short = (length <= short - self.samples + self.ONSET) & (short < size) & self._fits_cache(self.spectra)
+        self.transform_size = np.where(is_short, short, size)
         end = np.cumsum(self.transform_size // 2 + 1)
         self.place = end - self.transform_size // 2 - 1
         spectra = torch.empty(end[-1], dtype=torch.complex64)
         for response, size, *place in zip(responses, self.transform_size.tolist(), self.place.tolist(), end.tolist()):
             torch.fft.rfft(response, size, out=spectra[slice(*place)])  # one by one: all at once takes twice the memory
-        return spectra
+        return spectra.div_(32768)
 
     def _transform_size(self, response_length):
         """Of a convolution whose first ONSET samples are not needed; multiples of 1024 take least time per sample."""
@@ -430,7 +433,7 @@ class Augmentation(nn.Module):
         energy = float(np.sqrt(np.sum(np.square(response, dtype=np.float64))))
         if energy < 1e-6:
             raise UnreadableAudio(f"{self.rooms.name(file)} is silent")
-        return np.pad(response / np.float32(32768 * energy), (0, self.response_length - len(response)))
+        return np.pad(response / np.float32(energy), (0, self.response_length - len(response)))
 
     def _read_noise(self, piece):
         file, start = piece

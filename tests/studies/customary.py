@@ -77,7 +77,7 @@ def main(arguments=None):
     for flag in ("train_list", "train_path", "musan_path", "rir_path"):
         parser.add_argument(f"--{flag}", required=True)
     parser.add_argument("--pack", help="a pack of the training list, read as well")
-    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--batch_size", type=int, default=400)
     parser.add_argument("--turns", type=int, default=20, help="after a warm-up; median and range are printed (20)")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
