@@ -41,7 +41,7 @@ def low_pass(up, down, crossings):
 
 
 class PlainWav:
-    """A wav file of 16 kHz, mono, 16 bits, with what AudioFile needs of a SoundFile; a crop takes half the time.
+    """A wav file of 16 kHz, mono, 16 bits, with what AudioFile needs of a SoundFile; read in half the time.
 
     file: a FileIO. ValueError if it is any other file, or shorter than its header says.
     """
