@@ -5,6 +5,7 @@ import io
 import math
 import os
 import pathlib
+import struct
 
 import numpy as np
 import scipy.signal
@@ -39,6 +40,54 @@ def low_pass(up, down, crossings):
     return np.sinc(crossing) * window * lower / (up * down)
 
 
+class PlainWav:
+    """A wav file of 16 kHz, mono, 16 bits, with what AudioFile needs of a SoundFile; read in half the time.
+
+    file: a FileIO. ValueError if it is any other file, or shorter than its header says.
+    """
+
+    samplerate, channels, subtype = SAMPLE_RATE, 1, "PCM_16"
+    FORMAT = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16)
+
+    def __init__(self, file):
+        self.file = file
+        header, at = file.read(256), 12 + 24
+        is_plain = header[:4] == b"RIFF" and header[8:at] == self.FORMAT
+        while header[at : at + 4] == b"LIST":  # ffmpeg writes its name before the samples
+            at += 8 + int.from_bytes(header[at + 4 : at + 8], "little")
+        size = int.from_bytes(header[at + 4 : at + 8], "little")
+        is_plain = is_plain and header[at : at + 4] == b"data" and at % 2 == size % 2 == 0
+        # One call of read returns at most 2 GiB.
+        if not is_plain or at + 8 + size > os.fstat(file.fileno()).st_size or size > 2**30:
+            raise ValueError
+        self.begin, self.frames = at + 8, size // 2
+        self.seek(0)
+
+    def seek(self, frame):
+        self.file.seek(self.begin + 2 * frame)
+
+    def read(self, frames, dtype, always_2d):
+        """(frames, 1) int16 or float32, fewer if the file has been cut short."""
+        waveform = np.empty((frames, 1), "<i2")
+        waveform = waveform[: self.file.readinto(waveform) // 2]
+        return waveform if dtype == "int16" else waveform / np.float32(32768)
+
+    def close(self):
+        self.file.close()
+
+
+def open_samples(path):
+    """A path or a BytesIO as a PlainWav or, where it is anything else, as a SoundFile."""
+    if not isinstance(path, io.BytesIO):
+        file = io.FileIO(path)
+        try:
+            return PlainWav(file)
+        except ValueError:
+            file.close()
+    # As bytes, because file names may be invalid UTF-8.
+    return soundfile.SoundFile(path if isinstance(path, io.BytesIO) or os.name != "posix" else os.fsencode(path))
+
+
 class AudioFile:
     """An open audio file (any format of libsndfile; a path or a BytesIO) as 16 kHz mono, resampled if necessary.
 
@@ -56,8 +105,7 @@ class AudioFile:
             raise UnreadableAudio(f"{path} {'is not a regular file' if os.path.exists(path) else 'does not exist'}")
         size = len(path.getbuffer()) if in_memory else os.path.getsize(path)
         try:
-            # As bytes, because file names may be invalid UTF-8.
-            self.file = soundfile.SoundFile(path if in_memory or os.name != "posix" else os.fsencode(path))
+            self.file = open_samples(path)
         except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: .raw without a header
             reason = "cannot be read as audio" if size else "is an empty file"
             if pathlib.Path(path).suffix.lower() in FFMPEG_SUFFIXES:

@@ -45,7 +45,7 @@ def test_the_bank_stays_within_its_memory(corpus):
     for bank_mb in (0.3, 1, 512):
         augmentation = Augmentation(corpus / "musan", corpus / "rirs", SAMPLES, bank_mb)
         augmentation.redraw(1)
-        counts = [len(augmentation.spectra), *(count for _, count in augmentation.categories.values())]
+        counts = [len(augmentation.place), *(count for _, count in augmentation.categories.values())]
         assert all(count >= 1 for count in counts)
         held = augmentation.spectra.nbytes + augmentation.noises.nbytes
         assert held <= max(bank_mb * 1e6, 8 * (3 * 66000 + 132000))  # eight pieces of each at the least
@@ -136,6 +136,24 @@ def reference(augmentation, waveform, epoch, step):
 def test_a_batch_is_augmented_as_its_utterances_one_by_one(augmentation, speech):
     expected = reference(augmentation, speech[:100], 1, 4)
     assert np.abs(augmentation.augment(speech[:100], 1, 4).numpy() - expected).max() < 1e-5
+
+
+def test_short_and_long_responses_are_convolved_alike(tmp_path, speech):
+    random = np.random.default_rng(0)
+    lengths = [1, 3, 4000, 4500, 4600, 4800, 5000, 9000, 16400, 20000]
+    for number, length in enumerate(lengths):
+        response = random.uniform(-0.5, 0.5, 700 + length)  # as loud to its end: any sample cut off would show
+        response[700] = 0.9
+        soundfile.write(tmp_path / f"{number}.wav", response, 16000, subtype="FLOAT")
+    augmentation = Augmentation("", tmp_path, SAMPLES, seed=3)
+    augmentation.redraw(1)
+    assert len(set(augmentation.transform_size)) == 2
+    for step in range(2):
+        expected = reference(augmentation, speech, 1, step)
+        assert np.abs(augmentation.augment(speech, 1, step).numpy() - expected).max() < 1e-5
+    short = Augmentation("", tmp_path, SAMPLES, seed=3)
+    short.spectra = short._transformed(torch.eye(3, short.response_length))  # none is long
+    assert short.transform_size.tolist() == [16384] * 3
 
 
 def test_all_devices_do_as_a_core_does(augmentation, speech, monkeypatch):

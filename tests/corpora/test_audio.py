@@ -1,5 +1,7 @@
 """Audio files: formats and rates as 16 kHz mono, parts equal to the whole, unreadable files named."""
 
+import struct
+
 import numpy as np
 import pytest
 import soundfile
@@ -7,7 +9,7 @@ import torch
 import torchaudio
 from conftest import voice
 
-from corpora.audio import AudioFile, Folder, UnreadableAudio, check_folder, read_audio
+from corpora.audio import AudioFile, Folder, PlainWav, UnreadableAudio, check_folder, read_audio
 from dataLoader import read_crop
 from tools import InputError
 
@@ -41,6 +43,32 @@ def test_compressed_audio(tmp_path, name, subtype):
     crop, whole = read_crop(Folder(path.parent), path.name, SAMPLES, 0.5), read_audio(path)
     start = int(0.5 * (len(whole) - SAMPLES + 1))
     assert np.corrcoef(crop, whole[start : start + SAMPLES])[0, 1] > 0.98
+
+
+@pytest.mark.parametrize(("chunk", "plain"), [
+    (b"", True),
+    (b"LIST" + struct.pack("<I", 26) + b"INFOISFT" + struct.pack("<I", 14) + b"Lavf58.76.100\0", True),  # by ffmpeg
+    (b"LIST" + struct.pack("<I", 3) + b"odd\0", False),
+    (b"fact" + struct.pack("<I", 4) + b"data", False),
+    (b"LIST" + struct.pack("<I", 300) + b"INFOICMT" + struct.pack("<I", 288) + 72 * b"data", False),  # a long header
+])  # fmt: skip
+def test_a_plain_wav_is_read_as_libsndfile_reads_it(tmp_path, chunk, plain):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, voice(120, 1.0, 0), 16000)
+    written = path.read_bytes()
+    path.write_bytes(written[:36] + chunk + written[36:] + b"LIST\4\0\0\0abcd")
+    expected, _ = soundfile.read(path, dtype="int16")
+    with AudioFile(path) as file:
+        assert isinstance(file.file, PlainWav) == plain and file.length == 16000
+        assert np.array_equal(file.read(dtype="int16"), expected)
+        assert np.array_equal(file.read(3000, 500), soundfile.read(path, 500, 3000, dtype="float32")[0])
+        path.write_bytes(written[:20000])  # cut short while it is open
+        with pytest.raises(UnreadableAudio, match=r"a\.wav"):
+            file.read(dtype="int16")
+    for rate, subtype, channels in ((8000, "PCM_16", 1), (16000, "PCM_24", 1), (16000, "PCM_16", 2)):
+        soundfile.write(path, np.zeros((1000, channels)), rate, subtype=subtype)
+        with AudioFile(path) as file:
+            assert isinstance(file.file, soundfile.SoundFile)
 
 
 def test_a_short_utterance_is_wrapped_around(tmp_path):

@@ -9,6 +9,7 @@ import collections
 import math
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from corpora.audio import find_noises, find_responses
 from corpora.lists import TrainingList
 from corpora.pack import open_source
 from dataLoader import Augmentation, CropLoader
-from tools import run_command
+from tools import keep_memory, run_command
 
 
 class CustomaryLoader:
@@ -76,35 +77,39 @@ def main(arguments=None):
     for flag in ("train_list", "train_path", "musan_path", "rir_path"):
         parser.add_argument(f"--{flag}", required=True)
     parser.add_argument("--pack", help="a pack of the training list, read as well")
-    parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--turns", type=int, default=20, help="after a warm-up; the median is printed (20)")
+    parser.add_argument("--batch_size", type=int, default=400)
+    parser.add_argument("--turns", type=int, default=20, help="after a warm-up; median and range are printed (20)")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    keep_memory()  # as training does
     train_list, samples, random = TrainingList(args.train_list), 32240, np.random.default_rng(0)
     sources = {path: open_source(path, "--pack") for path in (args.train_path, args.pack) if path}
     customary = CustomaryLoader(samples, args.musan_path, args.rir_path, random)
     augmentation = Augmentation(args.musan_path, args.rir_path, samples, threads=1)
     augmentation.redraw(1)
-    seconds = collections.defaultdict(list)  # of CPU time per utterance, of each turn
+    seconds = collections.defaultdict(list)  # of CPU time, of each turn
 
-    def measure(what, work):
-        began = time.process_time()
-        result = list(work)
-        seconds[what].append((time.process_time() - began) / len(part))
-        return result
+    def by_customary(part, turn):
+        for first in range(0, len(part), args.batch_size):
+            files = part.files[first : first + args.batch_size]
+            np.stack([customary.utterance(Path(args.train_path) / file) for file in files])
 
+    def by_ours(source, part, turn):
+        for step, waveform, _ in CropLoader(part, source, samples, args.batch_size, turn, 1).epoch(1):
+            augmentation.augment(waveform, turn, step)
+
+    loaders = {"customary": by_customary} | {path: partial(by_ours, source) for path, source in sources.items()}
     for turn in range(args.turns + 1):
         part = train_list.subset(random.integers(len(train_list), size=4 * args.batch_size))
-        measure("customary", (customary.utterance(Path(args.train_path) / file) for file in part.files))
-        for path, source in sources.items():
-            loader = CropLoader(part, source, samples, args.batch_size, turn, 1)
-            batches = measure(path, (waveform for _, waveform, _ in loader.epoch(1)))
-        measure("augmentation", (augmentation.augment(waveform, 1, turn) for waveform in batches))
-    median = {what: np.median(each[1:]) for what, each in seconds.items()}
-    print(f"customary: {1 / median['customary']:,.0f} utterances/s on one core")
-    for path in sources:
-        ours = median[path] + median["augmentation"]
-        print(f"{path}: {1 / ours:,.0f} utterances/s on one core, {median['customary'] / ours:.1f} times")
+        for name, load in loaders.items():
+            began = time.process_time()
+            load(part, turn)
+            seconds[name].append(time.process_time() - began)
+    for name, each in seconds.items():
+        rate = len(part) / np.median(each[1:])
+        times = np.array(seconds["customary"][1:]) / each[1:]
+        low, middle, high = np.quantile(times, (0, 0.5, 1))
+        print(f"{name}: {rate:,.0f} utterances/s on one core, {middle:.1f} times ({low:.1f} to {high:.1f})")
 
 
 if __name__ == "__main__":
