@@ -27,7 +27,16 @@ def python():
     return run
 
 
-def test_the_gpu_path(python):
-    pytest_before_torch = ["-m", "pytest", "-p", "fakecuda.device", "-p", "no:cacheprovider", "-q"]
-    finished = python(*pytest_before_torch, ROOT / "tests/fakecuda/checks.py")
+def run_checks(python, kind):
+    plugins = ["-p", "fakecuda.device", "-p", "no:cacheprovider"]  # the first before conftest.py, which imports torch
+    finished = python("-m", "pytest", *plugins, "-q", "-m", kind, ROOT / "tests/fakecuda/checks.py")
     assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+def test_the_gpu_path(python):
+    run_checks(python, "not slow")
+
+
+@pytest.mark.slow
+def test_the_compiled_gpu_path(python):
+    run_checks(python, "slow")

@@ -10,7 +10,9 @@ import argparse
 import bisect
 import collections
 import contextlib
+import copy
 import math
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,9 +23,13 @@ if __name__ == "__main__":
 from fakecuda.device import FakeGPU  # isort: skip, before torch
 
 import torch
+import triton
+from torch._inductor import config
+from torch._inductor.graph import GraphLowering
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+from triton.backends.compiler import GPUTarget
 
 import trainSpeakerNet
 from loss import AAMsoftmax
@@ -43,15 +49,29 @@ KINDS = {"conv": "convolutions", "mm": "convolutions", "batch_norm": "batch norm
          "threshold": "ReLU", "cat": "joins and copies", "clone": "joins and copies", "_to_copy": "casts"}  # fmt: skip
 
 
-class Counter(TorchDispatchMode):
-    """``parts``: {part of the step: {"calls", "bytes", "flop", "seconds", "turned"}}, of all but views and allocations.
+class Counts(collections.Counter):
+    """Of a step or a part of it: calls, bytes, flop, seconds, turned.
 
     turned: bytes that cuDNN moves to bring the tensors of a convolution into channels-last memory and back.
     """
 
+    def summary(self, batch):
+        """The same of a step, in ms, and of one of its crops, in MB and GFLOP."""
+        per_crop = {"GFLOP": self["flop"] / 1e9, "MB": self["bytes"] / 1e6, "turned MB": self["turned"] / 1e6}
+        per_crop = {name: value / batch for name, value in per_crop.items()}
+        return {"calls": self["calls"], **per_crop, "ms": 1e3 * self["seconds"]}
+
+
+def seconds_of(size, flop):
+    return max(size / BYTES_PER_SECOND, flop / PRODUCTS_PER_SECOND)
+
+
+class Counter(TorchDispatchMode):
+    """``parts``: {part of the step: Counts}, of all operations but views and allocations."""
+
     def __init__(self):
         super().__init__()
-        self.parts = collections.defaultdict(collections.Counter)
+        self.parts = collections.defaultdict(Counts)
         self.stage, self.began = [None], [(0, None)]  # stages that began with this autograd sequence number
 
     @contextlib.contextmanager
@@ -96,7 +116,7 @@ class Counter(TorchDispatchMode):
         part = self.parts[self.part(name)]
         size = bytes_of(*read, *(changed or written))
         flop = formula(*args, **(kwargs or {}), out_val=result) if formula else 0
-        part.update(calls=1, bytes=size, flop=flop, seconds=max(size / BYTES_PER_SECOND, flop / PRODUCTS_PER_SECOND))
+        part.update(calls=1, bytes=size, flop=flop, seconds=seconds_of(size, flop))
         if "convolution" in name:  # of more than one frame
             long = [each for each in (*read, *written) if each.shape[-1] > 1]
             part["turned"] += 2 * bytes_of(*(each for each in long if not each.is_contiguous(memory_format=LAST)))
@@ -139,11 +159,43 @@ def count(network, batch=400, frames=200, amp="bf16"):
             step()
         weights = {each.untyped_storage()._cdata for each in network.state_dict(keep_vars=True).values()}
         memory = sum(each.untyped_storage().nbytes() for key, each in kept.items() if key not in weights)
-    total = sum(counter.parts.values(), collections.Counter())
-    per_crop = {"MB": total["bytes"], "turned MB": total["turned"], "kept MB": memory, "GFLOP": total["flop"] / 1000}
-    per_crop = {name: value / batch / 1e6 for name, value in per_crop.items()}
-    whole = {"calls": total["calls"], "ms": 1e3 * total["seconds"], **per_crop}
-    return {"parts": counter.parts, "waits": gpu.waits, **whole}
+    parts = {name: part.summary(batch) for name, part in counter.parts.items()}
+    total = {name: sum(part[name] for part in parts.values()) for name in Counts().summary(1)}
+    return {**total, "kept MB": memory / batch / 1e6, "waits": gpu.waits, "parts": parts}
+
+
+def count_compiled(network, batch=400, frames=200, amp="bf16"):
+    """Counts of the kernels that torch.compile generates for the same SpeakerNet, forward and backward; takes 30 s."""
+    kernel = re.compile(r"^ +(?:buf\d+ = )?(\w+\.run|extern_kernels\.\w+|torch\.ops\.[\w.]+)\(", re.M)
+    total, counter = Counts(), Counter()
+
+    def generate(graph):
+        """In place of compiling and loading the generated code: what runs are the operations it was made from."""
+        calls = len(kernel.findall(graph.codegen()[0].value))
+        size = sum(node.get_read_write_buffers_sizes() for node in graph.scheduler.nodes)
+        total.update(calls=calls, bytes=size, seconds=size / BYTES_PER_SECOND)
+        return SimpleNamespace(call=lambda inputs: run(graph.module, *inputs), __file__=None)
+
+    def run(module, *inputs):
+        with counter:
+            return torch.fx.Interpreter(module).run(*inputs)
+
+    triton.runtime.driver.set_active(SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 90, 32)))
+    # Folding and padding would compute on the device.
+    settings = {"force_disable_caches": True, "joint_graph_constant_folding": False, "shape_padding": False}
+    with FakeGPU() as gpu:
+        network, waveform = network.train().to("cuda"), torch.rand(batch, frames * 160 + 240, device="cuda")
+        label, masks = torch.zeros(batch, dtype=torch.int64, device="cuda"), torch.rand(batch, 4, device="cuda")
+        margin = torch.tensor(0.2, device="cuda")
+    with gpu.mode, mock.patch.object(GraphLowering, "_compile_to_module", generate), config.patch(settings):
+        with torch.autocast("cuda", torch.bfloat16, enabled=amp == "bf16"):
+            loss, _ = torch.compile(network)(waveform, label, masks, margin)
+        loss.backward()
+    products = counter.parts["convolutions"]  # may take longer than their bytes
+    del products["calls"]
+    products["seconds"] -= products.pop("bytes") / BYTES_PER_SECOND
+    total.update(products)
+    return total.summary(batch)
 
 
 def main():
@@ -153,17 +205,19 @@ def main():
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--n_class", type=int, default=5994)
     parser.add_argument("--amp", default="bf16", choices=["bf16", "off"])
+    parser.add_argument("--compile", action="store_true", help="also count the kernels of torch.compile")
     args = parser.parse_args()
-    found = count(SpeakerNet(ECAPA_TDNN(C=args.C), AAMsoftmax(args.n_class)), args.batch, args.frames, args.amp)
+    network, sizes = SpeakerNet(ECAPA_TDNN(C=args.C), AAMsoftmax(args.n_class)), (args.batch, args.frames, args.amp)
+    found = count(copy.deepcopy(network), *sizes)
     print(f"C={args.C}, {args.batch} crops of {args.frames} frames, amp {args.amp}; MB and GFLOP a crop, ms a step\n")
-    row = "| {:22} | {:>6} | {:>7} | {:>6} | {:>6} |"
-    print(row.format("part, forward + backward", "calls", "GFLOP", "MB", "ms"))
-    print("|---|---|---|---|---|")
-    for name, part in [*found["parts"].items(), ("**all**", sum(found["parts"].values(), collections.Counter()))]:
-        per_crop = f"{part['flop'] / args.batch / 1e9:.2f}", f"{part['bytes'] / args.batch / 1e6:.1f}"
-        print(row.format(name, part["calls"], *per_crop, f"{1e3 * part['seconds']:.2f}"))
-    print(f"\nturned to channels-last and back: {found['turned MB']:.1f} MB a crop; "
-          f"kept for the gradient: {found['kept MB']:.1f} MB a crop; waits for the GPU: {found['waits']}")
+    print("| part, forward + backward | calls | GFLOP | MB | turned MB | ms |\n|---|---|---|---|---|---|")
+    rows = {**found["parts"], "**all**": found}
+    if args.compile:
+        rows["**compiled, without the optimizer**"] = count_compiled(network, *sizes)
+    for name, row in rows.items():
+        numbers = f"{row['GFLOP']:.2f}", f"{row['MB']:.1f}", f"{row['turned MB']:.1f}", f"{row['ms']:.2f}"
+        print(f"| {' | '.join([name, str(row['calls']), *numbers])} |")
+    print(f"\nkept for the gradient: {found['kept MB']:.1f} MB a crop; waits for the GPU: {', '.join(found['waits'])}")
 
 
 if __name__ == "__main__":

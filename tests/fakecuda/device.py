@@ -30,6 +30,11 @@ from torch.utils import _foreach_utils  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
+H200 = SimpleNamespace(
+    name="NVIDIA H200", major=9, minor=0, total_memory=143771 * 2**20, multi_processor_count=132, warp_size=32,
+    max_threads_per_multi_processor=2048, regs_per_multiprocessor=65536, L2_cache_size=60 * 2**20,
+)  # fmt: skip
+
 
 def memory_format(x, weight, backend):
     """That of a convolution's output, as cuDNN's in aten/src/ATen/native/ConvUtils.h."""
@@ -56,7 +61,9 @@ def fused_sgd(mode, func, *args, **kwargs):
 
 
 torch.cuda._lazy_init = lambda: None
-torch.cuda.get_device_properties = lambda device=None: SimpleNamespace(name="NVIDIA H200", major=9, minor=0)
+torch.cuda.get_device_properties = lambda device=None: H200
+torch.cuda.get_rng_state = lambda device="cuda": torch.zeros(16, dtype=torch.uint8)
+torch.cuda.set_rng_state = lambda state, device="cuda": None
 torch.utils.swap_tensors = swap_tensors
 torch._C._select_conv_backend = lambda *_, **__: torch._C._ConvBackend.Cudnn
 torch._C._conv_determine_backend_memory_format = memory_format
