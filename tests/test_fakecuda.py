@@ -29,7 +29,7 @@ def python():
 
 def run_checks(python, kind):
     plugins = ["-p", "fakecuda.device", "-p", "no:cacheprovider"]  # the first before conftest.py, which imports torch
-    finished = python("-m", "pytest", *plugins, "-q", "-m", kind, ROOT / "tests/fakecuda/checks.py")
+    finished = python("-m", "pytest", *plugins, "-q", "--tb=short", "-m", kind, ROOT / "tests/fakecuda/checks.py")
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
 

@@ -13,12 +13,13 @@ import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
-HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]
+OURS = {ROOT, *(ROOT / folder for folder in ("corpora", "inference", "evaluation", "training"))}
 assert "torch" not in sys.modules, "the shim must be loaded before torch"
 with tempfile.TemporaryDirectory() as folder:
     library = f"{folder}/libcuda.so.1"
     subprocess.run(["g++", "-std=c++17", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", library,
-                    HERE / "shim.cpp"], check=True)  # fmt: skip
+                    Path(__file__).with_name("shim.cpp")], check=True)  # fmt: skip
     ctypes.CDLL(library, os.RTLD_GLOBAL)
 
 import torch  # noqa: E402
@@ -42,17 +43,11 @@ def memory_format(x, weight, backend):
     return last if any(torch._prims_common.suggest_memory_format(each) == last for each in (x, weight)) else None
 
 
-def swap_tensors(old, new):
-    """What Module.to does with fake parameters: nothing for those that are there already."""
-    if (old.device, old.dtype) != (new.device, new.dtype):
-        raise NotImplementedError("fake parameters cannot be moved or converted")
-
-
 def made_up(tensor):
     """Random values in the shape of a fake tensor, on the CPU."""
     with torch._C._DisableTorchDispatch():
-        values = torch.rand(tensor.shape, dtype=tensor.dtype if tensor.is_floating_point() else torch.float32)
-        return values.ceil().to(tensor.dtype) if not tensor.is_floating_point() else values
+        values = torch.rand(tensor.shape)
+        return (values if tensor.is_floating_point() else values.ceil()).to(tensor.dtype)
 
 
 @register_op_impl([torch.ops.aten._fused_sgd_.default, torch.ops.aten._fused_sgd_.tensor_lr])
@@ -64,7 +59,7 @@ torch.cuda._lazy_init = lambda: None
 torch.cuda.get_device_properties = lambda device=None: H200
 torch.cuda.get_rng_state = lambda device="cuda": torch.zeros(16, dtype=torch.uint8)
 torch.cuda.set_rng_state = lambda state, device="cuda": None
-torch.utils.swap_tensors = swap_tensors
+torch.utils.swap_tensors = lambda old, new: None  # Module.to(device) does this with fake parameters that are there
 torch._C._select_conv_backend = lambda *_, **__: torch._C._ConvBackend.Cudnn
 torch._C._conv_determine_backend_memory_format = memory_format
 fake_tensor.init_gpu_context = lambda device: None
@@ -74,7 +69,7 @@ FakeTensor.__reduce_ex__ = lambda self, protocol: made_up(self).__reduce_ex__(pr
 
 
 class FakeGPU(TorchDispatchMode):
-    """``waits``: the operations so far for which the CPU waited for the GPU, and the line of ours that asked.
+    """``waits``: the operations so far for which the CPU waited for the GPU, and where, of our own functions.
 
     Values that the CPU asks for are random, and conditions have the value ``truth``. Operations whose shape depends on
     values (nonzero) are errors.
@@ -110,8 +105,9 @@ class FakeGPU(TorchDispatchMode):
                 self.wait(name)
                 source = made_up(source) if source.is_cuda else source
             args = (args[0], source, *args[2:]) if name == "copy_" else (source,)
-        on_gpu = "device" in kwargs and kwargs["device"].type == "cuda"
-        if on_gpu or any(isinstance(each, FakeTensor) for each in tree_leaves((args, kwargs))):
+        device = kwargs.get("device")
+        fake = any(isinstance(each, FakeTensor) for each in tree_leaves((args, kwargs)))
+        if fake or (device and device.type == "cuda"):
             return func(*args, **kwargs)
         pin = kwargs.pop("pin_memory", None) or name == "_pin_memory"
         with torch._C._DisableTorchDispatch():
@@ -124,6 +120,6 @@ class FakeGPU(TorchDispatchMode):
         return StorageWeakRef(tensor.untyped_storage()) in self.pinned
 
     def wait(self, name):
-        ours = [each for each in traceback.extract_stack() if each.filename.startswith(str(ROOT))]
-        line = next((each for each in reversed(ours) if HERE not in Path(each.filename).parents), None)
-        self.waits.append(f"{name} at {line.filename}:{line.lineno}: {line.line}" if line else name)
+        frames = [(Path(frame.f_code.co_filename), line, frame) for frame, line in traceback.walk_stack(None)]
+        where = [f"{each.f_code.co_name} ({file.name}:{line})" for file, line, each in frames if file.parent in OURS]
+        self.waits.append(" < ".join([name, *where]))
