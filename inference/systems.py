@@ -7,13 +7,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from inference.campplus import CAMPPlus
 from inference.filterbanks import KaldiFilterbank, SpeechBrainFilterbank
 from inference.xvector import XVectorSincNet
-from model import ECAPA_TDNN, LogMel, SERes2Block, mean_and_variance, reflect, resample
+from model import ECAPA_TDNN, LogMel, SERes2Block, convolve, mean_and_variance, reflect, resample, softmax_over_time
 
 # ---- networks --------------------------------------------------------------------------------------------------------
 
@@ -26,12 +25,14 @@ class SequentialECAPA(ECAPA_TDNN):
         self.bn6 = nn.Identity()
 
     def embed(self, x, valid=None, weights=None):
+        x, valid = x.unsqueeze(2), None if valid is None else valid.unsqueeze(2)
         x = self.bn1(self.relu(self.conv1(x, valid)))
         x1 = self.layer1(x, valid)
         x2 = self.layer2(x1, valid)
         x3 = self.layer3(x2, valid)
         x = self.bn4(self.relu(self.layer4(torch.cat([x1, x2, x3], dim=1))))
-        return self.bn6(self.fc6(self.bn5(self.pool(x, valid if weights is None else resample(weights, x)))))
+        counted = valid if weights is None else resample(weights, x.squeeze(2)).unsqueeze(2)
+        return self.bn6(self.fc6(self.bn5(self.pool(x, counted))))
 
 
 class WeSpeakerECAPA(SequentialECAPA):
@@ -45,10 +46,10 @@ class WeSpeakerECAPA(SequentialECAPA):
         mean, variance = mean_and_variance(x, valid, unbiased=True)
         return mean, (variance + 1e-7).sqrt()
 
-    def weighted_statistics(self, x, weight):
-        weighted = x * weight
-        mean = weighted.sum(dim=2, keepdim=True)
-        variance = (x * weighted).sum(dim=2, keepdim=True) - mean * mean
+    def attentive_statistics(self, x, logits):
+        weighted = x * softmax_over_time(logits)
+        mean = weighted.sum(dim=3, keepdim=True)
+        variance = (x * weighted).sum(dim=3, keepdim=True) - mean * mean
         return mean, variance.clamp(min=1e-7).sqrt()
 
 
@@ -65,15 +66,16 @@ class SpeechBrainECAPA(SequentialECAPA):
         self.layer1 = SpeechBrainBlock(C, kernel_size=3, dilation=2, bottleneck=bottleneck)
         self.layer2 = SpeechBrainBlock(C, kernel_size=3, dilation=3, bottleneck=bottleneck)
         self.layer3 = SpeechBrainBlock(C, kernel_size=3, dilation=4, bottleneck=bottleneck)
-        self.bn4 = nn.BatchNorm1d(aggregation)
+        self.bn4 = nn.BatchNorm2d(aggregation)
 
     def statistics(self, x, valid=None):
         mean, variance = mean_and_variance(x, valid)
         return mean, variance.clamp(min=1e-12).sqrt()
 
-    def weighted_statistics(self, x, weight):
-        mean = (x * weight).sum(dim=2, keepdim=True)
-        variance = (weight * (x - mean).square()).sum(dim=2, keepdim=True)
+    def attentive_statistics(self, x, logits):
+        weight = softmax_over_time(logits)
+        mean = (x * weight).sum(dim=3, keepdim=True)
+        variance = (weight * (x - mean).square()).sum(dim=3, keepdim=True)
         return mean, variance.clamp(min=1e-12).sqrt()
 
 
@@ -93,9 +95,9 @@ class ReflectedConv1d(nn.Conv1d):
     """A convolution padded by reflection, in a batch of different lengths at each utterance's own end."""
 
     def forward(self, x, valid=None):
-        frames = None if valid is None else valid.sum(dim=(1, 2)).long()
-        x = reflect(x, self.padding[0], frames)
-        return F.conv1d(x, self.weight, self.bias, dilation=self.dilation)
+        frames = None if valid is None else valid.sum(dim=(1, 2, 3)).long()
+        x = reflect(x.squeeze(2), self.padding[0], frames).unsqueeze(2)
+        return convolve(x, self.weight, self.bias, dilation=self.dilation[0])
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------

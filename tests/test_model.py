@@ -95,19 +95,29 @@ def test_front_end_stays_in_float32_under_autocast():
 
 
 def test_pooling_against_its_definition():
-    """The shortcut for the constant part of the attention's input changes nothing: context for every frame, float64."""
+    """Context for every frame, in float64; and its gradient against that of autograd."""
     network = small_network().double()
     x = torch.randn(3, 1536, 37, dtype=torch.float64) * torch.rand(3, 1536, 1, dtype=torch.float64)
+    x, direction = x.requires_grad_(), torch.randn(3, 3072, dtype=torch.float64)
     mean, deviation = x.mean(2, keepdim=True), x.var(2, unbiased=True, keepdim=True).clamp(min=1e-4).sqrt()
     context = torch.cat([x, mean.expand_as(x), deviation.expand_as(x)], dim=1)
-    weight = network.attention(context).softmax(2)
+    weight = network.attention(context.unsqueeze(2)).squeeze(2).softmax(2)
     assert torch.allclose(weight.sum(2), torch.ones(3, 1536, dtype=torch.float64))
     mean = (weight * x).sum(2)
     deviation = ((weight * x**2).sum(2) - mean**2).clamp(min=1e-4).sqrt()
-    with torch.no_grad():
-        network.float()
-        found = network.pool(x.float())
-    assert relative_error(found, torch.cat([mean, deviation], 1).detach()) < 1e-5
+    expected = torch.cat([mean, deviation], 1)
+    gradient = gradients(expected, direction, x, network.attention)
+    network.float()
+    x = x.detach().float().requires_grad_()
+    found = network.pool(x.unsqueeze(2))
+    assert relative_error(found.detach(), expected.detach()) < 1e-5
+    for ours, theirs in zip(gradients(found, direction.float(), x, network.attention), gradient):
+        assert relative_error(ours, theirs) < 1e-5
+
+
+def gradients(found, direction, x, layers):
+    weights = list(layers.parameters())[:-1]  # the softmax does not depend on the last, a bias
+    return torch.autograd.grad((found * direction).sum(), [x, *weights])
 
 
 @pytest.mark.parametrize("system", ["ours", "speechbrain", "modelscope", "wespeaker", "pyannote", "campplus"])
