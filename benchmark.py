@@ -23,7 +23,7 @@ from inference.encoder import choose_device
 from model import ECAPA_TDNN
 from tools import keep_memory, run_command
 from training import settings
-from training.run import make_network, make_optimizer, multiplies_bf16
+from training.run import fast, make_network, make_optimizer, multiplies_bf16
 from trainSpeakerNet import build_parser, make_loader, train_step
 
 UTTERANCES, SPEAKERS = 1_092_009, 5_994  # of VoxCeleb2 dev
@@ -61,7 +61,7 @@ def benchmark(args, device):
     augmentation.redraw(1)
     network = make_network(args, ECAPA_TDNN(C=args.C), device)
     optimizer = make_optimizer(args, network.parameters(), device)
-    network = torch.compile(network) if args.compile else network
+    network = fast(args, network, device, UTTERANCES * args.max_epoch)
 
     def train(waveform, label):
         train_step(args, network, optimizer, augmentation, (1, 0), waveform, label, args.lr, args.m)
@@ -101,7 +101,7 @@ def main():
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(
         f"{device} ({name}), torch {torch.__version__}; C={args.C}, batch {args.batch_size}, {args.num_frames} frames, "
-        f"amp {args.amp}{', compiled' * args.compile}; {args.n_cpu} reading threads\n"
+        f"amp {args.amp}; {args.n_cpu} reading threads\n"
     )
     print(f"{'stage':<24} {'utterances/s':>12} {'quartiles':>25} {'µs each':>11}")
     benchmark(args, device)

@@ -47,6 +47,23 @@ def to_device(tensor, device):
     return (tensor if tensor.is_cuda or tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
+def copied_ahead(batches, device):
+    """The (step, waveform, label) of a CropLoader, on CUDA copied to the device while the step before is computed."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    stream, computing, ahead = torch.cuda.Stream(device), torch.cuda.current_stream(device), None
+    for batch in itertools.chain(batches, [None]):
+        computing.wait_stream(stream)  # for the batch ahead
+        stream.wait_stream(computing)  # for memory that is used again
+        if batch:
+            with torch.cuda.stream(stream):
+                batch = batch[0], *(to_device(tensor, device) for tensor in batch[1:])
+        if ahead:
+            yield ahead
+        ahead = batch
+
+
 # ---- batches of crops ------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from corpora.check import quick_check, stop_at_errors
 from corpora.demo import demo_flags, make_demo
 from corpora.lists import open_training_list
 from corpora.make_lists import hold_out, make_trials
-from dataLoader import Augmentation, CropLoader, SpeedPerturbation, to_device
+from dataLoader import Augmentation, CropLoader, SpeedPerturbation, copied_ahead, to_device
 from evaluation.backend import ScoringBackend
 from evaluation.records import Records
 from evaluation.scoring import VALID, TrialSet, evaluate, open_trial_sets
@@ -47,9 +47,11 @@ from training.log import logged, open_trackers
 from training.meter import Meter, StopSignal, log_line
 from training.run import (
     OPTIMIZERS,
+    Compiled,
     Run,
     describe,
     encoder_of_state,
+    fast,
     make_network,
     make_optimizer,
     multiplies_bf16,
@@ -150,9 +152,12 @@ def build_parser():
     add("--n_cpu",         4,       "threads of each process that read audio")
     add("--device",        "auto",  "auto (a CUDA GPU, else Apple's, else the CPU), cpu, cuda, cuda:1, mps, ...")
     add("--amp",           "auto",  "bf16 mixed precision; auto: where the hardware multiplies it (GPUs since Ampere, "
-                                    "CPUs with AMX). Front end, pooling, loss and evaluation are always float32",
+                                    "CPUs with AMX or AVX512_BF16). Front end, pooling, loss and evaluation are always "
+                                    "float32",
                                     choices=["auto", "bf16", "off"])
-    add("--compile",       False,   "torch.compile: fewer, larger kernels; takes minutes at the start")
+    add("--compile",       False,   "torch.compile also where it is not the default: it is on CUDA, and on a CPU for "
+                                    "100,000 crops or more. Takes a minute at the start")
+    add("--no_compile",    False,   "no torch.compile")
     add("--accumulate",    1,       "compute a batch in N parts, where memory is short; batch norm then sees the parts")
     add("--sync_bn",       False,   "several GPUs: batch norm over the whole batch (nn.SyncBatchNorm)")
     # fmt: on
@@ -246,6 +251,7 @@ def train_step(args, network, optimizer, augmentation, position, waveform, label
     measured = torch.zeros(2, device=device)
     firsts, rows = distributed.micro_batches(args.batch_size, args.accumulate)
     for first, crops, speakers in zip(firsts, waveform.split(rows), label.split(rows)):
+        distributed.average_gradients(network, first == firsts[-1])
         crops, speakers = to_device(crops, device), to_device(speakers, device)
         crops, speakers, masks = augmentation(crops, speakers, *position, first)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
@@ -273,13 +279,13 @@ def train(args):
     lists = {args.train_list: train_list.sha256, **hashes_of(trial_sets, args)}
     distributed.check_same((run.epoch, run.step, lists), "--save_path and the lists must lie on a disk they all see")
     records.begin(provenance(args, lists), trial_sets, open_trackers)
-    network, optimizer = distributed.parallel(run.network, device), run.optimizer
-    if args.compile:
-        network = torch.compile(network)
+    crops = args.max_epoch * loader.steps * args.batch_size
+    network, optimizer = fast(args, distributed.parallel(run.network, device), device, crops), run.optimizer
     torch.backends.cudnn.benchmark = True  # all batches have one shape: worth a search for the fastest kernels
     print(
         f"{run.folder}: {describe(run.network.speaker_encoder)}, {device}{f' x {size()} processes' * (size() > 1)}, "
-        f"amp {args.amp}; {count(len(train_list), 'utterance')} of {len(train_list.speakers)} speakers, "
+        f"amp {args.amp}{', compiled' * isinstance(network, Compiled)}; "
+        f"{count(len(train_list), 'utterance')} of {len(train_list.speakers)} speakers, "
         f"{count(loader.steps, 'step')} of {args.batch_size} an epoch; augmentation: {', '.join(augmentation.kinds)}"
         f"{', three speeds' * args.speed_perturb}"
     )
@@ -293,7 +299,8 @@ def train(args):
         network.train()
         augmentation.redraw(run.epoch)
         with StopSignal() as stop:
-            for step, waveform, label in meter.watch(loader.epoch(run.epoch, first_step=run.step)):
+            batches = copied_ahead(loader.epoch(run.epoch, first_step=run.step), device)
+            for step, waveform, label in meter.watch(batches):
                 steps_done = (run.epoch - 1) * loader.steps + step
                 lr, margin = learning_rate(args, steps_done, loader.steps), margin_at(args, steps_done, loader.steps)
                 batch = (run.epoch, step), waveform, label
@@ -302,7 +309,8 @@ def train(args):
                 if not finite:
                     distributed.reset_broken_statistics(run.network)
                 meter.add(step, lr, margin, measured if finite else None)
-                if distributed.any_rank(stop.requested or run.save_is_due()):
+                asked = size() == 1 or run.step % 10 == 0 or run.step == loader.steps  # processes wait for each other
+                if asked and distributed.any_rank(stop.requested or run.save_is_due()):
                     run.save(meter.sums())
                     if distributed.any_rank(stop.requested):
                         raise KeyboardInterrupt(stop.requested or signal.SIGTERM)

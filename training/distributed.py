@@ -102,7 +102,18 @@ def parallel(network, device):
     # No broadcasting: running statistics are linear in the batches, so it is enough to average them when they are
     # needed (average_statistics).
     device_ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(
+        network, device_ids=device_ids, broadcast_buffers=False,
+        gradient_as_bucket_view=True,  # no copies between gradients and what is sent
+    )  # fmt: skip
+
+
+def average_gradients(network, on):
+    """Whether the next backward pass averages gradients over the processes: with --accumulate the last part's does."""
+    if size() > 1:
+        for module in network.modules():
+            if isinstance(module, nn.parallel.DistributedDataParallel):
+                module.require_backward_grad_sync = on
 
 
 def batch_norms(network):

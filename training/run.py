@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from inference.systems import SYSTEMS, build_network
 from loss import AAMsoftmax
@@ -66,7 +67,36 @@ def multiplies_bf16(device):
     """Whether this device has bf16 arithmetic that is faster than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False)
+    can = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(can.get("amx_bf16") or can.get("avx512_bf16"))
+
+
+class Compiled(torch.nn.Module):
+    """A network as torch.compile makes it, with fewer, larger kernels; where the compiler fails, as it is."""
+
+    def __init__(self, network, crops):
+        super().__init__()
+        self.network = network
+        # With few crops a GPU waits for the CPU to launch its kernels: CUDA graphs launch all of them at once.
+        graphs = crops < 100 and next(network.parameters()).is_cuda
+        self.compiled = torch.compile(network, mode="reduce-overhead" if graphs else None)
+
+    def forward(self, *inputs):
+        try:
+            return self.compiled(*inputs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = next(line for line in str(error).splitlines() if line)
+            tqdm.write(f"torch.compile failed, training goes on without it, more slowly: {reason}")
+            self.compiled = self.network
+            return self.network(*inputs)
+
+
+def fast(args, network, device, crops):
+    """The network for training, compiled where that earns its minute; crops: of the whole run."""
+    long = device.type == "cuda" or (device.type == "cpu" and crops >= 100_000)
+    if args.no_compile or not (long or args.compile):
+        return network
+    return Compiled(network, args.batch_size // (args.accumulate * size()))
 
 
 class Run:

@@ -15,8 +15,8 @@ DATA_FLAGS = {"train_list", "train_path", "eval_list", "eval_path", "musan_path"
 
 # What a resumed run may change: where things lie, how often it evaluates, how long it trains, how it is computed.
 FREE_TO_CHANGE = DATA_FLAGS | {
-    "save_path", "max_epoch", "test_step", "n_cpu", "device", "compile", "accumulate", "tensorboard", "wandb",
-    "save_minutes", "paths_anywhere", "no_check",
+    "save_path", "max_epoch", "test_step", "n_cpu", "device", "compile", "no_compile", "accumulate", "tensorboard",
+    "wandb", "save_minutes", "paths_anywhere", "no_check",
 }  # fmt: skip
 
 class Settings(argparse.Namespace):
@@ -174,6 +174,8 @@ def with_classes(args, train_list):
 def of_resumed_run(args, state, train_list):
     """Settings that continue a training state; InputError if they would make it another experiment."""
     before, kept = state["settings"], {"system": args.system or state["settings"].get("system", "ours")}
+    if "amp" not in args.given:  # the device may be of another kind
+        kept["amp"] = before["amp"]
     if "initial_model" not in args.given:
         kept["initial_model"] = before["initial_model"]
     if kept.get("initial_model", args.initial_model):  # which decided these

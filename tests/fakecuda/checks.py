@@ -21,7 +21,8 @@ BOUNDS = {
     512: {"calls": 735, "GFLOP": 6.5, "MB": 147.5, "turned MB": 34, "kept MB": 11.4, "ms": 16.5},
 }
 COMPILED = {1024: {"calls": 530, "MB": 121.5, "ms": 17.7}, 512: {"calls": 530, "MB": 73, "ms": 9.0}}
-SMALL = ["--C", 16, "--num_frames", 60, "--batch_size", 8, "--bank_mb", 5, "--n_cpu", 1, "--device", "cuda"]
+SMALL = ["--C", 16, "--num_frames", 60, "--batch_size", 8, "--bank_mb", 5, "--n_cpu", 1, "--device", "cuda",
+         "--no_compile"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ PyTorch's fake tensors have a shape, a type, a device and strides, but no values
 operations are those for a GPU, and so are the errors where tensors lie on different devices. Import this before torch.
 """
 
+import contextlib
 import ctypes
 import os
 import subprocess
@@ -56,6 +57,8 @@ def fused_sgd(mode, func, *args, **kwargs):
 
 
 torch.cuda._lazy_init = lambda: None
+torch.cuda.Stream = torch.cuda.current_stream = lambda device=None: SimpleNamespace(wait_stream=lambda other: None)
+torch.cuda.stream = lambda stream: contextlib.nullcontext()
 torch.cuda.get_device_properties = lambda device=None: H200
 torch.cuda.get_rng_state = lambda device="cuda": torch.zeros(16, dtype=torch.uint8)
 torch.cuda.set_rng_state = lambda state, device="cuda": None
