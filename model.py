@@ -172,7 +172,9 @@ class Conv1d(nn.Conv1d):
 
 def convolve(x, weight, bias=None, padding=0, dilation=1):
     """F.conv1d in channels-last memory: (B, C, 1, T), weight (C', C, width) -> (B, C', 1, T)."""
-    if weight.shape[2] == 1 and x.is_cuda:  # a product of matrices, to which cuBLAS, but not cuDNN, adds the bias
+    if weight.shape[2] == 1 and torch.is_autocast_enabled(x.device.type):
+        # In bfloat16 the product of matrices is faster: cuBLAS adds the bias within, oneDNN's gradient of the weights
+        # runs at 1.4 times the rate. In float32 it would be half as fast on AMD's CPUs, where MKL computes it.
         return F.linear(x.permute(0, 2, 3, 1), weight.squeeze(2), bias).permute(0, 3, 1, 2)
     x, weight = (each.contiguous(memory_format=torch.channels_last) for each in (x, weight.unsqueeze(2)))
     return F.conv2d(x, weight, bias, padding=(0, padding), dilation=(1, dilation))
