@@ -23,6 +23,7 @@ from evaluation.scoring import result_line
 from inference.checkpoints import load_pretrained
 from loss import AAMsoftmax
 from training.meter import StopSignal
+from training.run import fast
 from verify import SpeakerEncoder
 
 SMALL = ["--C", 8, "--num_frames", 60, "--batch_size", 8, "--max_epoch", 2, "--bank_mb", 5, "--n_cpu", 1,
@@ -132,6 +133,27 @@ def test_bf16_follows_float32(command, corpus, tmp_path):
         assert command(trainSpeakerNet, *one_step, "--amp", amp, "--save_path", tmp_path / amp)[0] == 0
     full, half = (results(tmp_path / amp)[0]["loss"] for amp in ("off", "bf16"))
     assert half != full and half == pytest.approx(full, rel=0.01)
+
+
+def test_where_the_compiler_fails_training_goes_on(command, corpus, tmp_path, monkeypatch):
+    def failing(*inputs):
+        raise torch._dynamo.exc.TorchDynamoException("no C++ compiler\nand a long explanation")
+
+    flags = [*data_flags(corpus), *SMALL, "--max_epoch", 1, "--eval_list", "--save_path"]
+    assert command(trainSpeakerNet, *flags, tmp_path / "eager")[0] == 0
+    monkeypatch.setattr(torch, "compile", lambda network, mode: failing)
+    status, printed, error = command(trainSpeakerNet, *flags, tmp_path / "failed", "--compile")
+    assert status == 0 and printed.count("without it, more slowly: no C++ compiler\n") == 1, (printed, error)
+    assert results(tmp_path / "failed")[0]["loss"] == results(tmp_path / "eager")[0]["loss"]
+
+
+@pytest.mark.parametrize(("device", "flags", "crops", "compiled"), [
+    ("cuda", [], 1000, True), ("cuda", ["--no_compile"], 10**9, False), ("cpu", [], 99_999, False),
+    ("cpu", [], 100_000, True), ("cpu", ["--compile"], 10, True), ("mps", [], 10**9, False),
+])  # fmt: skip
+def test_torch_compile_is_used_where_it_earns_its_minute(device, flags, crops, compiled):
+    args, network = trainSpeakerNet.build_parser().parse_args(flags), torch.nn.Linear(1, 1)
+    assert (fast(args, network, torch.device(device), crops) is not network) == compiled
 
 
 @pytest.mark.slow
