@@ -13,13 +13,13 @@ import jinja2
 import numpy as np
 
 from corpora.lists import TrialList
-from evaluation.intervals import speakers_of, tells
+from evaluation.intervals import tells
 from evaluation.plots import as_svg, det_figure, histogram_figure, training_figure
 from evaluation.records import best_on_valid, read_history, results_of
 from evaluation.scoring import VALID, read_scores
 from tools import InputError, count, equal_error_rate, run_command, whole_file
 
-WORST = 20  # number of trials of each class, and of speakers, in the tables
+WORST = 20  # number of trials of each class in the tables
 
 
 def write_report(folder):
@@ -103,31 +103,8 @@ def describe_list(model, result, trials, scores):
     return {
         "model": model, "eer": eer, "threshold": threshold,
         "histogram": as_svg(histogram_figure(scores, trials.label, result["thresholds"])),
-        "speakers": errors_by_speaker(trials, scores, threshold)[:WORST],
         "worst": [[[each[i] for each in fields] for i in kind] for kind in worst],
     }  # fmt: skip
-
-
-def errors_by_speaker(trials, scores, threshold):
-    """[(speaker, EER in %, misses in %, false alarms in %, targets, non-targets)], highest EER first.
-
-    For speakers with trials of both classes; the speaker may be on either side. The EER is at the speaker's own
-    threshold, misses and false alarms are at that of the list. A speaker's name is the common folder of the speaker's
-    files, or one of the files.
-    """
-    enrol, test, _ = speakers_of(trials)
-    names = {}
-    for speaker, file in zip([*enrol.tolist(), *test.tolist()], [*trials.enrol, *trials.test]):
-        names[speaker] = os.path.commonpath([names.get(speaker, file), os.path.dirname(file)]) or file
-    found = []
-    for speaker, name in names.items():
-        own = (enrol == speaker) | (test == speaker)
-        target, other = scores[own & (trials.label == 1)], scores[own & (trials.label == 0)]
-        if len(target) and len(other):
-            eer, _ = equal_error_rate(scores[own], trials.label[own])
-            misses, alarms = 100 * float(np.mean(target < threshold)), 100 * float(np.mean(other >= threshold))
-            found.append((name, eer, misses, alarms, len(target), len(other)))
-    return sorted(found, key=lambda errors: -errors[1])
 
 
 def main():
