@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from corpora.audio import Folder, read_audio
+from corpora.audio import AudioFile, Folder
 from corpora.lists import TrainingList
 from dataLoader import CropLoader, random_stream, row_numbers
 from tools import RunError
@@ -62,7 +62,7 @@ def test_an_epoch_is_one_pass_over_the_list(corpus):
 
 def test_crops_come_from_the_utterance_with_that_label(corpus):
     listing = TrainingList(corpus / "train_list.txt")
-    utterances = [read_audio(corpus / "train" / file) * 32768 for file in listing.files]
+    utterances = [AudioFile(corpus / "train" / file).read() * 32768 for file in listing.files]
     _, epoch = batches(corpus, batch_size=8)
     found = []
     for _, waveform, label in epoch:
