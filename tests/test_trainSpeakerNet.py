@@ -545,6 +545,8 @@ def test_a_loss_that_explodes_ends_the_run_and_keeps_the_weights_before(command,
     assert status == 1 and "Traceback" not in error
     assert "the gradient is not finite, nor in the 9 steps before: try a smaller --lr" in error
     assert f"with a model of {tmp_path}/e/model as --initial_model" in error
+    skipped = (tmp_path / "e" / "skipped_batch.txt").read_text().splitlines()
+    assert len(skipped) == 8 and set(skipped) <= set((corpus / "train_list.txt").read_text().splitlines())
     assert all(value.isfinite().all() for value in state(tmp_path / "e")["weights"].values())
 
 
