@@ -124,10 +124,3 @@ def test_more_than_one_percent_of_bad_files_ends_it(corpus, tmp_path):
     loader = CropLoader(listing, Folder(tmp_path / "train"), SAMPLES, 8, 0, 2)
     with pytest.raises(RunError, match=r"2 of 24 training files cannot be read.*at most 1 %"):
         list(loader.epoch(1))
-
-
-def test_a_list_of_nothing_but_bad_files_ends_it(corpus, tmp_path):
-    (tmp_path / "list.txt").write_text("a none.wav\n")
-    loader = CropLoader(TrainingList(tmp_path / "list.txt"), Folder(tmp_path), SAMPLES, 2, 0, 1)
-    with pytest.raises(RunError, match="1 of 1 training files cannot be read"):
-        list(loader.epoch(1))
