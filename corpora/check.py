@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from corpora.audio import SAMPLE_RATE, AudioFile, UnreadableAudio, find_noises, find_responses
-from corpora.lists import TrainingList, TrialList, first_lines, leads_out
+from corpora.lists import TrainingList, TrialList, check_files, first_lines
 from corpora.pack import Pack, open_source
 from tools import InputError, count, file_hash, in_order, one_line, progress_bar
 
@@ -183,32 +183,24 @@ def check_audio(name, lists, arguments, full=False, few=None):
     """({path: FileInfo}, [Finding]) of the "training" or "evaluation" files in lists; few: of at most this many."""
     flag = "--train_path" if name == "training" else "--eval_path"
     root = arguments.train_path if name == "training" else arguments.eval_path
-    lines = {file: f"{listed.path.name} line {number}" for listed in lists
-             for file, number in first_lines(listed).items()}  # fmt: skip
-    if not lines or not root:
-        return {}, found("warning", f"the {name} audio was not checked", list(lines), f"give {flag}")
+    files = list(dict.fromkeys(file for listed in lists for file in first_lines(listed)))
+    if not files or not root:
+        return {}, found("warning", f"the {name} audio was not checked", files, f"give {flag}")
     try:
         source = open_source(root, flag)
+        for listed in [] if few else lists:  # before training and evaluation this has been done
+            check_files(listed, source, flag, arguments.paths_anywhere)
     except InputError as error:
         return {}, found("error", f"{flag} cannot be used", [error])
-    takes_all = arguments.paths_anywhere or isinstance(source, Pack)
-    files = [file for file in lines if takes_all or not leads_out(file)]
-    leading_out = sorted(lines.keys() - set(files))
-    files = files[:: -(-len(files) // few)] if few and files else files
-    missing = dict.fromkeys(source.missing(files))
-    findings = []
-    for what, those, fix in ((f"lead out of {flag}", leading_out, "if you trust the list, give --paths_anywhere"),
-                             ("do not exist", missing, f"is {flag} right, and the copy complete?")):  # fmt: skip
-        findings += found("error", f"{name} files {what}", [f"{lines[file]}: {file}" for file in those], fix)
     if isinstance(source, Pack):  # its files were read when they were packed
-        return {}, findings
-    paths = [source.name(file) for file in files if file not in missing]
+        return {}, []
+    paths = list(map(source.name, files[:: -(-len(files) // few) if few else 1]))
     infos = in_order(functools.partial(file_info, full=full), paths, arguments.n_cpu)
     bar = progress_bar(iterable=infos, total=len(paths), desc=f"checking {name}", unit=" files", delay=2)
     infos = dict(zip(paths, bar))
     # Training replaces unreadable files if they are at most 1 %, which a sample of the files cannot decide.
     tolerated = 0 if name == "evaluation" else len(infos) if few else max(1, len(infos) // 100)
-    return infos, findings + check_infos(name, infos, tolerated)
+    return infos, check_infos(name, infos, tolerated)
 
 
 def check_infos(name, infos, tolerated):
