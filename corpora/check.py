@@ -19,7 +19,7 @@ import numpy as np
 from corpora.audio import SAMPLE_RATE, AudioFile, UnreadableAudio, find_noises, find_responses
 from corpora.lists import TrainingList, TrialList, check_files, first_lines
 from corpora.pack import Pack, open_source
-from tools import InputError, count, file_hash, in_order, one_line, progress_bar
+from tools import InputError, count, in_order, one_line, progress_bar
 
 SEVERITIES = ("note", "warning", "error")  # the exit status is the index of the worst
 QUICK = 200  # number of training files, and of evaluation files, whose headers the quick check reads
@@ -151,13 +151,12 @@ def which_list(trials):
 
 
 class FileInfo(NamedTuple):
-    """key: a hash of the size and the first bytes; peak: of all samples at 16 kHz mono, if they were read."""
+    """peak: of all samples at 16 kHz mono, if they were read."""
 
     fault: str = ""  # UNREADABLE or CUT_OFF
     details: str = ""
     rate: int = SAMPLE_RATE
     seconds: float = SHORT
-    key: int | None = None
     peak: float = 1.0
 
 
@@ -176,31 +175,31 @@ def file_info(path, full=False):
     # libsndfile reads a truncated wav as a shorter one. A wav that was written to a pipe claims 2 or 4 GB.
     if kind == b"RIFF" and size < 8 + claimed < 0x7FFF0000:
         return FileInfo(CUT_OFF, f"{size} of {8 + claimed} bytes")
-    return FileInfo("", "", audio.rate, audio.length / SAMPLE_RATE, hash((size, head)), peak)
+    return FileInfo("", "", audio.rate, audio.length / SAMPLE_RATE, peak)
 
 
 def check_audio(name, lists, arguments, full=False, few=None):
-    """({path: FileInfo}, [Finding]) of the "training" or "evaluation" files in lists; few: of at most this many."""
+    """[Finding] of the "training" or "evaluation" files in lists; few: of at most this many."""
     flag = "--train_path" if name == "training" else "--eval_path"
     root = arguments.train_path if name == "training" else arguments.eval_path
     files = list(dict.fromkeys(file for listed in lists for file in first_lines(listed)))
     if not files or not root:
-        return {}, found("warning", f"the {name} audio was not checked", files, f"give {flag}")
+        return found("warning", f"the {name} audio was not checked", files, f"give {flag}")
     try:
         source = open_source(root, flag)
         for listed in [] if few else lists:  # before training and evaluation this has been done
             check_files(listed, source, flag, arguments.paths_anywhere)
     except InputError as error:
-        return {}, found("error", f"{flag} cannot be used", [error])
+        return found("error", f"{flag} cannot be used", [error])
     if isinstance(source, Pack):  # its files were read when they were packed
-        return {}, []
+        return []
     paths = list(map(source.name, files[:: -(-len(files) // few) if few else 1]))
     infos = in_order(functools.partial(file_info, full=full), paths, arguments.n_cpu)
     bar = progress_bar(iterable=infos, total=len(paths), desc=f"checking {name}", unit=" files", delay=2)
     infos = dict(zip(paths, bar))
     # Training replaces unreadable files if they are at most 1 %, which a sample of the files cannot decide.
     tolerated = 0 if name == "evaluation" else len(infos) if few else max(1, len(infos) // 100)
-    return infos, check_infos(name, infos, tolerated)
+    return check_infos(name, infos, tolerated)
 
 
 def check_infos(name, infos, tolerated):
@@ -224,24 +223,6 @@ def check_infos(name, infos, tolerated):
     return findings
 
 
-def check_duplicates(infos, speaker_of):
-    """[Finding] of identical files among {path: FileInfo}; speaker_of: {path: speaker} of the training files."""
-    count_of = collections.Counter(info.key for info in infos.values())
-    groups = collections.defaultdict(list)
-    for path, info in infos.items():
-        if info.key and count_of[info.key] > 1:  # sizes and first bytes agree: compare the whole files
-            groups[file_hash(path)].append(path)
-    within, across, of_two = [], [], []
-    for group in groups.values():
-        speakers = {speaker_of.get(path) for path in group}  # None: an evaluation file
-        if len(group) > 1:
-            (within if len(speakers) == 1 else across if None in speakers else of_two).append(group)
-    fix, example = "keep the right one of each", " = ".join
-    findings = found("error", "groups of training and evaluation files are identical", across, fix, example)
-    findings += found("error", "groups of files of different speakers are identical", of_two, fix, example)
-    return findings + found("warning", "groups of files are identical", within, fix, example)
-
-
 def check_augmentation(arguments):
     """[Finding] of the folders of MUSAN and of room responses."""
     findings = []
@@ -259,12 +240,8 @@ def check(arguments):
     """[Finding], the worst first, of the given lists, audio, noises and responses (flags of prepareData.py)."""
     full = arguments.check == "full"
     train_lists, tests, findings = check_lists(arguments)
-    trained, of_training = check_audio("training", train_lists, arguments, full)
-    tested, of_evaluation = check_audio("evaluation", tests, arguments, full)
-    findings += of_training + of_evaluation + check_augmentation(arguments)
-    speaker_of = {os.path.join(arguments.train_path or "", file): train_list.speakers[label]
-                  for train_list in train_lists for file, label in zip(train_list.files, train_list.label)}  # fmt: skip
-    findings += check_duplicates(trained | tested, speaker_of)
+    findings += check_audio("training", train_lists, arguments, full)
+    findings += check_audio("evaluation", tests, arguments, full) + check_augmentation(arguments)
     return sorted(findings, key=lambda each: -SEVERITIES.index(each.severity))
 
 
@@ -272,8 +249,8 @@ def quick_check(args, earlier_speakers=()):
     """[Finding] of the lists and a few files; earlier_speakers: names of those that the model was trained on."""
     train_lists, tests, findings = check_lists(args, earlier_speakers)
     known = [each for each in findings if "published EERs" in each.fix]
-    findings += check_audio("training", train_lists, args, few=QUICK)[1]
-    findings += check_audio("evaluation", tests, args, few=QUICK)[1]
+    findings += check_audio("training", train_lists, args, few=QUICK)
+    findings += check_audio("evaluation", tests, args, few=QUICK)
     return [each for each in findings if each.severity != "note"] + known
 
 
