@@ -14,7 +14,7 @@ import numpy as np
 
 from corpora.lists import TrialList
 from evaluation.intervals import tells
-from evaluation.plots import as_svg, det_figure, histogram_figure, training_figure
+from evaluation.plots import as_svg, det_figure, training_figure
 from evaluation.records import best_on_valid, read_history, results_of
 from evaluation.scoring import VALID, read_scores
 from tools import InputError, count, equal_error_rate, run_command, whole_file
@@ -38,7 +38,7 @@ def write_report(folder):
     results = collect_results(history, about)
     scored, errors = read_scored(folder, results, about["settings"])
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    curves = {name: (scores, trials.label) for name, (_, _, trials, scores) in scored.items()}
+    curves = {name: (scores, trials.label) for name, (_, trials, scores) in scored.items()}
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("report.html").render(
         title=folder.resolve().name, about=about, command=shlex.join(about["command"]), history=history,
         results=results, lists={name: describe_list(*each) for name, each in scored.items()},
@@ -77,7 +77,7 @@ def collect_results(history, about):
 
 
 def read_scored(folder, results, settings):
-    """({name: (model, result, TrialList, scores)}, {name: InputError}) of all lists with results."""
+    """({name: (model, TrialList, scores)}, {name: InputError}) of all lists with results."""
     lists = {Path(path).stem: path for path in settings["eval_list"]}
     lists[VALID] = folder / "scores" / f"{VALID}_trials.txt"
     opened, scored, errors = {}, {}, {}
@@ -89,22 +89,19 @@ def read_scored(folder, results, settings):
             row = next((row for row in rows if row["is_scored"]), rows[0])
             if row["result"]["list_sha256"] != trials.sha256:
                 raise InputError(f"{trials.path} has changed since it was evaluated")
-            scored[name] = row["model"], row["result"], trials, scores
+            scored[name] = row["model"], trials, scores
         except InputError as error:
             errors[name] = error
     return scored, errors
 
 
-def describe_list(model, result, trials, scores):
-    """The histogram and the tables of a scored list, for the template."""
+def describe_list(model, trials, scores):
+    """The error rate and the worst trials of a scored list, for the template."""
     (eer, threshold), order = equal_error_rate(scores, trials.label), np.argsort(scores, kind="stable")
     worst = order[trials.label[order] == 0][::-1][:WORST], order[trials.label[order] == 1][:WORST]
     fields = scores, trials.line_numbers, trials.enrol, trials.test
-    return {
-        "model": model, "eer": eer, "threshold": threshold,
-        "histogram": as_svg(histogram_figure(scores, trials.label, result["thresholds"])),
-        "worst": [[[each[i] for each in fields] for i in kind] for kind in worst],
-    }  # fmt: skip
+    worst = [[[each[i] for each in fields] for i in kind] for kind in worst]
+    return {"model": model, "eer": eer, "threshold": threshold, "worst": worst}
 
 
 def main():
