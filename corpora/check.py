@@ -24,8 +24,14 @@ from tools import InputError, count, in_order, one_line, progress_bar
 SEVERITIES = ("note", "warning", "error")  # the exit status is the index of the worst
 QUICK = 200  # number of training files, and of evaluation files, whose headers the quick check reads
 SHORT = 1.0  # seconds: shorter utterances are of little use
-SILENT = 1e-3  # peak: -60 dB, less than the quietest usable speech
+SILENT_PEAK = 1e-3  # -60 dB, less than the quietest usable speech
+# What may be wrong with a file, and what to do.
 UNREADABLE, CUT_OFF = "cannot be read as audio", "are shorter than their header says"
+LOW_RATE, TOO_SHORT, SILENT = "were recorded below 16 kHz", f"are shorter than {SHORT} s", "are silent"
+FAULTS = {
+    **dict.fromkeys((UNREADABLE, CUT_OFF), "download or convert them again, or remove their lines from the list"),
+    LOW_RATE: "they lack high frequencies", TOO_SHORT: "leave them out of training", SILENT: "leave them out",
+}  # fmt: skip
 AGREEMENT = 0.9  # where this share of the lines agrees with the folders, the others are mistakes
 
 # (name, file, trials, same-speaker trials, published EERs in %). Sizes: PaddleSpeech, examples/voxceleb/README.md; that
@@ -150,32 +156,23 @@ def which_list(trials):
     return [Finding("note", what, count, [], "")]
 
 
-class FileInfo(NamedTuple):
-    """peak: of all samples at 16 kHz mono, if they were read."""
-
-    fault: str = ""  # UNREADABLE or CUT_OFF
-    details: str = ""
-    rate: int = SAMPLE_RATE
-    seconds: float = SHORT
-    peak: float = 1.0
-
-
-def file_info(path, full=False):
-    """The FileInfo of a file, from its first 8 kB; full: from all samples."""
+def file_faults(path, full=False):
+    """({what is wrong with a file, of FAULTS: details}, its seconds or None), from its header; full: all samples."""
     head, size = b"", 0
     try:
         with open(path, "rb") as file:
-            head, size = file.read(8192), os.fstat(file.fileno()).st_size
+            head, size = file.read(20), os.fstat(file.fileno()).st_size
         with AudioFile(path) as audio:
             peak = float(np.abs(audio.read()).max()) if full else 1.0
     except (UnreadableAudio, OSError) as error:
-        reason = str(error).removeprefix(f"{path} ")
-        return FileInfo(UNREADABLE, f"{reason}; {size} bytes, which begin with {head[:20]!r}")
+        return {UNREADABLE: f"{str(error).removeprefix(f'{path} ')}; {size} bytes, which begin with {head!r}"}, None
     kind, claimed = struct.unpack("<4sI", head[:8].ljust(8, b"\0"))
     # libsndfile reads a truncated wav as a shorter one. A wav that was written to a pipe claims 2 or 4 GB.
     if kind == b"RIFF" and size < 8 + claimed < 0x7FFF0000:
-        return FileInfo(CUT_OFF, f"{size} of {8 + claimed} bytes")
-    return FileInfo("", "", audio.rate, audio.length / SAMPLE_RATE, peak)
+        return {CUT_OFF: f"{size} of {8 + claimed} bytes"}, None
+    seconds = audio.length / SAMPLE_RATE
+    faults = {LOW_RATE: audio.rate < SAMPLE_RATE, TOO_SHORT: seconds < SHORT, SILENT: peak < SILENT_PEAK}
+    return {fault: f"{seconds:.2f} s, {audio.rate} Hz" for fault, applies in faults.items() if applies}, seconds
 
 
 def check_audio(name, lists, arguments, full=False, few=None):
@@ -194,29 +191,17 @@ def check_audio(name, lists, arguments, full=False, few=None):
     if isinstance(source, Pack):  # its files were read when they were packed
         return []
     paths = list(map(source.name, files[:: -(-len(files) // few) if few else 1]))
-    infos = in_order(functools.partial(file_info, full=full), paths, arguments.n_cpu)
-    bar = progress_bar(iterable=infos, total=len(paths), desc=f"checking {name}", unit=" files", delay=2)
-    infos = dict(zip(paths, bar))
+    checked = in_order(functools.partial(file_faults, full=full), paths, arguments.n_cpu)
+    bar = progress_bar(iterable=checked, total=len(paths), desc=f"checking {name}", unit=" files", delay=2)
+    checked = dict(zip(paths, bar))
     # Training replaces unreadable files if they are at most 1 %, which a sample of the files cannot decide.
-    tolerated = 0 if name == "evaluation" else len(infos) if few else max(1, len(infos) // 100)
-    return check_infos(name, infos, tolerated)
-
-
-def check_infos(name, infos, tolerated):
-    """[Finding] of {path: FileInfo}; more unreadable files than ``tolerated`` are an error."""
-    bad = "error" if sum(info.fault == UNREADABLE for info in infos.values()) > tolerated else "warning"
-    again, findings = "download or convert them again, or remove their lines from the list", []
-    for severity, what, applies, fix in (
-        (bad, UNREADABLE, lambda info: info.fault == UNREADABLE, again),
-        ("warning", CUT_OFF, lambda info: info.fault == CUT_OFF, again),
-        ("warning", "were recorded below 16 kHz", lambda info: info.rate < SAMPLE_RATE, "they lack high frequencies"),
-        ("warning", f"are shorter than {SHORT} s", lambda info: info.seconds < SHORT, "leave them out of training"),
-        ("warning", "are silent", lambda info: info.peak < SILENT, "leave them out"),
-    ):  # fmt: skip
-        cases = [f"{path} ({info.details or f'{info.seconds:.2f} s, {info.rate} Hz'})"
-                 for path, info in infos.items() if applies(info)]  # fmt: skip
-        findings += found(severity, f"{name} files {what}", cases, fix)
-    seconds = [info.seconds for info in infos.values() if not info.fault]
+    tolerated = 0 if name == "evaluation" else len(paths) if few else max(1, len(paths) // 100)
+    findings = []
+    for fault, fix in FAULTS.items():
+        cases = [f"{path} ({faults[fault]})" for path, (faults, _) in checked.items() if fault in faults]
+        severity = "error" if fault == UNREADABLE and len(cases) > tolerated else "warning"
+        findings += found(severity, f"{name} files {fault}", cases, fix)
+    seconds = [each for _, each in checked.values() if each is not None]
     if seconds:
         spread = f"{min(seconds):.2f} to {max(seconds):.2f} s, median {statistics.median(seconds):.2f} s"
         findings += [Finding("note", f"{name}: {sum(seconds) / 3600:.2f} hours", len(seconds), [spread], "")]

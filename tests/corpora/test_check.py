@@ -240,9 +240,9 @@ def test_quick_check_of_a_part_of_the_files(own, monkeypatch):
     files = (own / "train_list.txt").read_text().split()[1::2]
     for file in files[:10]:
         (own / "train" / file).write_bytes(GARBAGE)
-    seen, read = [], check_module.file_info
+    seen, read = [], check_module.file_faults
     monkeypatch.setattr(check_module, "QUICK", 5)
-    monkeypatch.setattr(check_module, "file_info", lambda path, full: seen.append(path) or read(path, full))
+    monkeypatch.setattr(check_module, "file_faults", lambda path, full: seen.append(path) or read(path, full))
     findings = quick_check(read_settings(trainSpeakerNet.build_parser(), flags))
     assert [path for path in seen if "/train/" in path] == [str(own / "train" / file) for file in files[::5]]
     assert [(each.severity, each.count) for each in findings] == [("warning", 2)]
