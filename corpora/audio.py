@@ -42,12 +42,8 @@ def low_pass(up, down, crossings):
 
 
 # The header of a wav file of 16 kHz, mono, 16 bits, with ffmpeg's name before the samples or not; group 1: their bytes.
-PLAIN_WAV = re.compile(
-    b"RIFF.{4}WAVEfmt "
-    + re.escape(struct.pack("<IHHIIHH", 16, 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16))
-    + rb"(?:LIST\x1a\0\0\0INFO.{22})?data(.{4})",
-    re.DOTALL,
-)
+PCM = re.escape(struct.pack("<IHHIIHH", 16, 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16))
+PLAIN_WAV = re.compile(b"RIFF.{4}WAVEfmt " + PCM + rb"(?:LIST\x1a\0\0\0INFO.{22})?data(.{4})", re.DOTALL)
 
 
 class PlainWav:

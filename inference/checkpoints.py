@@ -171,7 +171,9 @@ def _load_theirs(path, content, state, system):
         classifier = classifier.t()
     state = {name: tensor for name, tensor in state.items() if not name.startswith("projection.")}
     network = _network(path, state, system, PREFIX if system == "taoruijie" else "")
-    threshold = _modelscope_threshold(path) if system in ("modelscope", "campplus") else None
+    threshold = _modelscope_settings(path).get("yesOrno_thr") if system in ("modelscope", "campplus") else None
+    if threshold is not None:
+        threshold = as_number(threshold, f"{path.parent}/configuration.json: yesOrno_thr", 1.0)
     return Pretrained(system, network, classifier, threshold=threshold, origin="its configuration.json")
 
 
@@ -214,11 +216,6 @@ def _modelscope_settings(path):
     """ModelScope's settings of these weights, if their configuration.json lies beside; else {}."""
     model = modelscope_settings(path.parent)
     return model if model.get("pretrained_model") == path.name or model.get("type") == "ecapa-tdnn-sv" else {}
-
-
-def _modelscope_threshold(path):
-    threshold, file = _modelscope_settings(path).get("yesOrno_thr"), path.parent / "configuration.json"
-    return None if threshold is None else as_number(threshold, f"{file}: yesOrno_thr", 1.0)
 
 
 def _read_labels(path, count):
