@@ -11,21 +11,26 @@ import collections
 import functools
 import os
 import statistics
-import struct
 from typing import NamedTuple
 
 import numpy as np
 
 from corpora.audio import SAMPLE_RATE, AudioFile, UnreadableAudio, find_noises, find_responses
-from corpora.lists import TrainingList, TrialList, first_lines, leads_out
+from corpora.lists import TrainingList, TrialList, check_files, first_lines
 from corpora.pack import Pack, open_source
-from tools import InputError, count, file_hash, in_order, one_line, progress_bar
+from tools import InputError, count, in_order, one_line, progress_bar
 
 SEVERITIES = ("note", "warning", "error")  # the exit status is the index of the worst
 QUICK = 200  # number of training files, and of evaluation files, whose headers the quick check reads
 SHORT = 1.0  # seconds: shorter utterances are of little use
-SILENT = 1e-3  # peak: -60 dB, less than the quietest usable speech
+SILENT_PEAK = 1e-3  # -60 dB, less than the quietest usable speech
+# What may be wrong with a file, and what to do.
 UNREADABLE, CUT_OFF = "cannot be read as audio", "are shorter than their header says"
+LOW_RATE, TOO_SHORT, SILENT = "were recorded below 16 kHz", f"are shorter than {SHORT} s", "are silent"
+FAULTS = {
+    **dict.fromkeys((UNREADABLE, CUT_OFF), "download or convert them again, or remove their lines from the list"),
+    LOW_RATE: "they lack high frequencies", TOO_SHORT: "leave them out of training", SILENT: "leave them out",
+}  # fmt: skip
 AGREEMENT = 0.9  # where this share of the lines agrees with the folders, the others are mistakes
 
 # (name, file, trials, same-speaker trials, published EERs in %). Sizes: PaddleSpeech, examples/voxceleb/README.md; that
@@ -150,104 +155,56 @@ def which_list(trials):
     return [Finding("note", what, count, [], "")]
 
 
-class FileInfo(NamedTuple):
-    """key: a hash of the size and the first bytes; peak: of all samples at 16 kHz mono, if they were read."""
-
-    fault: str = ""  # UNREADABLE or CUT_OFF
-    details: str = ""
-    rate: int = SAMPLE_RATE
-    seconds: float = SHORT
-    key: int | None = None
-    peak: float = 1.0
-
-
-def file_info(path, full=False):
-    """The FileInfo of a file, from its first 8 kB; full: from all samples."""
+def file_faults(path, full=False):
+    """({what is wrong with a file, of FAULTS: details}, its seconds or None), from its header; full: all samples."""
     head, size = b"", 0
     try:
         with open(path, "rb") as file:
-            head, size = file.read(8192), os.fstat(file.fileno()).st_size
+            head, size = file.read(20), os.fstat(file.fileno()).st_size
         with AudioFile(path) as audio:
             peak = float(np.abs(audio.read()).max()) if full else 1.0
     except (UnreadableAudio, OSError) as error:
-        reason = str(error).removeprefix(f"{path} ")
-        return FileInfo(UNREADABLE, f"{reason}; {size} bytes, which begin with {head[:20]!r}")
-    kind, claimed = struct.unpack("<4sI", head[:8].ljust(8, b"\0"))
+        return {UNREADABLE: f"{str(error).removeprefix(f'{path} ')}; {size} bytes, which begin with {head!r}"}, None
+    claimed = int.from_bytes(head[4:8], "little")
     # libsndfile reads a truncated wav as a shorter one. A wav that was written to a pipe claims 2 or 4 GB.
-    if kind == b"RIFF" and size < 8 + claimed < 0x7FFF0000:
-        return FileInfo(CUT_OFF, f"{size} of {8 + claimed} bytes")
-    return FileInfo("", "", audio.rate, audio.length / SAMPLE_RATE, hash((size, head)), peak)
+    if head[:4] == b"RIFF" and size < 8 + claimed < 0x7FFF0000:
+        return {CUT_OFF: f"{size} of {8 + claimed} bytes"}, None
+    seconds = audio.length / SAMPLE_RATE
+    faults = {LOW_RATE: audio.rate < SAMPLE_RATE, TOO_SHORT: seconds < SHORT, SILENT: peak < SILENT_PEAK}
+    return {fault: f"{seconds:.2f} s, {audio.rate} Hz" for fault, applies in faults.items() if applies}, seconds
 
 
 def check_audio(name, lists, arguments, full=False, few=None):
-    """({path: FileInfo}, [Finding]) of the "training" or "evaluation" files in lists; few: of at most this many."""
+    """[Finding] of the "training" or "evaluation" files in lists; few: of at most this many."""
     flag = "--train_path" if name == "training" else "--eval_path"
     root = arguments.train_path if name == "training" else arguments.eval_path
-    lines = {file: f"{listed.path.name} line {number}" for listed in lists
-             for file, number in first_lines(listed).items()}  # fmt: skip
-    if not lines or not root:
-        return {}, found("warning", f"the {name} audio was not checked", list(lines), f"give {flag}")
+    files = list(dict.fromkeys(file for listed in lists for file in first_lines(listed)))
+    if not files or not root:
+        return found("warning", f"the {name} audio was not checked", files, f"give {flag}")
     try:
         source = open_source(root, flag)
+        for listed in [] if few else lists:  # before training and evaluation this has been done
+            check_files(listed, source, flag, arguments.paths_anywhere)
     except InputError as error:
-        return {}, found("error", f"{flag} cannot be used", [error])
-    takes_all = arguments.paths_anywhere or isinstance(source, Pack)
-    files = [file for file in lines if takes_all or not leads_out(file)]
-    leading_out = sorted(lines.keys() - set(files))
-    files = files[:: -(-len(files) // few)] if few and files else files
-    missing = dict.fromkeys(source.missing(files))
-    findings = []
-    for what, those, fix in ((f"lead out of {flag}", leading_out, "if you trust the list, give --paths_anywhere"),
-                             ("do not exist", missing, f"is {flag} right, and the copy complete?")):  # fmt: skip
-        findings += found("error", f"{name} files {what}", [f"{lines[file]}: {file}" for file in those], fix)
+        return found("error", f"{flag} cannot be used", [error])
     if isinstance(source, Pack):  # its files were read when they were packed
-        return {}, findings
-    paths = [source.name(file) for file in files if file not in missing]
-    infos = in_order(functools.partial(file_info, full=full), paths, arguments.n_cpu)
-    bar = progress_bar(iterable=infos, total=len(paths), desc=f"checking {name}", unit=" files", delay=2)
-    infos = dict(zip(paths, bar))
+        return []
+    paths = list(map(source.name, files[:: -(-len(files) // few) if few else 1]))
+    checked = in_order(functools.partial(file_faults, full=full), paths, arguments.n_cpu)
+    bar = progress_bar(iterable=checked, total=len(paths), desc=f"checking {name}", unit=" files", delay=2)
+    checked = dict(zip(paths, bar))
     # Training replaces unreadable files if they are at most 1 %, which a sample of the files cannot decide.
-    tolerated = 0 if name == "evaluation" else len(infos) if few else max(1, len(infos) // 100)
-    return infos, findings + check_infos(name, infos, tolerated)
-
-
-def check_infos(name, infos, tolerated):
-    """[Finding] of {path: FileInfo}; more unreadable files than ``tolerated`` are an error."""
-    bad = "error" if sum(info.fault == UNREADABLE for info in infos.values()) > tolerated else "warning"
-    again, findings = "download or convert them again, or remove their lines from the list", []
-    for severity, what, applies, fix in (
-        (bad, UNREADABLE, lambda info: info.fault == UNREADABLE, again),
-        ("warning", CUT_OFF, lambda info: info.fault == CUT_OFF, again),
-        ("warning", "were recorded below 16 kHz", lambda info: info.rate < SAMPLE_RATE, "they lack high frequencies"),
-        ("warning", f"are shorter than {SHORT} s", lambda info: info.seconds < SHORT, "leave them out of training"),
-        ("warning", "are silent", lambda info: info.peak < SILENT, "leave them out"),
-    ):  # fmt: skip
-        cases = [f"{path} ({info.details or f'{info.seconds:.2f} s, {info.rate} Hz'})"
-                 for path, info in infos.items() if applies(info)]  # fmt: skip
-        findings += found(severity, f"{name} files {what}", cases, fix)
-    seconds = [info.seconds for info in infos.values() if not info.fault]
+    tolerated = 0 if name == "evaluation" else len(paths) if few else max(1, len(paths) // 100)
+    findings = []
+    for fault, fix in FAULTS.items():
+        cases = [f"{path} ({faults[fault]})" for path, (faults, _) in checked.items() if fault in faults]
+        severity = "error" if fault == UNREADABLE and len(cases) > tolerated else "warning"
+        findings += found(severity, f"{name} files {fault}", cases, fix)
+    seconds = [each for _, each in checked.values() if each is not None]
     if seconds:
         spread = f"{min(seconds):.2f} to {max(seconds):.2f} s, median {statistics.median(seconds):.2f} s"
         findings += [Finding("note", f"{name}: {sum(seconds) / 3600:.2f} hours", len(seconds), [spread], "")]
     return findings
-
-
-def check_duplicates(infos, speaker_of):
-    """[Finding] of identical files among {path: FileInfo}; speaker_of: {path: speaker} of the training files."""
-    count_of = collections.Counter(info.key for info in infos.values())
-    groups = collections.defaultdict(list)
-    for path, info in infos.items():
-        if info.key and count_of[info.key] > 1:  # sizes and first bytes agree: compare the whole files
-            groups[file_hash(path)].append(path)
-    within, across, of_two = [], [], []
-    for group in groups.values():
-        speakers = {speaker_of.get(path) for path in group}  # None: an evaluation file
-        if len(group) > 1:
-            (within if len(speakers) == 1 else across if None in speakers else of_two).append(group)
-    fix, example = "keep the right one of each", " = ".join
-    findings = found("error", "groups of training and evaluation files are identical", across, fix, example)
-    findings += found("error", "groups of files of different speakers are identical", of_two, fix, example)
-    return findings + found("warning", "groups of files are identical", within, fix, example)
 
 
 def check_augmentation(arguments):
@@ -267,22 +224,17 @@ def check(arguments):
     """[Finding], the worst first, of the given lists, audio, noises and responses (flags of prepareData.py)."""
     full = arguments.check == "full"
     train_lists, tests, findings = check_lists(arguments)
-    trained, of_training = check_audio("training", train_lists, arguments, full)
-    tested, of_evaluation = check_audio("evaluation", tests, arguments, full)
-    findings += of_training + of_evaluation + check_augmentation(arguments)
-    speaker_of = {os.path.join(arguments.train_path or "", file): train_list.speakers[label]
-                  for train_list in train_lists for file, label in zip(train_list.files, train_list.label)}  # fmt: skip
-    findings += check_duplicates(trained | tested, speaker_of)
+    findings += check_audio("training", train_lists, arguments, full)
+    findings += check_audio("evaluation", tests, arguments, full) + check_augmentation(arguments)
     return sorted(findings, key=lambda each: -SEVERITIES.index(each.severity))
 
 
 def quick_check(args, earlier_speakers=()):
     """[Finding] of the lists and a few files; earlier_speakers: names of those that the model was trained on."""
     train_lists, tests, findings = check_lists(args, earlier_speakers)
-    known = [each for each in findings if "published EERs" in each.fix]
-    findings += check_audio("training", train_lists, args, few=QUICK)[1]
-    findings += check_audio("evaluation", tests, args, few=QUICK)[1]
-    return [each for each in findings if each.severity != "note"] + known
+    findings += check_audio("training", train_lists, args, few=QUICK)
+    findings += check_audio("evaluation", tests, args, few=QUICK)
+    return [each for each in findings if each.severity != "note" or "published EERs" in each.fix]
 
 
 def stop_at_errors(findings):

@@ -66,24 +66,6 @@ def det_figure(results):
     return figure
 
 
-@matplotlib.rc_context(STYLE)
-def histogram_figure(scores, labels, thresholds):
-    """Histograms of same-speaker and different-speaker scores; thresholds {name: score or None} as lines."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
-    bins = np.linspace(scores.min(), max(scores.max(), scores.min() + 1e-9), 61)
-    for label, name, colour in ((0, "different speakers", "tab:orange"), (1, "same speaker", "tab:blue")):
-        chosen = scores[labels == label]
-        axes.hist(chosen, bins, weights=np.full(len(chosen), 100 / len(chosen)), color=colour, alpha=0.55, label=name)
-    for (name, threshold), style in zip(thresholds.items(), ["-", "--", ":"]):
-        if threshold is not None:
-            axes.axvline(threshold, color="black", linestyle=style, label=f"threshold {name}: {threshold:.3f}")
-    axes.set(xlabel="score", ylabel="% of the trials of each class")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper left", frameon=False)
-    return figure
-
-
 def save_png(figure, path):
     with whole_file(path) as file:
         figure.savefig(file, format="png", dpi=120)

@@ -13,13 +13,13 @@ import jinja2
 import numpy as np
 
 from corpora.lists import TrialList
-from evaluation.intervals import speakers_of, tells
-from evaluation.plots import as_svg, det_figure, histogram_figure, training_figure
+from evaluation.intervals import tells
+from evaluation.plots import as_svg, det_figure, training_figure
 from evaluation.records import best_on_valid, read_history, results_of
 from evaluation.scoring import VALID, read_scores
 from tools import InputError, count, equal_error_rate, run_command, whole_file
 
-WORST = 20  # number of trials of each class, and of speakers, in the tables
+WORST = 20  # number of trials of each class in the tables
 
 
 def write_report(folder):
@@ -38,7 +38,7 @@ def write_report(folder):
     results = collect_results(history, about)
     scored, errors = read_scored(folder, results, about["settings"])
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    curves = {name: (scores, trials.label) for name, (_, _, trials, scores) in scored.items()}
+    curves = {name: (scores, trials.label) for name, (_, trials, scores) in scored.items()}
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("report.html").render(
         title=folder.resolve().name, about=about, command=shlex.join(about["command"]), history=history,
         results=results, lists={name: describe_list(*each) for name, each in scored.items()},
@@ -77,7 +77,7 @@ def collect_results(history, about):
 
 
 def read_scored(folder, results, settings):
-    """({name: (model, result, TrialList, scores)}, {name: InputError}) of all lists with results."""
+    """({name: (model, TrialList, scores)}, {name: InputError}) of all lists with results."""
     lists = {Path(path).stem: path for path in settings["eval_list"]}
     lists[VALID] = folder / "scores" / f"{VALID}_trials.txt"
     opened, scored, errors = {}, {}, {}
@@ -89,45 +89,19 @@ def read_scored(folder, results, settings):
             row = next((row for row in rows if row["is_scored"]), rows[0])
             if row["result"]["list_sha256"] != trials.sha256:
                 raise InputError(f"{trials.path} has changed since it was evaluated")
-            scored[name] = row["model"], row["result"], trials, scores
+            scored[name] = row["model"], trials, scores
         except InputError as error:
             errors[name] = error
     return scored, errors
 
 
-def describe_list(model, result, trials, scores):
-    """The histogram and the tables of a scored list, for the template."""
+def describe_list(model, trials, scores):
+    """The error rate and the worst trials of a scored list, for the template."""
     (eer, threshold), order = equal_error_rate(scores, trials.label), np.argsort(scores, kind="stable")
     worst = order[trials.label[order] == 0][::-1][:WORST], order[trials.label[order] == 1][:WORST]
     fields = scores, trials.line_numbers, trials.enrol, trials.test
-    return {
-        "model": model, "eer": eer, "threshold": threshold,
-        "histogram": as_svg(histogram_figure(scores, trials.label, result["thresholds"])),
-        "speakers": errors_by_speaker(trials, scores, threshold)[:WORST],
-        "worst": [[[each[i] for each in fields] for i in kind] for kind in worst],
-    }  # fmt: skip
-
-
-def errors_by_speaker(trials, scores, threshold):
-    """[(speaker, EER in %, misses in %, false alarms in %, targets, non-targets)], highest EER first.
-
-    For speakers with trials of both classes; the speaker may be on either side. The EER is at the speaker's own
-    threshold, misses and false alarms are at that of the list. A speaker's name is the common folder of the speaker's
-    files, or one of the files.
-    """
-    enrol, test, _ = speakers_of(trials)
-    names = {}
-    for speaker, file in zip([*enrol.tolist(), *test.tolist()], [*trials.enrol, *trials.test]):
-        names[speaker] = os.path.commonpath([names.get(speaker, file), os.path.dirname(file)]) or file
-    found = []
-    for speaker, name in names.items():
-        own = (enrol == speaker) | (test == speaker)
-        target, other = scores[own & (trials.label == 1)], scores[own & (trials.label == 0)]
-        if len(target) and len(other):
-            eer, _ = equal_error_rate(scores[own], trials.label[own])
-            misses, alarms = 100 * float(np.mean(target < threshold)), 100 * float(np.mean(other >= threshold))
-            found.append((name, eer, misses, alarms, len(target), len(other)))
-    return sorted(found, key=lambda errors: -errors[1])
+    worst = [[[each[i] for each in fields] for i in kind] for kind in worst]
+    return {"model": model, "eer": eer, "threshold": threshold, "worst": worst}
 
 
 def main():

@@ -63,7 +63,11 @@ def load_pretrained(path, system=None):
     if system not in found:
         raise InputError(f"{path} is not a checkpoint of {system} but one of {choices}")
     try:
-        return LOADERS[system](path, content, state)
+        if system == "ours":
+            return _load_ours(path, content)
+        if system == "speechbrain":
+            return _load_speechbrain(path, state)
+        return _load_theirs(path, content, state, system)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not as {SYSTEMS[system].title} writes it ({error!r:.200})") from error
 
@@ -105,6 +109,8 @@ def _recognise(path, content, state):
     if "pyannote.audio" in content or any(name.startswith("sincnet.") for name in state):
         return ["pyannote"]
     if any(".cam_layer." in name for name in state):
+        if "projection.weight" in state:
+            raise InputError(f"{path} is wespeaker's CAM++, another front end: only 3D-Speaker's is supported")
         return ["campplus"]
     layers = {name.rpartition(".")[0] for name in state}
     known = [system for system, names in NAMES.items() if len(layers & names.keys()) > len(names) / 2]
@@ -117,7 +123,7 @@ def _recognise(path, content, state):
 # ---- one loader for each system --------------------------------------------------------------------------------------
 
 
-def _load_ours(path, content, _):
+def _load_ours(path, content):
     checkpoint = load_checkpoint(path, "model", content)
     settings, classifier = checkpoint["settings"], checkpoint["weights"].get("speaker_loss.weight")
     # A loss of the user's own may have further tensors.
@@ -138,12 +144,7 @@ def _load_ours(path, content, _):
     )  # fmt: skip
 
 
-def _load_taoruijie(path, _, state):
-    classifier = state.pop("speaker_loss.weight", None)
-    return Pretrained("taoruijie", _network(path, state, "taoruijie", PREFIX), classifier)
-
-
-def _load_speechbrain(path, _, state):
+def _load_speechbrain(path, state):
     network, beside = _network(path, state, "speechbrain"), _speechbrain_files(path)
     classifier = speakers = mean = None
     if "classifier.ckpt" in beside:
@@ -157,36 +158,23 @@ def _load_speechbrain(path, _, state):
     return Pretrained("speechbrain", network, classifier, speakers, threshold, origin, mean=mean)
 
 
-def _load_modelscope(path, _, state):
-    network, threshold = _network(path, state, "modelscope"), _modelscope_threshold(path)
-    return Pretrained("modelscope", network, threshold=threshold, origin="its configuration.json")
+# The weights of the classifier in other systems' files; pyannote's have a column for each speaker.
+CLASSIFIERS = {"taoruijie": "speaker_loss.weight", "wespeaker": "projection.weight", "pyannote": "loss_func.W"}
 
 
-def _load_wespeaker(path, _, state):
-    classifier = state.get("projection.weight")
-    state = {name: tensor for name, tensor in state.items() if not name.startswith("projection.")}
-    return Pretrained("wespeaker", _network(path, state, "wespeaker"), classifier)
-
-
-def _load_pyannote(path, content, state):
+def _load_theirs(path, content, state, system):
     name = content.get("pyannote.audio", {}).get("architecture", {}).get("class", "XVectorSincNet")
     if name != "XVectorSincNet":
         raise InputError(f"{path} is pyannote.audio's {name}, not the XVectorSincNet of pyannote/embedding")
-    columns = state.pop("loss_func.W", None)  # of the ArcFace loss, a column for each speaker
-    return Pretrained("pyannote", _network(path, state, "pyannote"), None if columns is None else columns.t())
-
-
-def _load_campplus(path, _, state):
-    if "projection.weight" in state:
-        raise InputError(f"{path} is wespeaker's CAM++, which has another front end: only 3D-Speaker's is supported")
-    threshold, origin = _modelscope_threshold(path), "its configuration.json"
-    return Pretrained("campplus", _network(path, state, "campplus"), threshold=threshold, origin=origin)
-
-
-LOADERS = {
-    "ours": _load_ours, "taoruijie": _load_taoruijie, "speechbrain": _load_speechbrain, "modelscope": _load_modelscope,
-    "wespeaker": _load_wespeaker, "pyannote": _load_pyannote, "campplus": _load_campplus,
-}  # fmt: skip
+    classifier = state.pop(CLASSIFIERS.get(system), None)
+    if system == "pyannote" and classifier is not None:
+        classifier = classifier.t()
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("projection.")}
+    network = _network(path, state, system, PREFIX if system == "taoruijie" else "")
+    threshold = _modelscope_settings(path).get("yesOrno_thr") if system in ("modelscope", "campplus") else None
+    if threshold is not None:
+        threshold = as_number(threshold, f"{path.parent}/configuration.json: yesOrno_thr", 1.0)
+    return Pretrained(system, network, classifier, threshold=threshold, origin="its configuration.json")
 
 
 def _network(path, state, system, prefix=""):
@@ -228,11 +216,6 @@ def _modelscope_settings(path):
     """ModelScope's settings of these weights, if their configuration.json lies beside; else {}."""
     model = modelscope_settings(path.parent)
     return model if model.get("pretrained_model") == path.name or model.get("type") == "ecapa-tdnn-sv" else {}
-
-
-def _modelscope_threshold(path):
-    threshold, file = _modelscope_settings(path).get("yesOrno_thr"), path.parent / "configuration.json"
-    return None if threshold is None else as_number(threshold, f"{file}: yesOrno_thr", 1.0)
 
 
 def _read_labels(path, count):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from sklearn.metrics import roc_curve
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -42,6 +43,12 @@ def relative_error(found, expected):
     found, expected = np.asarray(found, dtype=np.float64), np.asarray(expected, dtype=np.float64)
     assert found.shape == expected.shape
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+def sklearn_eer(scores, labels):
+    """EER in % by linear interpolation of scikit-learn's curve."""
+    alarm, hit, _ = roc_curve(labels, scores, drop_intermediate=False)
+    return 100 * np.interp(0, alarm - (1 - hit), alarm)
 
 
 def voice(pitch, seconds, seed):

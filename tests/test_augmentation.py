@@ -9,9 +9,8 @@ import soundfile
 import torch
 from conftest import voice
 
-from corpora.audio import Folder, UnreadableAudio
-from corpora.lists import TrainingList
-from dataLoader import Augmentation, Bank, CropLoader, row_numbers
+from corpora.audio import UnreadableAudio
+from dataLoader import Augmentation, Bank, row_numbers
 from tools import RunError
 
 SAMPLES = 16240  # 100 frames
@@ -94,23 +93,6 @@ def test_each_kind_lies_within_its_signal_to_noise_ratio(augmentation, speech):
         assert low - 0.6 < found.min() and found.max() < high + 0.6, name
         assert found.max() - found.min() > 0.4 * (high - low), name
     assert augmented.isfinite().all() and augmented.dtype == torch.float32
-
-
-def test_the_signal_to_noise_ratios_are_spread_evenly(augmentation):
-    drawn = [augmentation._draw(400, 1, step, 0) for step in range(20)]
-    place, level = (np.concatenate([each[i] for each in drawn]) for i in (3, 4))
-    shelf = place // (augmentation.noise_length // 80)
-    for category, (low, high) in {"speech": (13, 20), "music": (5, 15), "noise": (0, 15)}.items():
-        first, count = augmentation.categories[category]
-        snr = -20 * np.log10(level[(shelf >= first) & (shelf < first + count)])
-        expected = np.linspace(low, high, 11)
-        assert np.quantile(snr, np.linspace(0, 1, 11)) == pytest.approx(expected, abs=0.05 * (high - low)), category
-        assert np.bincount(shelf)[first : first + count].min() > 0.7 * len(snr) / count
-    start = place % (augmentation.noise_length // 80)
-    assert (start.min(), start.max()) == (0, SAMPLES // 80)  # the first and the last crop of a piece
-    files = [np.bincount(each[2], minlength=400)[kinds_of(augmentation, 400, 1, i) == "babble"]
-             for i, each in enumerate(drawn)]  # fmt: skip
-    assert np.bincount(np.concatenate(files))[3:] / sum(map(len, files)) == pytest.approx([1 / 6] * 6, abs=0.04)
 
 
 def reference(augmentation, waveform, epoch, step):
@@ -224,17 +206,3 @@ def test_musan_and_rirs_noises_in_all_their_layouts(corpus, tmp_path, capsys):
     assert responses == {"Room001-00001.wav", "RWCP_type1_rir_1.wav"}
     assert augmentation.noises.shape == (3, 2 * SAMPLES) and augmentation.noises.float().std(dim=1).min() > 100
     assert capsys.readouterr().err == ""
-
-
-def test_real_speech(real_data):
-    """Everything in the package of real speech can be read, cropped and augmented."""
-    augmentation = Augmentation(real_data / "musan", real_data / "rirs", 32240, bank_mb=100)
-    augmentation.redraw(1)
-    assert len(augmentation.banks["responses"].pieces) == 319
-    listing = TrainingList(real_data / "train_list.txt")
-    assert (len(listing), len(listing.speakers)) == (1297, 427)
-    loader = CropLoader(listing, Folder(real_data), 32240, 64, 0, 2)
-    for step, waveform, _ in loader.epoch(1, first_step=loader.steps - 3):
-        augmented = augmentation.augment(waveform, 1, step)
-        assert augmented.isfinite().all() and augmented.std() > 1e-3
-    assert not loader.bad

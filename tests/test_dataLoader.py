@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from corpora.audio import Folder, read_audio
+from corpora.audio import AudioFile, Folder
 from corpora.lists import TrainingList
 from dataLoader import CropLoader, random_stream, row_numbers
 from tools import RunError
@@ -62,7 +62,7 @@ def test_an_epoch_is_one_pass_over_the_list(corpus):
 
 def test_crops_come_from_the_utterance_with_that_label(corpus):
     listing = TrainingList(corpus / "train_list.txt")
-    utterances = [read_audio(corpus / "train" / file) * 32768 for file in listing.files]
+    utterances = [AudioFile(corpus / "train" / file).read() * 32768 for file in listing.files]
     _, epoch = batches(corpus, batch_size=8)
     found = []
     for _, waveform, label in epoch:
@@ -123,11 +123,4 @@ def test_more_than_one_percent_of_bad_files_ends_it(corpus, tmp_path):
         (tmp_path / "train" / listing.files[number]).unlink()
     loader = CropLoader(listing, Folder(tmp_path / "train"), SAMPLES, 8, 0, 2)
     with pytest.raises(RunError, match=r"2 of 24 training files cannot be read.*at most 1 %"):
-        list(loader.epoch(1))
-
-
-def test_a_list_of_nothing_but_bad_files_ends_it(corpus, tmp_path):
-    (tmp_path / "list.txt").write_text("a none.wav\n")
-    loader = CropLoader(TrainingList(tmp_path / "list.txt"), Folder(tmp_path), SAMPLES, 2, 0, 1)
-    with pytest.raises(RunError, match="1 of 1 training files cannot be read"):
         list(loader.epoch(1))

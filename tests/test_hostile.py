@@ -17,7 +17,7 @@ from test_model import network_of, small_network
 
 import prepareData
 import trainSpeakerNet
-from corpora.audio import Folder, UnreadableAudio, read_audio
+from corpora.audio import AudioFile, Folder, UnreadableAudio
 from corpora.lists import TrainingList, TrialList, audio_of, check_files
 from corpora.pack import Pack, write_pack
 from evaluation.backend import read_cohort
@@ -82,8 +82,8 @@ def make_readers(folder):
         "training list": Reader(lambda at: TrainingList(at / "l.txt"), {"l.txt": b"a a/1.wav\nb b/1.wav\n"}),
         "trial list": Reader(lambda at: TrialList(at / "l.txt"), {"l.txt": b"1 a.wav b.wav\n0 a.wav c.wav\n"}),
         "files in a list": Reader(lambda at: audio_of(at / "l.txt"), {"l.txt": b"a a/1.wav\nb.wav\n"}),
-        "wav": Reader(lambda at: read_audio(at / "a.wav"), {"a.wav": sound("WAV")}),
-        "flac": Reader(lambda at: read_audio(at / "a.flac"), {"a.flac": sound("FLAC")}),
+        "wav": Reader(lambda at: AudioFile(at / "a.wav").read(), {"a.wav": sound("WAV")}),
+        "flac": Reader(lambda at: AudioFile(at / "a.flac").read(), {"a.flac": sound("FLAC")}),
         "pack": Reader(Pack, {"pack.json": packed["pack.json"], **packed}),
         "pack index": Reader(Pack, {"index.tsv": packed["index.tsv"], **packed}),
         "our model": Reader(lambda at: load_pretrained(at / "x.model"), {"x.model": our_checkpoint("model")}),
@@ -165,7 +165,7 @@ def test_broken_and_hostile_files_are_refused_in_one_line(name, readers, tmp_pat
 def test_pipes_and_devices_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", "/dev/zero"):
-        for read in (TrainingList, load_pretrained, read_audio, lambda path: read_cohort(path, None)):
+        for read in (TrainingList, load_pretrained, AudioFile, lambda path: read_cohort(path, None)):
             with pytest.raises(InputError, match="is not a regular file"):
                 read(path)
 

@@ -9,7 +9,7 @@ import torch
 import torchaudio
 from conftest import voice
 
-from corpora.audio import AudioFile, Folder, PlainWav, UnreadableAudio, check_folder, read_audio
+from corpora.audio import AudioFile, Folder, PlainWav, UnreadableAudio, check_folder
 from dataLoader import read_crop
 from tools import InputError
 
@@ -23,7 +23,7 @@ def test_a_crop_is_that_part_of_the_file(tmp_path, name, subtype):
     path = tmp_path / name
     soundfile.write(path, voice(120, 3.0, 0), 16000, subtype=subtype)
     whole, _ = soundfile.read(path, dtype="float64")
-    assert np.abs(read_audio(path) - whole).max() < 1e-7
+    assert np.abs(AudioFile(path).read() - whole).max() < 1e-7
     for place in (0.0, 0.3, 0.999999):
         start = int(place * (48000 - SAMPLES + 1))
         expected = np.rint(whole[start : start + SAMPLES] * 32768)
@@ -39,8 +39,8 @@ def test_compressed_audio(tmp_path, name, subtype):
     path = tmp_path / name
     original = voice(120, 3.0, 0)
     soundfile.write(path, original, 16000, format="OGG", subtype=subtype)
-    assert np.corrcoef(read_audio(path)[: len(original)], original)[0, 1] > 0.9
-    crop, whole = read_crop(Folder(path.parent), path.name, SAMPLES, 0.5), read_audio(path)
+    assert np.corrcoef(AudioFile(path).read()[: len(original)], original)[0, 1] > 0.9
+    crop, whole = read_crop(Folder(path.parent), path.name, SAMPLES, 0.5), AudioFile(path).read()
     start = int(0.5 * (len(whole) - SAMPLES + 1))
     assert np.corrcoef(crop, whole[start : start + SAMPLES])[0, 1] > 0.98
 
@@ -83,12 +83,12 @@ def test_several_channels_are_mixed_down_or_one_is_chosen(tmp_path):
     channels = np.stack([voice(120, 2.0, 0), voice(200, 2.0, 1)], axis=1)
     soundfile.write(path, channels, 16000, subtype="FLOAT")
     mean = channels.astype(np.float64).mean(axis=1)
-    assert np.abs(read_audio(path) - mean).max() < 1e-7
+    assert np.abs(AudioFile(path).read() - mean).max() < 1e-7
     assert np.abs(read_crop(Folder(path.parent), path.name, 32000, 0.0) - mean * 32768).max() < 0.51
     for channel in (0, 1):
-        assert np.array_equal(read_audio(path, channel), channels[:, channel])
+        assert np.array_equal(AudioFile(path, channel).read(), channels[:, channel])
     with pytest.raises(UnreadableAudio, match=r"stereo\.wav has no channel 2, but 2 channels"):
-        read_audio(path, channel=2)
+        AudioFile(path, 2).read()
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 16001])
@@ -101,7 +101,7 @@ def test_other_rates_are_resampled(tmp_path, rate):
 
     soundfile.write(path, tone(np.arange(3 * rate) / rate), rate, subtype="FLOAT")
     expected = tone(np.arange(48000) / 16000)
-    whole = read_audio(path)
+    whole = AudioFile(path).read()
     assert whole.dtype == np.float32 and len(whole) == 48000
     assert np.abs(whole - expected)[200:-200].max() < 0.01
     if rate != 16001:  # for which torchaudio would need gigabytes
@@ -119,7 +119,7 @@ def test_other_rates_are_resampled(tmp_path, rate):
 def test_noise_above_the_new_half_rate_is_kept_out(tmp_path):
     path = tmp_path / "hiss.wav"
     soundfile.write(path, 0.5 * np.sin(2 * np.pi * 9000 * np.arange(96000) / 48000), 48000, subtype="FLOAT")
-    assert np.abs(read_audio(path))[200:-200].max() < 0.005
+    assert np.abs(AudioFile(path).read())[200:-200].max() < 0.005
 
 
 @pytest.mark.parametrize("case", ["absent", "text", "empty", "header only", "truncated flac", "nan", "folder"])
@@ -139,7 +139,7 @@ def test_unreadable_audio_is_named(tmp_path, case):
     elif case == "folder":
         path.mkdir()
     with pytest.raises(UnreadableAudio, match=r"a\.flac"):
-        read_audio(path)
+        AudioFile(path).read()
     with pytest.raises(UnreadableAudio, match=r"a\.flac"):
         read_crop(Folder(path.parent), path.name, 48000, 0.0)
 

@@ -1,7 +1,6 @@
 """The demo corpus: what is on disk, that it is the same every time, and that its speakers differ."""
 
 import csv
-import itertools
 import sys
 
 import numpy as np
@@ -10,7 +9,7 @@ import soundfile
 
 import prepareData
 from corpora import demo as module
-from corpora.demo import SAMPLE_RATE, draw_speaker, draw_trials, make_demo, room_response, sentences, utterance
+from corpora.demo import draw_speaker, draw_trials, make_demo, sentences, utterance
 from tools import InputError
 
 pytest.importorskip("espeakng_loader")
@@ -41,20 +40,6 @@ def contents(folder):
 
 def trials(corpus):
     return [line.split() for line in (corpus / "trials.txt").read_text().splitlines()]
-
-
-def mean_spectra(speaker):
-    """(3 sessions, 3 takes, 30) mean log energies of bands even in mel, without their level."""
-
-    def log_mel(wave):
-        frames = np.lib.stride_tricks.sliding_window_view(wave, 512)[::160] * np.hamming(512)
-        power = np.abs(np.fft.rfft(frames)) ** 2
-        edges = np.round(700 * (10 ** (np.linspace(0, 2700, 31) / 2595) - 1) / SAMPLE_RATE * 512).astype(int)
-        bands = np.stack([power[:, a : max(b, a + 1)].sum(1) for a, b in itertools.pairwise(edges)], axis=1)
-        return np.log(bands[power.sum(1) > power.sum(1).max() / 1000] + 1e-8).mean(0)
-
-    spectra = np.array([[log_mel(utterance(0, speaker, session, take)) for take in range(3)] for session in range(3)])
-    return spectra - spectra.mean(axis=-1, keepdims=True)
 
 
 def test_an_utterance_does_not_depend_on_what_was_said_before():
@@ -114,38 +99,11 @@ def test_trials_are_balanced_and_half_of_the_non_targets_are_hard(corpus):
     assert len(draw_trials(0, [draw_speaker(0, "eval", n) for n in range(100)])) == 4000
 
 
-def test_voices_differ_more_between_speakers_than_between_sessions():
-    speakers = [draw_speaker(0, "eval", n) for n in range(8)]  # two of each sex in each of two languages
-    spectra = [mean_spectra(speaker).mean(axis=1) for speaker in speakers]
-
-    def distance(one, other):  # between different sessions in any case
-        return np.mean([np.linalg.norm(one[a] - other[b]) for a, b in itertools.permutations(range(3), 2)])
-
-    within = np.mean([distance(voice, voice) for voice in spectra])
-    between = np.mean([distance(spectra[a], spectra[b]) for a, b in itertools.combinations(range(8), 2)
-                       if speakers[a].sex == speakers[b].sex])  # fmt: skip
-    assert within < 0.95 * between
-
-
 @pytest.mark.parametrize("language", module.LANGUAGES)
 def test_sentences_are_many_and_espeak_reads_them(language):
     texts = list(sentences(language, np.random.default_rng(0)))
     assert len(texts) == len(set(texts)) == 10_000
     assert len(module.read_aloud(iter(texts), language, ["pitch 80 120"], 170, seconds=1)) >= 22050
-
-
-@pytest.mark.parametrize("size, low, high", [(0, 0.2, 0.35), (1, 0.35, 0.6), (2, 0.6, 0.9)])
-def test_rooms_decay_by_60_db_in_their_rt60(size, low, high):
-    for index in (0, 5, 10, 15):  # four rooms
-        response = room_response(0, size, index)
-        direct = np.abs(response).argmax()
-        assert direct > 0 and not response[:direct].any() and response[direct] == pytest.approx(0.9)
-        rt60 = (len(response) - direct) / SAMPLE_RATE  # its length, by construction
-        assert low <= rt60 <= 1.02 * high
-        energy = np.cumsum(response[::-1] ** 2)[::-1]  # Schroeder 1965
-        late = 10 * np.log10(energy[direct + 800 :] / energy[direct + 800])  # after the early reflections
-        measured = 3 * (np.argmax(late < -25) - np.argmax(late < -5)) / SAMPLE_RATE
-        assert measured == pytest.approx(rt60, rel=0.2)
 
 
 def test_a_finished_corpus_is_left_alone_and_an_interrupted_one_completed(fewer, tmp_path, monkeypatch):

@@ -93,15 +93,6 @@ def test_the_samples_are_those_of_the_files(speech, packed):
     assert end == len(samples) and len((packed / "index.tsv").read_text().splitlines()) == 24
 
 
-def test_a_packed_file_is_used_like_an_open_one(speech, packed):
-    name = "id0/größe-0/00000.wav"
-    with Pack(packed).open(name) as packed_file, Folder(speech).open(name) as file:
-        for ask in ((), (100, 500), (19000, 700, "int16"), (0, 50000, "int16")):
-            one, other = packed_file.read(*ask), file.read(*ask)
-            assert one.dtype == other.dtype and np.array_equal(one, other)
-            one[:] = 0  # a copy: the pack cannot be written to
-
-
 def test_what_is_not_in_the_pack_is_named_with_its_line(speech, packed, tmp_path):
     list_text = (speech / "list.txt").read_text(encoding="utf-8")
     (tmp_path / "more.txt").write_text(f"{list_text}x x/none.wav\nx {'z' * 300}.wav\nx 0.wav\n", encoding="utf-8")
@@ -233,11 +224,3 @@ def test_a_pack_that_is_cut_short_while_in_use(packed, speech, tmp_path):
     assert len(first.read()) == first.length
     with pytest.raises(UnreadableAudio, match=r"samples\.int16 was cut short"):
         last.read()
-
-
-def test_the_command_packs_a_list(command, corpus, tmp_path):
-    flags = ["--pack", tmp_path / "pack", "--train_list", corpus / "train_list.txt", "--train_path", corpus / "train"]
-    first, again = (command(prepareData, *flags)[:2] for _ in range(2))
-    assert first == again and first[0] == 0 and f"train with --train_path {tmp_path}/pack" in first[1]
-    index = (tmp_path / "pack/index.tsv").read_text()
-    assert index.startswith("id00000\tid00000/session0/00000.wav\t0\t24000\t") and "\nid00005\t" in index

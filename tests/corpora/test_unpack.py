@@ -1,7 +1,6 @@
 """unpack.py: archives in parts, damaged, hostile, interrupted."""
 
 import hashlib
-import io
 import os
 import re
 
@@ -12,7 +11,7 @@ from make_download import tar_of, zip_of
 
 import prepareData
 from corpora import unpack as module
-from corpora.unpack import Parts, unpack
+from corpora.unpack import unpack
 from tools import InputError, RunError
 
 CONTENT = {f"dev/aac/id{i % 3:05d}/ab-{i % 2}/{i:05d}.m4a": np.random.default_rng(i).bytes(500 * i) for i in range(20)}
@@ -53,22 +52,6 @@ def test_the_md5_are_the_published_ones():
     assert set(re.findall(r"\b[0-9a-f]{32}\b", text)) == set(module.MD5.values())
     for name in ("vox1_test_wav.zip", "vox2_dev_aac.zip", "rirs_noises.zip", "musan.tar.gz", "vox1_dev_wav_partaa"):
         assert re.search(rf"`{name}`[^0-9a-f]*(?:\([^)]*\) )?{module.MD5[name]}", text), name
-
-
-def test_parts_are_read_as_one_file(tmp_path):
-    random = np.random.default_rng(0)
-    whole = random.bytes(10_000)
-    cuts = [0, 1, 1, 300, 4096, 9999, 10_000]
-    paths = [tmp_path / str(i) for i in range(len(cuts) - 1)]
-    for path, begin, end in zip(paths, cuts, cuts[1:]):
-        path.write_bytes(whole[begin:end])
-    with io.BufferedReader(Parts(paths), 64) as file:
-        assert file.read() == whole
-        for _ in range(300):
-            start, count = random.integers(0, 10_100), random.integers(0, 3000)
-            file.seek(start)
-            assert file.read(count) == whole[start : start + count]
-        assert file.seek(-7, os.SEEK_END) == 9993 and file.read() == whole[-7:]
 
 
 def test_all_archives_are_unpacked_and_again_only_what_is_missing(tmp_path, downloads, command):

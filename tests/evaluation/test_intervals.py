@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from scipy.stats import t as student
-from studies import interval_coverage as simulated
+from studies import interval_coverage
 
 from corpora.lists import TrialList
 from evaluation.intervals import (
@@ -140,37 +140,14 @@ def test_nothing_seen_and_nothing_known():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("effects", "eer"),
-    [
-        (simulated.EFFECTS["wolves"], 5),  # speakers differ in how often others are taken for them
-        (simulated.Effects(0.5, 0.1, 0.02, 0.05, 0.05), 10),  # ... in how much their own utterances differ
-    ],
-)
-def test_intervals_cover_the_truth_and_are_no_wider_than_needed(effects, eer):
-    """At 40 speakers; a bootstrap over trials does not."""
-    distance = simulated.distance_of(eer)
-    truth = simulated.true_metrics(distance)
-    assert truth[0] == pytest.approx(eer)
-    estimates, found, naive = [], [], []
-    for simulation in range(90):
-        random = np.random.default_rng(simulation)
-        (scores,), labels, enrol, test = simulated.simulate(random, (40, 16, 3), effects, [distance])
-        estimates.append(direct_metrics(scores, labels))
-        found.append(list(bootstrap_intervals(scores, labels, enrol, test, 60, simulation).values()))
-        if simulation < 30:
-            alone = np.arange(labels.size)
-            naive.append(list(bootstrap_intervals(scores, labels, alone, alone, 60, simulation).values()))
-
-    def held(intervals):
-        low, high = np.moveaxis(intervals, 2, 0)
-        return np.mean((low <= truth) & (truth <= high), axis=0)
-
-    assert np.all(held(found) >= 0.9), held(found)
-    assert held(naive)[0] <= 0.8, held(naive)
-    # As wide as the estimates' own scatter over the simulations demands.
-    needed = 2 * 1.96 * np.log(estimates)[:, 0].std()
-    assert 0.9 <= np.median(np.diff(np.log(found)[:, 0])) / needed <= 1.35
+@pytest.mark.parametrize(("effects", "eer"), [
+    (interval_coverage.EFFECTS["wolves"], 5),  # speakers differ in how often others are taken for them
+    (interval_coverage.Effects(0.5, 0.1, 0.02, 0.05, 0.05), 10),  # ... in how much their own utterances differ
+])  # fmt: skip
+def test_intervals_hold_the_truth_at_40_speakers_and_those_of_a_bootstrap_over_trials_do_not(effects, eer):
+    """In %, with a standard error of 1.3; minDCF(0.01) of so short a list is known to be held less often."""
+    held, _ = interval_coverage.coverage(1, (40, 16, 3), effects, (eer, eer), simulations=400, replicates=60)
+    assert held["ours"][0] >= 92 and min(held["ours"]) >= 88 and held["trials"][0] <= 50, held
 
 
 def test_compare_is_antisymmetric_and_its_interval_agrees_with_p():

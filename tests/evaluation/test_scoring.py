@@ -8,8 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import data_flags, run_script
-from sklearn.metrics import roc_curve
+from conftest import data_flags, run_script, sklearn_eer
 from test_trainSpeakerNet import SMALL
 
 import trainSpeakerNet
@@ -29,12 +28,6 @@ def held(corpus, tmp_path_factory):
     for epochs in (1, 2):
         run_script(*flags, "--max_epoch", epochs, check=True)
     return folder
-
-
-def sklearn_eer(scores, labels):
-    """EER in % by linear interpolation of scikit-learn's curve."""
-    alarm, hit, _ = roc_curve(labels, scores, drop_intermediate=False)
-    return 100 * np.interp(0, alarm - (1 - hit), alarm)
 
 
 def history(folder):

@@ -259,6 +259,7 @@ def test_nonsense_gets_one_line(encoder):
         lambda: encoder.embed_excerpts((tone, 16000), [(0, 1, 2)]), lambda: encoder.embed_windows((tone, 16000), 1e-6),
         lambda: encoder.embed_batch(tone[None], weights=-np.ones((1, 9), np.float32)),
         lambda: encoder.embed_batch([tone, tone], weights=np.ones((1, 100), np.float32)),
+        lambda: encoder.embed_excerpt((tone, 16000), -1, 1), lambda: encoder.embed_excerpt((tone, 16000), 0.5, 1.1),
     ):  # fmt: skip
         with pytest.raises(InputError) as error:
             nonsense()
@@ -290,16 +291,6 @@ def test_frame_weights(system):
     x, keep = torch.randn(1, encoder.network.layer4.out_channels, 1, 40), torch.arange(40) % 3 > 0
     pooled = encoder.network.pool(x, keep.float())
     assert relative_error(pooled.detach(), encoder.network.pool(x[..., keep]).detach()) < 1e-5
-
-
-def test_excerpts_that_are_not_there(encoder, utterances):
-    path = utterances / "2.wav"
-    for start, end in ((-1, 2), (2, 2), (6, 7), (1, 5.1), (1, float("inf"))):
-        with pytest.raises(InputError, match=rf"2\.wav lasts 5\.00 s: no excerpt from {start}"):
-            encoder.embed_excerpt(path, start, end)
-    for duration, step in ((0, 1), (301, 1), (3, 0), (3, float("inf"))):
-        with pytest.raises(InputError, match="must be above 0"):
-            encoder.embed_windows(path, duration, step)
 
 
 @pytest.mark.parametrize("rate", [16000, 44100])
@@ -406,15 +397,6 @@ def test_our_own_model_brings_its_threshold_and_its_speakers(tmp_path, utterance
     a, b = (encoder.embed(utterances / name) for name in ("2.wav", "3.wav"))
     cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
     assert encoder.compare(a, b[::-1].astype(">f4")[::-1]) == (pytest.approx(cosine, abs=1e-6), cosine >= 0.41, 0.41)
-
-
-@pytest.mark.parametrize("system", SYSTEMS[:4])
-def test_a_model_of_ours_fine_tuned_from_another_system(system, tmp_path, utterances):
-    """Our names and keys, that system's front end and layers."""
-    save_model(tmp_path / "x.model", network_of(system), system)
-    found = SpeakerEncoder.from_checkpoint(tmp_path / "x.model")
-    assert np.array_equal(found.embed(utterances / "2.wav"), encoder_of(system).embed(utterances / "2.wav"))
-    assert found.fingerprint() == encoder_of(system).fingerprint() != SpeakerEncoder(small_network()).fingerprint()
 
 
 def test_broken_weights_give_no_scores(utterances):

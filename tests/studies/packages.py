@@ -28,47 +28,15 @@ from pyannote.audio.core.task import Problem, Resolution, Specifications  # noqa
 from pyannote.audio.models.embedding import XVectorSincNet  # noqa: E402
 from pyannote.audio.pipelines.speaker_verification import PyannoteAudioPretrainedSpeakerEmbedding  # noqa: E402
 from pyannote.core import Segment  # noqa: E402
+from speechbrain.dataio.encoder import CategoricalEncoder  # noqa: E402
 from speechbrain.inference.speaker import SpeakerRecognition  # noqa: E402
+from speechbrain.lobes.features import Fbank  # noqa: E402
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Classifier  # noqa: E402
+from speechbrain.processing.features import InputNormalization  # noqa: E402
 
 import verify  # noqa: E402
 from verify import SpeakerEncoder  # noqa: E402
 
-SPEECHBRAIN = """\
-n_mels: 80
-compute_features: !new:speechbrain.lobes.features.Fbank
-    n_mels: !ref <n_mels>
-mean_var_norm: !new:speechbrain.processing.features.InputNormalization
-    norm_type: sentence
-    std_norm: False
-embedding_model: !new:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN
-    input_size: !ref <n_mels>
-    channels: [1024, 1024, 1024, 1024, 3072]
-    kernel_sizes: [5, 3, 3, 3, 1]
-    dilations: [1, 2, 3, 4, 1]
-    attention_channels: 128
-    lin_neurons: 192
-classifier: !new:speechbrain.lobes.models.ECAPA_TDNN.Classifier
-    input_size: 192
-    out_neurons: 50
-mean_var_norm_emb: !new:speechbrain.processing.features.InputNormalization
-    norm_type: global
-    std_norm: False
-modules:
-    compute_features: !ref <compute_features>
-    mean_var_norm: !ref <mean_var_norm>
-    embedding_model: !ref <embedding_model>
-    classifier: !ref <classifier>
-    mean_var_norm_emb: !ref <mean_var_norm_emb>
-label_encoder: !new:speechbrain.dataio.encoder.CategoricalEncoder
-pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
-    loadables:
-        embedding_model: !ref <embedding_model>
-        classifier: !ref <classifier>
-        label_encoder: !ref <label_encoder>
-    paths:
-        label_encoder: {folder}/label_encoder.txt
-"""
 worst = 0.0
 
 
@@ -108,12 +76,16 @@ def compare_speechbrain(folder, files):
     torch.manual_seed(0)
     network = ECAPA_TDNN(80, lin_neurons=192, channels=[1024] * 4 + [3072], device="cpu")
     torch.save(randomise(network).state_dict(), folder / "embedding_model.ckpt")
-    torch.save(Classifier(192, out_neurons=50).state_dict(), folder / "classifier.ckpt")
+    classifier, encoder = Classifier(192, out_neurons=50), CategoricalEncoder()
+    torch.save(classifier.state_dict(), folder / "classifier.ckpt")
     labels = "".join(f"'id{i:05d}' => {i}\n" for i in range(50))
     (folder / "label_encoder.txt").write_text(f"{labels}================\n'starting_index' => 0\n")
-    (folder / "hyperparams.yaml").write_text(SPEECHBRAIN.replace("{folder}", str(folder)))
-    theirs = SpeakerRecognition.from_hparams(source=str(folder), savedir=str(folder / "savedir"))
-    theirs.hparams.label_encoder.ignore_len()
+    encoder.load(folder / "label_encoder.txt")
+    encoder.ignore_len()
+    normalization = InputNormalization(norm_type="sentence", std_norm=False)
+    modules = {"compute_features": Fbank(n_mels=80), "mean_var_norm": normalization, "embedding_model": network,
+               "classifier": classifier}  # fmt: skip
+    theirs = SpeakerRecognition(modules, {"label_encoder": encoder})
     ours = SpeakerEncoder.from_checkpoint(folder)
     for rate, paths in files.items():
         pairs = list(itertools.pairwise(paths))

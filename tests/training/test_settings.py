@@ -129,14 +129,6 @@ def test_a_file_of_flags(tmp_path):
     assert args.given == {"lr", "margin_rise", "max_epoch"}
 
 
-def test_strong_is_the_published_recipe_at_its_own_batch():
-    assert of_recipe("strong", batch_size=64) == {
-        "max_epoch": 150, "optimizer": "sgd", "lr": 0.1, "lr_final": 5e-5, "schedule": "exponential", "warmup": 6,
-        "weight_decay": 1e-4, "m": 0.2, "s": 32, "margin_rise": [20, 40], "speed_perturb": True, "average": 10,
-        "sub_centres": 3, "top_k": 5,
-    }  # fmt: skip
-
-
 def test_strong_follows_the_batch_and_the_number_of_epochs():
     found = of_recipe("strong", {"max_epoch", "batch_size"}, max_epoch=30, batch_size=512)
     assert "max_epoch" not in found and "batch_size" not in found
