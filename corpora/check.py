@@ -18,7 +18,7 @@ import numpy as np
 from corpora.audio import SAMPLE_RATE, AudioFile, UnreadableAudio, find_noises, find_responses
 from corpora.lists import TrainingList, TrialList, check_files, first_lines
 from corpora.pack import Pack, open_source
-from tools import InputError, count, in_order, one_line, progress_bar
+from tools import InputError, count, file_hash, in_order, one_line, progress_bar
 
 SEVERITIES = ("note", "warning", "error")  # the exit status is the index of the worst
 QUICK = 200  # number of training files, and of evaluation files, whose headers the quick check reads
@@ -207,6 +207,34 @@ def check_audio(name, lists, arguments, full=False, few=None):
     return findings
 
 
+def check_identical(train_lists, tests, arguments):
+    """[Finding] of files with the same content: in training and evaluation, of two speakers, or of one."""
+    speaker_of = {os.path.join(arguments.train_path or "", file): listed.speakers[label]
+                  for listed in train_lists for file, label in zip(listed.files, listed.label)}  # fmt: skip
+    paths = [os.path.join(arguments.eval_path or "", file) for listed in tests for file in first_lines(listed)]
+    groups = {"": [path for path in dict.fromkeys([*speaker_of, *paths]) if os.path.isfile(path)]}
+    for key in (os.path.getsize, beginning, file_hash):  # each for those that agreed in the one before
+        finer = collections.defaultdict(list)
+        for group in groups.values():
+            for path in group if len(group) > 1 else ():
+                finer[key(path)].append(path)
+        groups = finer
+    within, across, of_two = [], [], []
+    for group in groups.values():
+        speakers = {speaker_of.get(path) for path in group}  # None: an evaluation file
+        if len(group) > 1:
+            (within if len(speakers) == 1 else across if None in speakers else of_two).append(group)
+    fix, example = "keep the right one of each", " = ".join
+    findings = found("error", "groups of training and evaluation files are identical", across, fix, example)
+    findings += found("error", "groups of files of different speakers are identical", of_two, fix, example)
+    return findings + found("warning", "groups of files are identical", within, fix, example)
+
+
+def beginning(path):
+    with open(path, "rb") as file:
+        return file.read(8192)
+
+
 def check_augmentation(arguments):
     """[Finding] of the folders of MUSAN and of room responses."""
     findings = []
@@ -226,6 +254,7 @@ def check(arguments):
     train_lists, tests, findings = check_lists(arguments)
     findings += check_audio("training", train_lists, arguments, full)
     findings += check_audio("evaluation", tests, arguments, full) + check_augmentation(arguments)
+    findings += check_identical(train_lists, tests, arguments)
     return sorted(findings, key=lambda each: -SEVERITIES.index(each.severity))
 
 

@@ -111,6 +111,11 @@ MISTAKES = {
     "cut in half": (cut_in_half, "warning", "shorter than their header", 1, TRAIN),
     "telephone": (audio(EVAL, SPEECH, 8000), "warning", "below 16 kHz", 1, "8000 Hz"),
     "half a second": (audio(EVAL, SPEECH[:8000]), "warning", "shorter than 1.0 s", 1, "0.50 s"),
+    "copy, same speaker": (copied(TRAIN, "train/id00001/session1/00002.wav"), "warning",
+                           "groups of files are identical", 1, " = "),
+    "copy, other speaker": (copied(TRAIN, "train/id00002/session1/00002.wav"), "error", "of different speakers", 1,
+                            "id00002/session1/00002.wav"),
+    "copy across": (copied(TRAIN, EVAL), "error", "of training and evaluation files are identical", 1, EVAL),
     "MUSAN without music": (lambda root: shutil.rmtree(root / "musan/music"), "error", "--musan_path cannot", 1,
                             "no audio in its folder 'music'"),
     "no responses": (lambda root: shutil.rmtree(root / "rirs/smallroom"), "error", "--rir_path cannot", 1,
@@ -252,7 +257,7 @@ def test_quick_check_of_a_part_of_the_files(own, monkeypatch):
 
 
 @pytest.mark.parametrize("plant, status", [
-    (lambda root: None, 0), (MISTAKES["line twice"][0], 1), (MISTAKES["missing file"][0], 2)])  # fmt: skip
+    (lambda root: None, 0), (MISTAKES["copy, same speaker"][0], 1), (MISTAKES["missing file"][0], 2)])  # fmt: skip
 def test_exit_status(own, command, plant, status):
     plant(own)
     assert command(prepareData, *data_flags(own), "--check")[0] == status
