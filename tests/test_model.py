@@ -5,7 +5,7 @@ from conftest import relative_error, voice
 from published import taoruijie_shapes
 
 from inference.systems import SYSTEMS
-from model import ECAPA_TDNN, LogMel, SpecAugment
+from model import ECAPA_TDNN, AttentiveMoments, LogMel, Moments, SpecAugment
 
 
 def with_statistics(network):
@@ -112,7 +112,13 @@ def test_pooling_against_its_definition():
     found = network.pool(x.unsqueeze(2))
     assert relative_error(found.detach(), expected.detach()) < 1e-5
     for ours, theirs in zip(gradients(found, direction.float(), x, network.attention), gradient):
-        assert relative_error(ours, theirs) < 1e-5
+        assert relative_error(ours, theirs) < 1e-4
+
+
+def test_gradients_of_the_statistics_against_finite_differences():
+    x, logits = (torch.randn(2, 3, 1, 7, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(Moments.apply, (x,))
+    assert torch.autograd.gradcheck(AttentiveMoments.apply, (x, logits))
 
 
 def gradients(found, direction, x, layers):
