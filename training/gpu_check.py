@@ -20,7 +20,7 @@ from inference.checkpoints import Pretrained
 from inference.encoder import BATCH_SECONDS, SpeakerEncoder, Utterance
 from model import ECAPA_TDNN
 from tools import RunError, one_line, write_text
-from training.run import fast, make_network, make_optimizer
+from training.run import fast, git_commit, make_network, make_optimizer
 
 UTTERANCES, SPEAKERS = 1_092_009, 5_994  # of VoxCeleb2 dev
 VOX1_E = 1_251, 145_160, 581_480  # speakers, utterances, trials
