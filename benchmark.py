@@ -54,7 +54,7 @@ def benchmark(args, device):
     if device.type == "cuda" and network is not training.network:
         show("step, not compiled", training.rate(training.network))
     steps = show("training step", training.rate(network))
-    end = show("end to end", training.rate_end_to_end(network))
+    end = show("end to end", training.rate(network, reading=True))
     flop, hours = training.flop(), UTTERANCES * args.max_epoch / end / 3600
     print(
         f"\nsteps reach {100 * flop * steps / product:.0f} % of the {product / 1e12:.3g} TFLOP/s of a large product "

@@ -24,6 +24,7 @@ from training.run import fast, git_commit, make_network, make_optimizer
 
 UTTERANCES, SPEAKERS = 1_092_009, 5_994  # of VoxCeleb2 dev
 VOX1_E = 1_251, 145_160, 581_480  # speakers, utterances, trials
+STEPS = {"cuda": 20}  # that are timed together, so that the wait for the last one counts little
 LAST_START = 330  # seconds after which no part begins: the corpus takes 30 before, a part with torch.compile 90
 
 
@@ -62,7 +63,7 @@ class Training:
     """What trainSpeakerNet.py trains with, for the classes of VoxCeleb2. ``batch``: [waveform, label] of one step.
 
     functions: make_loader and train_step of trainSpeakerNet.py, which this cannot import. ``batches``: endless, those
-    of CropLoader.epoch; ``ahead``: the same, copied to the device ahead. Rates are in utterances/s.
+    of CropLoader.epoch; ``ahead``: the same, copied to the device ahead.
     """
 
     def __init__(self, args, device, *functions):
@@ -84,17 +85,15 @@ class Training:
         args, position = self.args.replace(batch_size=len(label)), (1, next(self.number))
         self.train_step(args, network, self.optimizer, self.augmentation, position, waveform, label, args.lr, args.m)
 
-    def rate(self, network, crops=None):
-        """Quartiles of the rate of steps on the first crops of one batch."""
-        waveform, label = (each[:crops] for each in self.batch)
-        return self._rate(len(label), lambda: self.step(network, waveform, label))
+    def rate(self, network, crops=None, reading=False):
+        """Quartiles of utterances/s in steps on the first crops of one batch; ``reading``: on new batches."""
+        batch, steps = [each[:crops] for each in self.batch], STEPS.get(self.device.type, 4)
 
-    def rate_end_to_end(self, network):
-        return self._rate(self.args.batch_size, lambda: self.step(network, *next(self.ahead)[1:]))
+        def work():
+            for _ in range(steps):
+                self.step(network, *(next(self.ahead)[1:] if reading else batch))
 
-    def _rate(self, crops, step):
-        many = 20 if self.device.type == "cuda" else 4
-        return measure(many * crops, lambda: [step() for _ in range(many)], self.device, self.args.seconds)
+        return measure(steps * len(batch[1]), work, self.device, self.args.seconds)
 
     def flop(self):
         """FLOP of the products and convolutions of a step, for each crop."""
@@ -116,9 +115,9 @@ class GPUCheck(Training):
         checks = {
             "device": self.limits(), "relative difference from the CPU": self.numbers(),
             f"step of {large} crops": self.steps(large), f"step of {small} crops": self.steps(small),
-            "embedding": self.embedding(), "evaluation": self.evaluation(),
             f"step of {large} crops, compiled": self.compiled_steps(large, None), "end to end": self.end_to_end(),
             f"step of {small} crops, compiled, CUDA graphs": self.compiled_steps(small, "reduce-overhead"),
+            "embedding": self.embedding(), "evaluation": self.evaluation(),
             f"step of {small} crops, compiled": self.compiled_steps(small, None),
             f"step of {large} crops, compiled, CUDA graphs": self.compiled_steps(large, "reduce-overhead"),
         }  # fmt: skip
@@ -164,16 +163,18 @@ class GPUCheck(Training):
 
     def steps(self, crops, network=None):
         network, batch = network or self.network, [each[:crops] for each in self.batch]
-        yield "", self.rate(network, crops)[1], "utterances/s"
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+        yield "rate", self.rate(network, crops)[1], "utterances/s"
         self.need_cuda()
-        torch.cuda.reset_peak_memory_stats(self.device)
+        yield "memory", torch.cuda.max_memory_reserved(self.device) / 2**30, "GiB"
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             self.step(network, *batch)
             torch.cuda.set_sync_debug_mode("default")
-        yield "memory", torch.cuda.max_memory_allocated(self.device) / 2**30, "GiB"
-        waits = [f"{Path(each.filename).name}:{each.lineno}" for each in found if "synchronizing" in str(each.message)]
+        waits = [f"{Path(each.filename).name}:{each.lineno}" for each in found if "called a sync" in str(each.message)]
         yield "waits for the GPU (one is known)", len(waits), ", ".join(waits)
 
     def compiled_steps(self, crops, mode):
@@ -190,7 +191,7 @@ class GPUCheck(Training):
 
     def end_to_end(self):
         network = fast(self.args, self.network, self.device, crops=0)
-        yield f"from a {type(self.source).__name__.lower()}", self.rate_end_to_end(network)[1], "utterances/s"
+        yield f"from a {type(self.source).__name__.lower()}", self.rate(network, reading=True)[1], "utterances/s"
 
     def embedding(self):
         encoder = self.network.speaker_encoder
