@@ -1,13 +1,17 @@
 """benchmark.py as its users run it."""
 
+import json
 import re
 
 import pytest
+import torch
 
 import benchmark
 from corpora import demo
+from training.gpu_check import GPUCheck
 
-TINY = ("--C", 8, "--seconds", 0, "--n_cpu", 1, "--device", "cpu", "--batch_size", 4, "--num_frames", 40)
+TINY = ("--C", 8, "--seconds", 0, "--n_cpu", 1, "--device", "cpu", "--batch_size", 4, "--num_frames", 40,
+        "--no_compile")  # fmt: skip
 
 
 def audio_flags(corpus):
@@ -15,10 +19,15 @@ def audio_flags(corpus):
             "--musan_path", corpus / "musan", "--rir_path", corpus / "rirs")  # fmt: skip
 
 
+def small_demo(monkeypatch, folder):
+    monkeypatch.setattr(demo, "BACKGROUND_FILES", 3)
+    monkeypatch.setattr(benchmark, "make_demo", lambda _: demo.make_demo(folder, 2, 2))
+
+
 @pytest.mark.parametrize("what", ["demo", "corpus"])
 def test_every_stage_is_in_the_table(command, corpus, tmp_path, monkeypatch, what):
-    monkeypatch.setattr(demo, "BACKGROUND_FILES", 3)
-    monkeypatch.setattr(benchmark, "make_demo", lambda _: demo.make_demo(tmp_path, 2, 2))
+    if what == "demo":
+        small_demo(monkeypatch, tmp_path)
     more = ("--amp", "bf16") if what == "demo" else (*audio_flags(corpus), "--speed_perturb", "--sub_centres", 2)
     status, printed, error = command(benchmark, *TINY, *more)
     assert status == 0, error
@@ -38,3 +47,34 @@ def test_every_stage_is_in_the_table(command, corpus, tmp_path, monkeypatch, wha
 ])  # fmt: skip
 def test_advice_follows_from_the_rates(read, end, packed, advice):
     assert re.search(advice, benchmark.advise(read, 1000, 100, end, packed))
+
+
+class Wrong(GPUCheck):
+    """With features of the network that are 1 % off, and a check that fails."""
+
+    def limits(self):
+        encoder, features = self.network.speaker_encoder, self.network.speaker_encoder.features
+        encoder.features = lambda *inputs: 1.01 * features(*inputs)
+        yield "before", 0.123456, "s"
+        raise ValueError("broken\nin two lines")
+
+
+def test_gpu_check_finds_differences_and_survives_errors(command, tmp_path, monkeypatch):
+    small_demo(monkeypatch, tmp_path / "demo")
+    monkeypatch.setattr(benchmark, "GPU_CHECK", tmp_path / "check")
+    monkeypatch.setattr(benchmark, "GPUCheck", Wrong)
+    status, printed, error = command(benchmark, *TINY, "--gpu_check")
+    assert status == 0, error
+    rows = json.loads((tmp_path / "check.json").read_text())["rows"]
+    results = {(check, what): result for check, what, result, _ in rows}
+    assert (tmp_path / "check.md").read_text() in printed and printed.count("\n| ") == len(results) + 1
+    assert results["device", ""].startswith("failed: ValueError: broken") and "| before | 0.12346 s |" in printed
+    found = [results["relative difference from the CPU", what] for what in ("augmentation", "features", "embedding")]
+    assert found[0] == 0 and found[1] == pytest.approx(0.01, rel=1e-3) and found[2] > 1e-4
+    assert list(results.values()).count("needs CUDA") == 6 and results["end to end", "from a pack"] > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_check_without_a_gpu_is_one_line(command):
+    status, _, error = command(benchmark, "--gpu_check")
+    assert status == 2 and error.count("\n") == 1 and "--device cpu" in error

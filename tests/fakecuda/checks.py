@@ -1,18 +1,21 @@
 """The repository's commands on a CUDA device without one. Run by tests/test_fakecuda.py in a process of its own."""
 
+import json
+
 import pytest
 import torch
 from conftest import data_flags
 from fakecuda.count import count, count_compiled
 from fakecuda.device import FakeGPU
 
+import benchmark
 import trainSpeakerNet
 from inference.checkpoints import Pretrained
 from inference.encoder import SpeakerEncoder
 from inference.systems import SYSTEMS
 from loss import AAMsoftmax
 from model import ECAPA_TDNN
-from training import distributed
+from training import distributed, gpu_check
 from training.run import SpeakerNet
 
 # Upper bounds for a step of 400 crops of 200 frames with 5,994 classes in bf16, 5 % above what was counted (count.py).
@@ -66,6 +69,24 @@ def test_evaluation_with_as_norm_and_calibration(train, folder):
     torch.save({f"speaker_encoder.{key}": each for key, each in ECAPA_TDNN(C=16).state_dict().items()}, path)
     printed, *_ = train("--eval", "--initial_model", path, "--calibrate", "--save_path", folder / "eval")
     assert "trials.as_norm: EER" in printed and "trials.calibrated: EER" in printed
+
+
+def test_the_gpu_check_has_no_error_of_its_own(corpus, command, folder, monkeypatch):
+    monkeypatch.setattr(benchmark, "GPU_CHECK", folder / "check")
+    monkeypatch.setattr(gpu_check, "VOX1_E", (10, 100, 200))
+    monkeypatch.setattr(gpu_check, "STEPS", {"cuda": 1})
+    monkeypatch.setattr(gpu_check, "measure", lambda count, work, *_: (1, 2, work() is None))
+    monkeypatch.setattr(torch, "compile", lambda network, mode=None: network)
+    for flags in ([], ["--gpu_check"]):
+        with FakeGPU():
+            status, printed, complained = command(benchmark, *data_flags(corpus), *SMALL[:-1], "--seconds", 0, *flags)
+        assert status == 0, complained
+    rows = json.loads((folder / "check.json").read_text())["rows"]
+    assert len(rows) == 35 and all(isinstance(result, int | float) for _, _, result, _ in rows), printed
+    expected = count(SpeakerNet(ECAPA_TDNN(C=16), AAMsoftmax(5994)), batch=8, frames=60)["GFLOP"]
+    assert {what: result for _, what, result, _ in rows}["step"] == pytest.approx(expected, rel=1e-6)
+    waits = [(result, places) for _, what, result, places in rows if what.startswith("waits")]
+    assert len(waits) == 6 and all(count == 1 and "trainSpeakerNet.py" in places for count, places in waits), waits
 
 
 def test_batch_norm_that_is_no_longer_finite():

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,6 +61,8 @@ torch.cuda._lazy_init = lambda: None
 torch.cuda.Stream = torch.cuda.current_stream = lambda device=None: SimpleNamespace(wait_stream=lambda other: None)
 torch.cuda.stream = lambda stream: contextlib.nullcontext()
 torch.cuda.get_device_properties = lambda device=None: H200
+torch.cuda.empty_cache = torch.cuda.reset_peak_memory_stats = lambda device=None: None
+torch.cuda.max_memory_reserved = lambda device=None: 2**30
 torch.cuda.get_rng_state = lambda device="cuda": torch.zeros(16, dtype=torch.uint8)
 torch.cuda.set_rng_state = lambda state, device="cuda": None
 torch.utils.swap_tensors = lambda old, new: None  # Module.to(device) does this with fake parameters that are there
@@ -126,3 +129,6 @@ class FakeGPU(TorchDispatchMode):
         frames = [(Path(frame.f_code.co_filename), line, frame) for frame, line in traceback.walk_stack(None)]
         where = [f"{each.f_code.co_name} ({file.name}:{line})" for file, line, each in frames if file.parent in OURS]
         self.waits.append(" < ".join([name, *where]))
+        if torch.cuda.get_sync_debug_mode():
+            at = next((str(file), line) for file, line, each in frames if file.parent in OURS)
+            warnings.warn_explicit("called a synchronizing CUDA operation", UserWarning, *at)
