@@ -7,6 +7,7 @@ exactly, with any number of threads, and several processes together draw what a 
 
 import collections
 import concurrent.futures
+import functools
 import itertools
 import math
 import sys
@@ -47,12 +48,17 @@ def to_device(tensor, device):
     return (tensor if tensor.is_cuda or tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
+@functools.cache  # PyTorch keeps memory for each stream
+def copy_stream(device):
+    return torch.cuda.Stream(device)
+
+
 def copied_ahead(batches, device):
     """The (step, waveform, label) of a CropLoader, on CUDA copied to the device while the step before is computed."""
     if device.type != "cuda":
         yield from batches
         return
-    stream, computing, ahead = torch.cuda.Stream(device), torch.cuda.current_stream(device), None
+    stream, computing, ahead = copy_stream(device), torch.cuda.current_stream(device), None
     for batch in itertools.chain(batches, [None]):
         computing.wait_stream(stream)  # for the batch ahead
         stream.wait_stream(computing)  # for memory that is used again

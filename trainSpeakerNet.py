@@ -157,7 +157,7 @@ def build_parser():
                                     choices=["auto", "bf16", "off"])
     add("--compile",       False,   "torch.compile also where it is not the default: it is on CUDA, and on a CPU for "
                                     "100,000 crops or more. Takes a minute at the start")
-    add("--no_compile",    False,   "no torch.compile")
+    add("--no_compile",    False,   "never torch.compile")
     add("--accumulate",    1,       "compute a batch in N parts, where memory is short; batch norm then sees the parts")
     add("--sync_bn",       False,   "several GPUs: batch norm over the whole batch (nn.SyncBatchNorm)")
     # fmt: on
@@ -309,7 +309,8 @@ def train(args):
                 if not finite:
                     distributed.reset_broken_statistics(run.network)
                 meter.add(step, lr, margin, measured if finite else None)
-                asked = size() == 1 or run.step % 10 == 0 or run.step == loader.steps  # processes wait for each other
+                # GPUs would wait for each other's processes: they are asked every tenth step only.
+                asked = device.type != "cuda" or size() == 1 or run.step % 10 == 0 or run.step == loader.steps
                 if asked and distributed.any_rank(stop.requested or run.save_is_due()):
                     run.save(meter.sums())
                     if distributed.any_rank(stop.requested):

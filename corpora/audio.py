@@ -60,8 +60,11 @@ class PlainWav:
 
     def read(self, frames, dtype, always_2d):
         """(frames, 1) int16 or float32, fewer if the file has been cut short."""
-        waveform = np.empty((frames, 1), "<i2")
-        waveform = waveform[: self.file.readinto(waveform) // 2]
+        waveform, done = np.empty((frames, 1), "<i2"), 0
+        content = memoryview(waveform).cast("B")
+        while done < len(content) and (more := self.file.readinto(content[done:])):  # network disks may give less
+            done += more
+        waveform = waveform[: done // 2]
         return waveform if dtype == "int16" else waveform / np.float32(32768)
 
     def close(self):

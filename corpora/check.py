@@ -9,6 +9,7 @@ result would be worse or misleading; "note": information.
 
 import collections
 import functools
+import hashlib
 import os
 import statistics
 from typing import NamedTuple
@@ -186,7 +187,7 @@ def check_audio(name, lists, arguments, full=False, few=None):
         for listed in [] if few else lists:  # before training and evaluation this has been done
             check_files(listed, source, flag, arguments.paths_anywhere)
     except InputError as error:
-        return found("error", f"{flag} cannot be used", [error])
+        return found("error", f"the {name} lists do not fit {flag}", [error])
     if isinstance(source, Pack):  # its files were read when they were packed
         return []
     paths = list(map(source.name, files[:: -(-len(files) // few) if few else 1]))
@@ -213,12 +214,14 @@ def check_identical(train_lists, tests, arguments):
                   for listed in train_lists for file, label in zip(listed.files, listed.label)}  # fmt: skip
     paths = [os.path.join(arguments.eval_path or "", file) for listed in tests for file in first_lines(listed)]
     groups = {"": [path for path in dict.fromkeys([*speaker_of, *paths]) if os.path.isfile(path)]}
-    for key in (os.path.getsize, beginning, file_hash):  # each for those that agreed in the one before
-        finer = collections.defaultdict(list)
-        for group in groups.values():
-            for path in group if len(group) > 1 else ():
-                finer[key(path)].append(path)
-        groups = finer
+    for key in (beginning, file_hash):  # each for those that agreed in the one before
+        paths = [path for group in groups.values() if len(group) > 1 for path in group]
+        keys = in_order(functools.partial(key_or_none, key), paths, arguments.n_cpu)
+        bar = progress_bar(iterable=keys, total=len(paths), desc="comparing files", unit=" files", delay=2)
+        groups = collections.defaultdict(list)
+        for path, found_key in zip(paths, bar):
+            if found_key is not None:
+                groups[found_key].append(path)
     within, across, of_two = [], [], []
     for group in groups.values():
         speakers = {speaker_of.get(path) for path in group}  # None: an evaluation file
@@ -231,8 +234,16 @@ def check_identical(train_lists, tests, arguments):
 
 
 def beginning(path):
+    """(size, hash of the first 8 kB) of a file."""
     with open(path, "rb") as file:
-        return file.read(8192)
+        return os.path.getsize(path), hashlib.blake2b(file.read(8192), digest_size=16).digest()
+
+
+def key_or_none(key, path):
+    try:
+        return key(path)
+    except OSError:  # check_audio names it
+        return None
 
 
 def check_augmentation(arguments):

@@ -95,6 +95,8 @@ def modelscope_settings(folder):
 
 def _download(name, url, path, git_id=None):
     """Download a file, whole or not at all, unless it is there -> its path. git_id: what git calls its content."""
+    if path.is_file():  # perhaps in a folder that is read-only
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(".lock")):  # other processes wait, and find it
         if path.is_file():

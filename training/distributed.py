@@ -7,6 +7,7 @@ process only, so that the script reads as if there were.
 import contextlib
 import datetime
 import os
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -102,6 +103,8 @@ def parallel(network, device):
     # No broadcasting: running statistics are linear in the batches, so it is enough to average them when they are
     # needed (average_statistics).
     device_ids = [device.index] if device.type == "cuda" else None
+    # Of the weights of 1x1 convolutions, whose gradients have the same order in other words.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return nn.parallel.DistributedDataParallel(
         network, device_ids=device_ids, broadcast_buffers=False,
         gradient_as_bucket_view=True,  # no copies between gradients and what is sent

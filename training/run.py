@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -74,18 +75,19 @@ def multiplies_bf16(device):
 class Compiled(torch.nn.Module):
     """A network as torch.compile makes it, with fewer, larger kernels; where the compiler fails, as it is."""
 
-    def __init__(self, network, crops):
+    def __init__(self, network, graphs=False):
         super().__init__()
         self.network = network
-        # With few crops a GPU waits for the CPU to launch its kernels: CUDA graphs launch all of them at once.
-        graphs = crops < 100 and next(network.parameters()).is_cuda
         self.compiled = torch.compile(network, mode="reduce-overhead" if graphs else None)
+        # So that the compiler fails here or not at all, and not in the first backward pass.
+        torch._functorch.config.force_non_lazy_backward_lowering = True
+        warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex")  # of the FFT
 
     def forward(self, *inputs):
         try:
             return self.compiled(*inputs)
         except torch._dynamo.exc.TorchDynamoException as error:
-            reason = next(line for line in str(error).splitlines() if line)
+            reason = next(line for line in str(getattr(error, "inner_exception", error)).splitlines() if line)
             tqdm.write(f"torch.compile failed, training goes on without it, more slowly: {reason}")
             self.compiled = self.network
             return self.network(*inputs)
@@ -93,10 +95,14 @@ class Compiled(torch.nn.Module):
 
 def fast(args, network, device, crops):
     """The network for training, compiled where that earns its minute; crops: of the whole run."""
-    long = device.type == "cuda" or (device.type == "cpu" and crops >= 100_000)
+    # What nn.SyncBatchNorm exchanges in every layer would cut the graph in pieces.
+    long = (device.type == "cuda" and not args.sync_bn) or (device.type == "cpu" and crops >= 100_000)
     if args.no_compile or not (long or args.compile):
         return network
-    return Compiled(network, args.batch_size // (args.accumulate * size()))
+    # With few crops a GPU waits for the CPU to launch its kernels: CUDA graphs launch all of them at once. Gradients
+    # cannot be accumulated over several: they lie in memory that the next one overwrites (pytorch issue 169545).
+    few = args.batch_size // size() < 100 and args.accumulate == 1
+    return Compiled(network, graphs=few and device.type == "cuda")
 
 
 class Run:
