@@ -19,7 +19,7 @@ from inference.encoder import choose_device
 from tools import InputError, keep_memory, run_command
 from training import settings
 from training.gpu_check import UTTERANCES, GPUCheck, Training, limits, measure, setting
-from training.run import fast, multiplies_bf16
+from training.run import maybe_compile, multiplies_bf16
 from trainSpeakerNet import build_parser, make_loader, train_step
 
 GPU_CHECK = "exps/gpu_check"  # .md and .json
@@ -46,7 +46,7 @@ def benchmark(args, device):
 
     training, size = Training(args, device, make_loader, train_step), args.batch_size
     batches, augmentation, number = training.batches, training.augmentation, training.number
-    network = fast(training.args, training.network, device, UTTERANCES * args.max_epoch)
+    network = maybe_compile(training.args, training.network, device, UTTERANCES * args.max_epoch)
     product, copy = limits(args, device)
     read = show("read", measure(8 * size, lambda: [next(batches) for _ in range(8)], device, args.seconds))
     augment = measure(size, lambda: augmentation(*training.batch, 1, next(number)), device, args.seconds)

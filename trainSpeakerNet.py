@@ -51,9 +51,9 @@ from training.run import (
     Run,
     describe,
     encoder_of_state,
-    fast,
     make_network,
     make_optimizer,
+    maybe_compile,
     multiplies_bf16,
     provenance,
     take_classifier,
@@ -280,7 +280,7 @@ def train(args):
     distributed.check_same((run.epoch, run.step, lists), "--save_path and the lists must lie on a disk they all see")
     records.begin(provenance(args, lists), trial_sets, open_trackers)
     crops = args.max_epoch * loader.steps * args.batch_size
-    network, optimizer = fast(args, distributed.parallel(run.network, device), device, crops), run.optimizer
+    network, optimizer = maybe_compile(args, distributed.parallel(run.network, device), device, crops), run.optimizer
     torch.backends.cudnn.benchmark = True  # all batches have one shape: worth a search for the fastest kernels
     print(
         f"{run.folder}: {describe(run.network.speaker_encoder)}, {device}{f' x {size()} processes' * (size() > 1)}, "

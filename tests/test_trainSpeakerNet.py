@@ -23,7 +23,7 @@ from evaluation.scoring import result_line
 from inference.checkpoints import load_pretrained
 from loss import AAMsoftmax
 from training.meter import StopSignal
-from training.run import fast
+from training.run import maybe_compile
 from verify import SpeakerEncoder
 
 SMALL = ["--C", 8, "--num_frames", 60, "--batch_size", 8, "--max_epoch", 2, "--bank_mb", 5, "--n_cpu", 1,
@@ -153,7 +153,7 @@ def test_where_the_compiler_fails_training_goes_on(command, corpus, tmp_path, mo
 ])  # fmt: skip
 def test_torch_compile_is_used_where_it_earns_its_minute(device, flags, crops, compiled):
     args, network = trainSpeakerNet.build_parser().parse_args(flags), torch.nn.Linear(1, 1)
-    assert (fast(args, network, torch.device(device), crops) is not network) == compiled
+    assert (maybe_compile(args, network, torch.device(device), crops) is not network) == compiled
 
 
 @pytest.mark.slow

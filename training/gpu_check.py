@@ -20,7 +20,7 @@ from inference.checkpoints import Pretrained
 from inference.encoder import BATCH_SECONDS, SpeakerEncoder, Utterance
 from model import ECAPA_TDNN
 from tools import RunError, one_line, write_text
-from training.run import fast, git_commit, make_network, make_optimizer
+from training.run import git_commit, make_network, make_optimizer, maybe_compile
 
 UTTERANCES, SPEAKERS = 1_092_009, 5_994  # of VoxCeleb2 dev
 VOX1_E = 1_251, 145_160, 581_480  # speakers, utterances, trials
@@ -190,7 +190,7 @@ class GPUCheck(Training):
             raise RunError("needs CUDA")
 
     def end_to_end(self):
-        network = fast(self.args, self.network, self.device, crops=0)
+        network = maybe_compile(self.args, self.network, self.device, crops=0)
         yield f"from a {type(self.source).__name__.lower()}", self.rate(network, reading=True)[1], "utterances/s"
 
     def embedding(self):

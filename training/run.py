@@ -93,7 +93,7 @@ class Compiled(torch.nn.Module):
             return self.network(*inputs)
 
 
-def fast(args, network, device, crops):
+def maybe_compile(args, network, device, crops):
     """The network for training, compiled where that earns its minute; crops: of the whole run."""
     # What nn.SyncBatchNorm exchanges in every layer would cut the graph in pieces.
     long = (device.type == "cuda" and not args.sync_bn) or (device.type == "cpu" and crops >= 100_000)
