@@ -316,7 +316,7 @@ def mean_and_variance(x, valid=None, unbiased=False):
     """Mean and variance over valid frames, (..., T) -> two of (..., 1)."""
     mean = mean_over_time(x, valid)
     if valid is None:
-        return mean, (x - mean).square().sum(dim=-1, keepdim=True) / (x.shape[-1] - unbiased)
+        return mean, (x - mean).square().sum(dim=-1, keepdim=True) / (x.shape[-1] - int(unbiased))
     squares, total = ((x - mean).square() * valid).sum(dim=-1, keepdim=True), valid.sum(dim=-1, keepdim=True)
     # Of n frames: n - 1. Of weights: en.wikipedia.org/wiki/Weighted_arithmetic_mean#Reliability_weights
     lost = valid.square().sum(dim=-1, keepdim=True) / total if unbiased else 0
