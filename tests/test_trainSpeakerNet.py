@@ -1,5 +1,6 @@
 """The recipe as its users run it: from the command line, on a made-up corpus; killed, continued, misused."""
 
+import functools
 import hashlib
 import json
 import math
@@ -15,6 +16,8 @@ import published
 import pytest
 import torch
 from conftest import ROOT, data_flags, run_script, start_script
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
 import trainSpeakerNet
 import verify
@@ -136,12 +139,15 @@ def test_bf16_follows_float32(command, corpus, tmp_path):
 
 
 def test_where_the_compiler_fails_training_goes_on(command, corpus, tmp_path, monkeypatch):
-    def failing(*inputs):
-        raise torch._dynamo.exc.TorchDynamoException("no C++ compiler\nand a long explanation")
+    """Also where it fails in the backward pass, which torch.compile would leave until the first gradient."""
+    def failing(graph, inputs):
+        raise RuntimeError("no C++ compiler\nand a long explanation")
 
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: make_boxed_func(graph.forward), bw_compiler=failing)
+    compiled = functools.partial(torch.compile, backend=backend)
     flags = [*data_flags(corpus), *SMALL, "--max_epoch", 1, "--eval_list", "--save_path"]
     assert command(trainSpeakerNet, *flags, tmp_path / "eager")[0] == 0
-    monkeypatch.setattr(torch, "compile", lambda network, mode: failing)
+    monkeypatch.setattr(torch, "compile", lambda network, mode: compiled(network))
     status, printed, error = command(trainSpeakerNet, *flags, tmp_path / "failed", "--compile")
     assert status == 0 and printed.count("without it, more slowly: no C++ compiler\n") == 1, (printed, error)
     assert results(tmp_path / "failed")[0]["loss"] == results(tmp_path / "eager")[0]["loss"]
