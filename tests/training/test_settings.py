@@ -146,8 +146,8 @@ def test_strong_has_wespeakers_schedule_at_the_size_of_voxceleb2():
         rate = 256 / 64 * ramp * 0.1 * math.exp(step / (150 * steps) * math.log(0.00005 / 0.1))
         assert learning_rate(args, step, steps) == pytest.approx(rate, rel=1e-12)
         rising = (step - 19 * steps) / (20 * steps)
-        expected = 0.2 * (1 - math.exp(rising * math.log(1e-3 / (1 + 1e-6)))) if 0 <= rising < 1 else 0.2 * (rising >= 1)
-        assert margin(args, step, steps) == pytest.approx(expected, abs=1e-6)
+        ratio = 1 - math.exp(rising * math.log(1e-3 / (1 + 1e-6))) if 0 <= rising < 1 else float(rising >= 1)
+        assert margin(args, step, steps) == pytest.approx(0.2 * ratio, abs=1e-6)
     assert (args.optimizer, args.weight_decay, args.s, args.average) == ("sgd", 1e-4, 32, 10)
 
 
