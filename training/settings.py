@@ -265,8 +265,8 @@ def of_pretrained_run(args, initial, train_list, held_out):
 
 
 def with_width(args, network):
-    """Settings with the channels C of a loaded network; InputError if another --C was given."""
+    """Settings with the channels and the features of a loaded network; InputError if another --C was given."""
     width = getattr(network, "C", args.C)
     if "C" in args.given and width != args.C:
         raise InputError(f"--C {args.C}, but {args.initial_model} has C={width}: remove --C")
-    return args.replace(C=width)
+    return args.replace(C=width, keep_spectrum=getattr(network, "keep_spectrum", False))
