@@ -133,8 +133,8 @@ def build_parser():
     group = parser.add_argument_group("evaluation (with --eval)")
     add("--as_norm",       False,   "also score with the training mean subtracted, and with adaptive s-norm against a "
                                     "cohort of the training speakers (--train_list)")
-    add("--calibrate",     False,   "--as_norm, and log-likelihood ratios by logistic regression with quality measures "
-                                    "on trials of held-out training speakers")
+    add("--calibrate",     False,   "--as_norm, and log-likelihood ratios by logistic regression on trials of held-out "
+                                    "training speakers, with quality measures where these help")
     add("--cohort",        "",      "an .npz of embeddings as the cohort instead (verify.py --embed)")
     add("--top_n",         300,     "highest cohort scores that AS-norm uses")
 
