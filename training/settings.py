@@ -116,8 +116,8 @@ def file_arguments(path):
 def recipe_settings(parser, name, args, given):
     """{flag: value} of training/<name>.args for the flags that were not given, scaled to this run.
 
-    Learning rates, given for a batch of 64, are proportional to the batch size, those of Adam to its square root; epochs
-    of warm-up and margin to max_epoch, and at most a fifth of the epochs is averaged. InputError for another optimizer
+    Learning rates, given for a batch of 64, are proportional to the batch size, with Adam to its square root; epochs of
+    warm-up and margin to max_epoch, and at most a fifth of the epochs is averaged. InputError for another optimizer
     without learning rates of its own.
     """
     arguments = file_arguments(Path(__file__).parent / f"{name}.args")
