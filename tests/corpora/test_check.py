@@ -1,19 +1,20 @@
 """Each kind of mistake, planted in a small corpus, is found, counted and named; a clean corpus has none."""
 
+import itertools
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import data_flags, voice
+from conftest import SHARED, data_flags, voice
 from test_trainSpeakerNet import SMALL
 
 import prepareData
 import trainSpeakerNet
 from corpora import check as check_module
-from corpora.check import SEVERITIES, check, check_trials, quick_check, table, which_list
-from corpora.lists import TrialList
+from corpora.check import SEVERITIES, check, check_training_list, check_trials, quick_check, table, which_list
+from corpora.lists import TrainingList, TrialList
 from training.settings import read_settings
 
 TRAIN, EVAL = "train/id00001/session0/00000.wav", "eval/id00007/session0/00000.wav"
@@ -196,6 +197,59 @@ def test_lists_with_few_same_speaker_trials_are_right(form, share):
     assert check_trials(TrialList.of("list.txt", label, enrol, test))[1] == []
     findings = check_trials(TrialList.of("list.txt", [1 - each for each in label], enrol, test))[1]
     assert len(fitting(findings, "error", "the labels of list.txt are reversed")) == ("flac" not in form)
+
+
+# ---- labels that are not names of folders ----------------------------------------------------------------------------
+
+# Ten files (t) of each of 30 speakers (s) in four sessions: {layout: (folder of the speaker or None, path)}
+LAYOUTS = {
+    "speakers": ("id{s}", "id{s}/{t}.wav"),
+    "sessions": ("id{s}", "train/wav/id{s}/{s}{session}/{t}.wav"),
+    "sessions of one name": ("id{s}", "id{s}/s{session}/{t}.wav"),
+    "groups": ("id{s}", "{s3}/id{s}/s{session}/{t}.wav"),
+    "copies": ("id{s}", "copy{session}/id{s}/{t}.wav"),
+    "three corpora": ("10{s10}", "corpus{corpus}/10{s10}/{t}.wav"),
+    "a folder for each file": ("id{s}", "id{s}/{s}{t}/audio.wav"),
+    "flat": (None, "id{s}_{t}.wav"),
+    "one folder": (None, "wav/id{s}_{t}.wav"),
+    "only groups": (None, "{s3}/id{s}_{t}.wav"),
+    "only days": (None, "day{t}/{s}.wav"),
+    "only a folder for each file": (None, "{t}/{s}{t}/audio.wav"),
+}
+# {labels: (label, (severity, whether it names folders, count) of the finding)}
+LABELS = {
+    "indices": (lambda s, t: s, None), "names": (lambda s, t: f"speaker-{s}", None),
+    "merged": (lambda s, t: s % 5, ("error", True, 5)), "triples": (lambda s, t: s // 3, ("error", True, 10)),
+    "merged names": (lambda s, t: f"speaker-{s % 5}", ("warning", True, 5)),
+    "split": (lambda s, t: 2 * s + t % 2, ("warning", False, 150)),
+    "shifted": (lambda s, t: s + (t > 7), ("warning", False, 60)),
+    "mistakes": (lambda s, t: s + (s == t), ("warning", False, 10)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_labels_are_compared_with_folders_of_speakers(layout, labels):
+    (folder, path), (label, expected), lines = LAYOUTS[layout], LABELS[labels], []
+    for s, t in itertools.product(range(30), range(10)):
+        names = {"s": s, "t": t, "session": t // 3, "s3": s % 3, "s10": s % 10, "corpus": s // 10}
+        lines.append((str(label(s, t)), path.format(**names), folder and folder.format(**names)))
+    given, files, speakers = zip(*lines)
+    names, findings = check_training_list(TrainingList.of("list", given, files))
+    found = [(each.severity, "several folders" in each.what, each.count) for each in findings]
+    assert found == ([expected] if expected and folder else [])
+    assert names == set(speakers if folder else given)
+
+
+@pytest.mark.parametrize("package, count", [("data", 427), ("data2", 97)])
+def test_indices_of_real_lists(package, count):
+    path = SHARED / package / "train_list.txt"
+    if not path.exists():
+        pytest.skip(f"{path} is not here: the real speech is no part of the repository")
+    right = TrainingList(path)
+    for modulus, severities in ((count, []), (10, ["error"])):
+        names, findings = check_training_list(TrainingList.of("list", [str(each % modulus) for each in right.label], right.files))
+        assert names == set(right.speakers) and [each.severity for each in findings] == severities
 
 
 # ---- the quick check before training and evaluation ------------------------------------------------------------------
