@@ -100,17 +100,13 @@ def check_training_list(train_list):
         what = f"the training list has {'a single speaker' if count == 1 else 'another speaker in every line'}"
         findings += found("error", what, train_list.speakers, "a line must be '<speaker> <path>'")
     folder_of, others = train_list.speaker_folders()
-    if len(others) > (1 - AGREEMENT) * len(train_list) and len(set(folder_of.values())) > count:
-        folders = [{} for _ in range(count)]
-        for file, label in zip(train_list.files, train_list.label):
-            folders[label]["/".join(folder_of[file])] = True
-        cases = [(speaker, *each) for speaker, each in zip(train_list.speakers, folders) if len(each) > 1]
-        severity = "error" if all(map(str.isdecimal, train_list.speakers)) else "warning"  # indices are made by scripts
-        findings += found(severity, "labels of the training list have several folders", cases, "a label must be one "
-                          "speaker; if folders are sessions, name the speakers instead of numbering them",
-                          lambda case: f"{case[0]}: {', '.join(case[1:4])}{', ...' * (len(case) > 4)}")  # fmt: skip
-    else:
-        findings += found("warning", "training lines name another speaker than their folder", others, "fix them", line)
+    folders = len(set(folder_of.values()))
+    severity, what, fix = "warning", "training lines name another speaker than their folder", "fix them"
+    if len(others) > (1 - AGREEMENT) * len(train_list) and folders > count:
+        severity = "error" if all(map(str.isdecimal, train_list.speakers)) else "warning"  # sessions may be meant
+        what = f"the training list has {count} labels for {folders} folders of speakers"
+        fix = "a label must be one speaker; if the folders are sessions, name the speakers instead of numbering them"
+    findings += found(severity, what, others, fix, line)
     return train_list.speaker_names(folder_of), findings
 
 

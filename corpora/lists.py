@@ -96,44 +96,33 @@ class TrainingList(List):
     def line(self, row):
         return f"{self.speakers[self.label[row]]} {self.files[row]}"
 
-    def by_folder(self):
-        """Yield ({file: its folders}, whether each label agrees (N,), whether it is that of its folder (N,)).
+    def speaker_folders(self):
+        """({file: folders to that of its speaker, or its label if folders do not tell}, rows whose labels contradict).
 
-        The second: it is the most frequent label of its folder; the first: and the folder the most frequent of the
-        label. For each depth of ``folder_levels`` first with the folder's name alone, because a speaker may have
-        folders in several (clean/id1, noisy/id1).
+        Labels that are names of folders are the speakers. Others, such as class indices, are compared with the first
+        level that agrees, one folder a label, or else with the first where folders have one label, or many labels one.
         """
+        names = [self.speakers[label] for label in self.label.tolist()]
+        by_label = {file: (name,) for file, name in zip(self.files, names)}
+        others = [row for row, file in enumerate(self.files) if names[row] not in file.split("/")[:-1]]
+        if len(others) <= (1 - AGREEMENT) * len(self):
+            return by_label, others
+        best, contrary = by_label, []
         for level in folder_levels(self.files):
+            # First the names alone, because a speaker may have folders in several (clean/id1, noisy/id1).
             for folder_of in ({file: folders[-1:] for file, folders in level.items()}, level):
                 pairs = list(zip(map(folder_of.get, self.files), self.label.tolist()))
                 rising = [pair for pair, _ in reversed(collections.Counter(pairs).most_common())]
-                label_of, main = dict(rising), {label: folder for folder, label in rising}  # the last one counts
-                of_folder = np.array([label_of[folder] == label for folder, label in pairs])
-                yield folder_of, of_folder & [main[label] == folder for folder, label in pairs], of_folder
-
-    def speaker_folders(self):
-        """({file: folders to that of its speaker}, rows whose labels contradict it); ({}, []) if folders do not tell.
-
-        Labels that are names of folders are the speakers. Others, such as class indices, are compared with the first
-        level that agrees, or else with the first where folders have one label each, or many do.
-        """
-        names = [self.speakers[label] for label in self.label.tolist()]
-        others = [row for row, file in enumerate(self.files) if names[row] not in file.split("/")[:-1]]
-        if len(others) <= (1 - AGREEMENT) * len(self):
-            return {file: (name,) for file, name in zip(self.files, names)}, others
-        best, contrary = {}, []
-        for folder_of, agrees, of_folder in self.by_folder():
-            if not 1 < len(set(folder_of.values())) <= len(self) / 2:  # a folder of one file always has one label
-                continue
-            if agrees.mean() >= AGREEMENT:
-                return folder_of, np.flatnonzero(~agrees).tolist()
-            if not best and (of_folder.mean() >= AGREEMENT or agrees.mean() >= RESEMBLANCE):
-                best, contrary = folder_of, np.flatnonzero(~agrees).tolist()
+                label_of, main = dict(rising), {label: folder for folder, label in rising}  # the most frequent
+                if not 1 < len(label_of) <= len(self) / 2:  # a folder of one file always has one label
+                    continue
+                one_label = np.array([label_of[folder] == label for folder, label in pairs])
+                agrees = one_label & [main[label] == folder for folder, label in pairs]
+                if agrees.mean() >= AGREEMENT:
+                    return folder_of, np.flatnonzero(~agrees).tolist()
+                if best is by_label and (one_label.mean() >= AGREEMENT or agrees.mean() >= RESEMBLANCE):
+                    best, contrary = folder_of, np.flatnonzero(~agrees).tolist()
         return best, contrary
-
-    def speaker_names(self, folder_of=None):
-        """The same, but the labels if folders do not tell."""
-        return super().speaker_names(folder_of) or set(self.speakers)
 
 
 class TrialList(List):

@@ -67,8 +67,7 @@ def evaluate(encoder, trial_sets, args, backend=None, kind=""):
         for step, scores in steps.items():
             name = f"{set_name}.{step}" if step else set_name
             results[name] = compute_metrics(scores, trials)
-            # By the names of folders; None: the list's or the model's are not known.
-            results[name]["speakers_in_training"] = len(names & trained) if names and trained else None
+            results[name]["speakers_in_training"] = len(names & trained) if names and trained else None  # not known
             if not step and encoder.system.crops:  # for users who compare embeddings
                 cosines = trial_cosines(trials, utterances[source])
                 results[name]["cosine_threshold"] = equal_error_rate(cosines, trials.label)[1]
