@@ -140,6 +140,7 @@ def build_parser():
 
     group = parser.add_argument_group("model and loss")
     add("--C",             1024,    "channels of the network; published: 512 and 1024")
+    add("--keep_spectrum", False,   "subtract only the level from the features, not each band's mean: for few speakers")
     add("--m",             0.2,     "margin of the AAM-softmax, radians")
     add("--margin_rise",   [0.0, 0.0], "epochs between which the margin rises from 0 to --m; 0 0: always --m", nargs=2,
                                     type=float)
@@ -182,7 +183,8 @@ def learning_rate(args, step, steps_per_epoch):
         rate = args.lr * (args.lr_final / args.lr) ** done
     elif args.schedule == "cosine":
         rate = args.lr_final + (args.lr - args.lr_final) * (1 + math.cos(math.pi * done)) / 2
-    return rate * min(1.0, (step + 1) / max(1.0, args.warmup * steps_per_epoch))
+    warmup = args.warmup * steps_per_epoch
+    return rate * step / warmup if step < warmup else rate
 
 
 def margin_at(args, step, steps_per_epoch):
@@ -202,13 +204,13 @@ def margin_at(args, step, steps_per_epoch):
 # ---- start: scratch | resume | pretrained ----------------------------------------------------------------------------
 
 
-def start(args, train_list, held, device):
-    """The Run, its Records and the settings that the data and the model decide: (run, records, settings)."""
-    state, last_is_damaged = load_state(args.save_path)
+def start(args, loaded, train_list, held, device):
+    """(Run, Records, settings with what the data and the model decide). loaded: by load_state."""
+    state, last_is_damaged = loaded
     args, initial = settings.with_classes(args, train_list), None
     torch.manual_seed(args.seed)
     if state:  # resume
-        args = settings.of_resumed_run(args, state, train_list)
+        settings.check_resumed_list(args, state, train_list)
         encoder, earlier = encoder_of_state(state, args.system), state.get("earlier_speakers", [])
     elif args.initial_model:  # pretrained
         initial = load_pretrained(args.initial_model, args.system)
@@ -216,7 +218,7 @@ def start(args, train_list, held, device):
         encoder, earlier = initial.network, initial.trained_on()
     else:  # scratch
         args = args.replace(system="ours")
-        encoder, earlier = ECAPA_TDNN(C=args.C), []
+        encoder, earlier = ECAPA_TDNN(C=args.C, keep_spectrum=args.keep_spectrum), []
     network = make_network(args, encoder, device)
     if initial:
         print(f"{args.initial_model}: took its {take_classifier(network, initial, train_list, args)}")
@@ -270,8 +272,13 @@ def train(args):
     device = choose_device(distributed.own_device(args.device))
     if args.amp == "auto":
         args = args.replace(amp="bf16" if multiplies_bf16(device) else "off")
+    loaded = load_state(args.save_path)
+    if loaded[0]:
+        args = settings.of_resumed_run(args, loaded[0])
     train_list, source, trial_sets, held = open_data(args)
-    run, records, args = start(args, train_list, held, device)
+    if not loaded[0]:
+        args = settings.with_sizes(build_parser(), args, train_list, device)
+    run, records, args = start(args, loaded, train_list, held, device)
     if args.max_epoch in records.epochs():
         return print_end(run, records)
     loader, augmentation = make_loader(args, train_list, source, device)
