@@ -75,7 +75,7 @@ def with_sizes(parser, args, train_list, device):
     """
     utterances, sizes = len(train_list), {}
     if utterances < LARGE_LIST:
-        epochs = min(400, max(80, round(SMALL_RUN / utterances)))
+        epochs = min(200, max(80, round(SMALL_RUN / utterances)))
         sizes = {
             "C": 64 if device.type == "cpu" else 512,
             "batch_size": 32 if utterances < 10_000 else 64,
