@@ -1,9 +1,4 @@
-"""Check the downloaded archives of VoxCeleb, MUSAN and RIRS_NOISES against the published MD5s, then unpack them.
-
-    unpack("downloads", "/data")    # vox1_dev_wav_parta?, vox2_test_aac.zip, musan.tar.gz, ...
-
-writes /data/voxceleb1/wav/..., /data/voxceleb2/dev/aac/..., /data/musan/..., /data/RIRS_NOISES/...
-"""
+"""Check the downloaded archives of VoxCeleb, MUSAN and RIRS_NOISES against the published MD5s, then unpack them."""
 
 import functools
 import io
@@ -26,6 +21,7 @@ FOLDERS = {"vox1": "voxceleb1", "vox2": "voxceleb2"}
 def unpack(source, to, threads=4, any_md5=False):
     """Unpack all known archives in the folder ``source`` into ``to`` -> (number of files, number of new files).
 
+    They land in voxceleb1/wav, voxceleb2/dev/aac, musan and RIRS_NOISES, where the defaults of training are.
     Files that exist with the right size are skipped, so the same call continues after an interruption. InputError:
     missing parts, a wrong MD5 (unless any_md5), a path that leaves ``to``. RunError: a damaged archive, a full disk.
     """
@@ -33,7 +29,9 @@ def unpack(source, to, threads=4, any_md5=False):
     check_folder(source, "--unpack")
     archives = find_archives(source)
     if not any_md5:
-        check_md5(source, [part for parts in archives.values() for part in parts])
+        parts = progress_bar(iterable=list(itertools.chain(*archives.values())), desc="MD5", unit=" files")
+        if wrong := [part for part in parts if file_hash(source / part, "md5") != MD5[part]]:
+            raise InputError(f"--unpack {source}: wrong MD5, download again or give --any_md5: {', '.join(wrong)}")
     check_writable(to, "--to")
     is_new = []
     for name, parts in archives.items():
@@ -57,17 +55,6 @@ def find_archives(source):
         what = ", ".join(missing) or f"all of {', '.join(known)}"
         raise InputError(f"--unpack {source} lacks {what}: download what is missing")
     return found
-
-
-def check_md5(source, parts):
-    """InputError naming the files whose MD5 is not the published one."""
-    wrong = []
-    for part in progress_bar(iterable=parts, desc="MD5", unit=" files"):
-        found = file_hash(source / part, "md5")
-        if found != MD5[part]:
-            wrong.append(f"{part} ({found}, published {MD5[part]})")
-    if wrong:
-        raise InputError(f"--unpack {source}: wrong MD5, download again or give --any_md5: {', '.join(wrong)}")
 
 
 def list_members(file, name):

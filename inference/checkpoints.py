@@ -1,6 +1,6 @@
 """Checkpoints, ours and the published systems' (systems.py): recognise a file, read it safely, fill its network."""
 
-import ast
+import re
 import sys
 from typing import NamedTuple
 
@@ -80,8 +80,8 @@ def _weights_in(folder, system):
         matches = (sorted(folder.glob(pattern)) for pattern in SYSTEMS[name].files)
         found += next(filter(None, matches), [])  # wespeaker's average comes before the models it is made of
     ours = [*folder.glob("*.model"), *folder.glob("model/*.model")] if system in (None, "ours") else []
-    if ours and not found:
-        found = [max(ours, key=_precedence)]
+    if ours and not found:  # the best one, else the last, and their average rather than the last one itself
+        found = [max(ours, key=lambda path: (path.stem == "best", path.stem[-4:], path.stem.startswith("average")))]
         if rank() == 0:
             print(f"{folder}: took {found[0].relative_to(folder)}", file=sys.stderr)
     if not found:
@@ -90,12 +90,6 @@ def _weights_in(folder, system):
     if len(found) > 1:
         raise InputError(f"{folder} has several models: name one of {', '.join(path.name for path in found)}")
     return found[0]
-
-
-def _precedence(path):
-    """Orders a run's models: model_0079, model_0080, average_0080, best."""
-    kind, _, number = path.stem.rpartition("_")
-    return path.stem == "best", int(number) if number.isdecimal() else -1, kind == "average", path.stem
 
 
 def _recognise(path, content, state):
@@ -133,8 +127,6 @@ def _load_ours(path, content):
         raise InputError(f"{path} is based on a system that is not known: {system!r}")
     trial_list, results = next(iter((checkpoint.get("scores") or {}).items()), ("", {}))
     thresholds = results.get("thresholds") or {}
-    # Rounding may take a score out of its range.
-    thresholds = {name: value and min(1.0, max(-1.0, value)) for name, value in thresholds.items()}
     origin = f"equal error rate on {trial_list}" if thresholds.get("EER") is not None else ""
     return Pretrained(
         system, _network(path, weights, system, PREFIX), classifier, checkpoint.get("speakers") or None,
@@ -220,11 +212,8 @@ def _modelscope_settings(path):
 
 def _read_labels(path, count):
     """The training speakers in order, from SpeechBrain's label encoder: lines ``'id10001' => 0``, up to ``====``."""
-    lines = read_text(path).split("\n==")[0].splitlines()
-    try:
-        labels = {int(index): str(ast.literal_eval(name)) for name, index in (line.split(" => ") for line in lines)}
-    except (ValueError, SyntaxError) as error:
-        raise InputError(f"{path} has other lines than 'label' => number ({error})") from error
+    found = re.findall(r"^'(.*)' => (\d+)$", read_text(path).split("\n==")[0], re.MULTILINE)
+    labels = {int(index): name for name, index in found}
     if sorted(labels) != list(range(count)):
         raise InputError(f"{path} has {len(labels)} labels, the classifier {count}: they do not belong together")
     return [labels[index] for index in range(count)]

@@ -30,8 +30,6 @@ def local_model(name, flag=""):
 
     InputError, beginning with the flag, if there is neither or access is refused; RunError if a download fails.
     """
-    if not isinstance(name, (str, os.PathLike)) or not os.fspath(name):
-        raise InputError(f"a model must be a path or a name, not {name!r}")
     if Path(name).exists():
         return Path(name)
     found = re.fullmatch(r"([\w-][\w.-]*)/([\w.-]+)(?:@([\w./-]+))?", str(name))

@@ -1,5 +1,6 @@
-"""What a caller may give as audio: files, waveforms in memory, batches at 16 kHz; and which of it is hardly usable."""
+"""Audio for the encoder: what a caller may give, files read ahead in groups, and remarks on what is hardly usable."""
 
+import concurrent.futures
 import io
 import os
 
@@ -7,8 +8,13 @@ import numpy as np
 import soundfile
 import torch
 
-from corpora.audio import SAMPLE_RATE, AudioFile
-from tools import InputError
+from corpora.audio import SAMPLE_RATE, AudioFile, UnreadableAudio
+from tools import InputError, in_order
+
+LONG_SECONDS = 300  # longer utterances are embedded in windows: the activations of the whole would take gigabytes
+
+
+# ---- what a caller may give ------------------------------------------------------------------------------------------
 
 
 class InMemory(io.BytesIO):
@@ -34,12 +40,12 @@ class InMemory(io.BytesIO):
 
 
 def open_audio(audio, folder):
-    """An open AudioFile of a path in a Folder, of (waveform, sample_rate), or of pyannote's dicts of these.
+    """An open AudioFile of a path in a Folder, of (waveform, sample_rate), or of pyannote's dict of these two.
 
     InputError for anything else, UnreadableAudio for a file that cannot be read.
     """
-    if isinstance(audio, dict) and ("audio" in audio or {"waveform", "sample_rate"} <= audio.keys()):
-        audio = audio["audio"] if "audio" in audio else (audio["waveform"], audio["sample_rate"])
+    if isinstance(audio, dict) and {"waveform", "sample_rate"} <= audio.keys():
+        audio = audio["waveform"], audio["sample_rate"]
     if isinstance(audio, (str, os.PathLike)):
         return folder.open(audio)
     if isinstance(audio, tuple) and len(audio) == 2:
@@ -69,11 +75,9 @@ def as_rows(waveforms, lengths=None):
 
     waveforms: (samples,), (B, samples), (B, 1, samples), or a list of (samples,) of different lengths; floating point
     in [-1, 1] or int16. lengths: (B,) samples of each, or their fractions of the longest (floating point, as in
-    SpeechBrain); None: all; the samples after them are ignored. A list has no lengths. InputError for anything else.
+    SpeechBrain); None: all; the samples after them are ignored. InputError for anything else.
     """
     if isinstance(waveforms, (list, tuple)):
-        if lengths is not None:
-            raise InputError("a list of waveforms has the lengths of its arrays: give no lengths")
         rows = [as_tensor(waveform) for waveform in waveforms]
     else:
         batch = as_tensor(waveforms)
@@ -81,21 +85,21 @@ def as_rows(waveforms, lengths=None):
         if batch.dim() != 2 or len(batch) > max(1, batch.shape[1]):  # such as (samples, channels)
             raise InputError(f"waveforms must be (B, samples), (B, 1, samples) or (samples,), not {tuple(batch.shape)}")
         rows = list(batch)
-        if lengths is not None:
-            lengths, samples = torch.as_tensor(lengths), batch.shape[1]
-            lengths = (lengths * samples).round().long() if lengths.is_floating_point() else lengths
-            if lengths.shape != batch.shape[:1] or not bool(((lengths > 0) & (lengths <= samples)).all()):
-                raise InputError(f"lengths must be {len(rows)} numbers from 1 to {samples}, or fractions of that")
-            rows = [row[:length] for row, length in zip(rows, lengths.tolist())]
     if not all(row.dim() == 1 and len(row) for row in rows):
         raise InputError("a list of waveforms must have arrays (samples,) that are not empty")
+    if lengths is not None:
+        lengths, longest = torch.as_tensor(lengths), max(map(len, rows))
+        lengths = (lengths * longest).round().long() if lengths.is_floating_point() else lengths
+        if lengths.shape != (len(rows),) or lengths.min() < 1 or lengths.max() > longest:
+            raise InputError(f"lengths must be {len(rows)} numbers from 1 to {longest}, or fractions of that")
+        rows = [row[:length] for row, length in zip(rows, lengths.tolist())]
     return [row / 32768 if row.dtype == torch.int16 else row.float() for row in rows]
 
 
 def as_tensor(array, named="a waveform"):
     """An array or a tensor as a tensor of floats or int16. InputError, beginning with what it is, for anything else."""
-    if isinstance(array, np.ndarray):  # torch refuses reversed arrays and other byte orders
-        array = np.array(array, array.dtype.newbyteorder("="), order="C")
+    if isinstance(array, np.ndarray):
+        array = array.copy()  # torch refuses reversed arrays
     try:
         tensor = torch.as_tensor(array).detach()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -131,6 +135,52 @@ def span_of(audio, start, end):
         raise InputError(f"{audio.path} lasts {seconds:.2f} s: no excerpt from {start} s to {end} s")
     first = min(round(start * SAMPLE_RATE), audio.length - 1)
     return first, max(1, min(round(end * SAMPLE_RATE), audio.length) - first)
+
+
+# ---- files read ahead ------------------------------------------------------------------------------------------------
+
+
+def is_long(samples):
+    return samples > LONG_SECONDS * SAMPLE_RATE
+
+
+def read_groups(files, source, threads, shortest, least, most):
+    """Yield lists of (file, waveform (samples,) tensor or None if long or UnreadableAudio, remark) in order.
+
+    source: the Folder, Pack or Recordings of the files; shortest: the network's minimum, samples. A group ends when its
+    waveforms, each counted as at least ``least`` samples, reach ``most`` samples together.
+    """
+
+    def read(file):
+        try:
+            with source.open(file) as audio:
+                if is_long(audio.length):
+                    return file, None, ""
+                waveform = audio.read()
+                return file, torch.from_numpy(waveform), remark_on(waveform, source.name(file), audio.rate, shortest)
+        except UnreadableAudio as error:
+            return file, error, ""
+
+    group, samples = [], 0
+    for file, found, remark in in_order(read, files, threads):
+        group.append((file, found, remark))
+        if not isinstance(found, UnreadableAudio):
+            samples += LONG_SECONDS * SAMPLE_RATE if found is None else max(least, len(found))
+        if samples >= most:
+            yield group
+            group, samples = [], 0
+    if group:
+        yield group
+
+
+def one_ahead(items):
+    """Yield from an iterator whose next item is prepared in a thread meanwhile. None ends it."""
+    items = iter(items)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
 
 
 def remark_on(waveform, name, rate, shortest):
