@@ -31,7 +31,6 @@ class Pretrained(NamedTuple):
     cosine_threshold: float | None = None  # ours: equal error rate of whole utterances' cosines on it
     scale: float | None = None  # ours: s of its loss
     held_out: list | None = None  # ours: names of speakers in its training list that it was not trained on
-    mean: torch.Tensor | None = None  # (D,) SpeechBrain's mean embedding, which verification does not use
     earlier: list = []  # ours: names of the speakers of the models that it was started from
 
     def trained_on(self):
@@ -138,16 +137,14 @@ def _load_ours(path, content):
 
 def _load_speechbrain(path, state):
     network, beside = _network(path, state, "speechbrain"), _speechbrain_files(path)
-    classifier = speakers = mean = None
+    classifier = speakers = None
     if "classifier.ckpt" in beside:
         classifier = load_tensors(beside["classifier.ckpt"])["weight"].float()
-    if "mean_var_norm_emb.ckpt" in beside:
-        mean = load_tensors(beside["mean_var_norm_emb.ckpt"])["glob_mean"].float().flatten()
     labels = beside.get("label_encoder.txt") or beside.get("label_encoder.ckpt")
     if labels and classifier is not None:
         speakers = _read_labels(labels, len(classifier))
     threshold, origin = SYSTEMS["speechbrain"].threshold, "SpeechBrain's own"
-    return Pretrained("speechbrain", network, classifier, speakers, threshold, origin, mean=mean)
+    return Pretrained("speechbrain", network, classifier, speakers, threshold, origin)
 
 
 # The weights of the classifier in other systems' files; pyannote's have a column for each speaker.
@@ -199,7 +196,7 @@ def _network(path, state, system, prefix=""):
 
 def _speechbrain_files(path):
     """{name: path} of SpeechBrain's other files beside its embedding_model.ckpt."""
-    names = "hyperparams.yaml", "classifier.ckpt", "mean_var_norm_emb.ckpt", "label_encoder.txt", "label_encoder.ckpt"
+    names = "hyperparams.yaml", "classifier.ckpt", "label_encoder.txt", "label_encoder.ckpt"
     published = path.name in SYSTEMS["speechbrain"].files
     return {name: path.parent / name for name in names if published and (path.parent / name).is_file()}
 

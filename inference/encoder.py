@@ -16,21 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 from corpora.audio import SAMPLE_RATE, Folder, UnreadableAudio
 from corpora.pack import Pack
 from inference.checkpoints import Pretrained, load_pretrained
+from inference.reading import LONG_SECONDS, is_long, one_ahead, read_groups, remark_on
 from inference.systems import SYSTEMS
-from inference.waveforms import (
-    LONG_SECONDS,
-    Recordings,
-    as_list,
-    as_number,
-    as_rows,
-    as_tensor,
-    is_long,
-    one_ahead,
-    open_audio,
-    read_groups,
-    remark_on,
-    span_of,
-)
+from inference.waveforms import Recordings, as_list, as_number, as_rows, as_tensor, open_audio, span_of
 from tools import InputError, progress_bar
 
 CROPS = 5  # the customary score uses each whole utterance and five crops of three seconds
@@ -102,8 +90,7 @@ class SpeakerEncoder:
     alarms, ...}, set on the trial list ``trial_list``. cosine_threshold: the one for cosines of embeddings, which are
     another score where crops are scored, too (``system.crops``). channel: of several channels take this one; None: the
     system's default. held_out: speakers held out of its training, or None; trained_on: the known training speakers of
-    this model and of those that it was fine-tuned from. mean: SpeechBrain's mean embedding (D,) or None; its
-    ``encode_batch(normalize=True)`` subtracts it.
+    this model and of those that it was fine-tuned from.
     """
 
     def __init__(self, network, device="cpu", pretrained=None):
@@ -114,7 +101,7 @@ class SpeakerEncoder:
         self.threshold, self.origin = pretrained.threshold, pretrained.origin
         self.thresholds, self.trial_list = pretrained.thresholds, pretrained.trial_list
         self.cosine_threshold = pretrained.cosine_threshold if self.system.crops else self.threshold
-        self.classifier, self.speakers, self.mean = pretrained.classifier, pretrained.speakers, pretrained.mean
+        self.classifier, self.speakers = pretrained.classifier, pretrained.speakers
         self.held_out, self.trained_on = pretrained.held_out, pretrained.trained_on()
         self.vector_size = self.dimension * (2 if self.system.crops else 1)  # of scoring vectors
         self.channel = None
