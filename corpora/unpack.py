@@ -27,7 +27,12 @@ def unpack(source, to, threads=4, any_md5=False):
     """
     source, to = pathlib.Path(source), pathlib.Path(to)
     check_folder(source, "--unpack")
-    archives = find_archives(source)
+    known = {name: list(parts) for name, parts in itertools.groupby(MD5, lambda part: part.partition("_part")[0])}
+    archives = {name: parts for name, parts in known.items() if any((source / part).is_file() for part in parts)}
+    missing = [part for parts in archives.values() for part in parts if not (source / part).is_file()]
+    if missing or not archives:
+        what = ", ".join(missing) or f"all of {', '.join(known)}"
+        raise InputError(f"--unpack {source} lacks {what}: download what is missing")
     if not any_md5:
         parts = progress_bar(iterable=list(itertools.chain(*archives.values())), desc="MD5", unit=" files")
         if wrong := [part for part in parts if file_hash(source / part, "md5") != MD5[part]]:
@@ -44,17 +49,6 @@ def unpack(source, to, threads=4, any_md5=False):
         except (OSError, EOFError, RuntimeError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
             raise RunError(f"{name} cannot be unpacked ({error}): download it again, or make room") from error
     return len(is_new), sum(is_new)
-
-
-def find_archives(source):
-    """{archive: its parts} in a folder. InputError if there are none, or parts are missing."""
-    known = {name: list(parts) for name, parts in itertools.groupby(MD5, lambda part: part.partition("_part")[0])}
-    found = {name: parts for name, parts in known.items() if any((source / part).is_file() for part in parts)}
-    missing = [part for parts in found.values() for part in parts if not (source / part).is_file()]
-    if missing or not found:
-        what = ", ".join(missing) or f"all of {', '.join(known)}"
-        raise InputError(f"--unpack {source} lacks {what}: download what is missing")
-    return found
 
 
 def list_members(file, name):

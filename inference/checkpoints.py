@@ -140,9 +140,13 @@ def _load_speechbrain(path, state):
     classifier = speakers = None
     if "classifier.ckpt" in beside:
         classifier = load_tensors(beside["classifier.ckpt"])["weight"].float()
-    labels = beside.get("label_encoder.txt") or beside.get("label_encoder.ckpt")
-    if labels and classifier is not None:
-        speakers = _read_labels(labels, len(classifier))
+    path = beside.get("label_encoder.txt") or beside.get("label_encoder.ckpt")
+    if path and classifier is not None:  # lines 'id10001' => 0, up to ====
+        found = re.findall(r"^'(.*)' => (\d+)$", read_text(path).split("\n==")[0], re.MULTILINE)
+        labels = {int(index): name for name, index in found}
+        if sorted(labels) != list(range(len(classifier))):
+            raise InputError(f"{path} has {len(labels)} labels, the classifier {len(classifier)}: they do not fit")
+        speakers = [labels[index] for index in range(len(classifier))]
     threshold, origin = SYSTEMS["speechbrain"].threshold, "SpeechBrain's own"
     return Pretrained("speechbrain", network, classifier, speakers, threshold, origin)
 
@@ -205,12 +209,3 @@ def _modelscope_settings(path):
     """ModelScope's settings of these weights, if their configuration.json lies beside; else {}."""
     model = modelscope_settings(path.parent)
     return model if model.get("pretrained_model") == path.name or model.get("type") == "ecapa-tdnn-sv" else {}
-
-
-def _read_labels(path, count):
-    """The training speakers in order, from SpeechBrain's label encoder: lines ``'id10001' => 0``, up to ``====``."""
-    found = re.findall(r"^'(.*)' => (\d+)$", read_text(path).split("\n==")[0], re.MULTILINE)
-    labels = {int(index): name for name, index in found}
-    if sorted(labels) != list(range(count)):
-        raise InputError(f"{path} has {len(labels)} labels, the classifier {count}: they do not belong together")
-    return [labels[index] for index in range(count)]

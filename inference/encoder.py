@@ -276,6 +276,7 @@ class SpeakerEncoder:
             score = round(score, self.system.decimals)
         if threshold is None:
             return Verification(score, None, None)
+        threshold = float(threshold)
         return Verification(score, score > threshold if self.system.above else score >= threshold, threshold)
 
     def classify(self, audio):

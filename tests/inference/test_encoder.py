@@ -394,11 +394,10 @@ def test_our_own_model_brings_its_threshold_and_its_speakers(tmp_path, utterance
 
 
 def test_broken_weights_give_no_scores(utterances):
-    network = small_network()
-    network.fc6.weight.data[0, 0] = float("nan")
-    encoder = SpeakerEncoder(network)
+    encoder = SpeakerEncoder(small_network())
     with pytest.raises(InputError, match="has no classifier"):
         encoder.classify(utterances / "2.wav")
+    encoder.network.fc6.weight.data[0, 0] = float("nan")
     for embed in (encoder.embed, encoder.embed_windows, lambda path: encoder.embed_for_scoring([path])):
         with pytest.raises(UnreadableAudio, match=r"the embedding of .*2\.wav is not finite"):
             embed(utterances / "2.wav")
