@@ -98,6 +98,8 @@ def build_parser():
     add("--save_path",     "exps/exp1", "folder for all output; with --eval: exps/eval")
     add("--initial_model", "",      "start from this model; with --eval: evaluate it. Ours, or the file, folder or "
                                     "name of a published system (docs/use.md)")
+    add("--initial_classifier", False, "take over that model's classifier, too: its speakers are those of --train_list "
+                                    "in sorted order, which a file without their names cannot tell")
     add("--system",        None,    "the system of that model, where the file does not tell", choices=list(SYSTEMS),
                                     type=str)
     add("--eval",          False,   "evaluate only; needs no training data")

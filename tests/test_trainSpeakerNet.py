@@ -492,6 +492,23 @@ def test_fine_tuning_a_stranger(command, corpus, tmp_path, system):
     assert status == 0 and "resuming after step" in printed, error
 
 
+@pytest.mark.parametrize("classes", [6, 18, 7])
+def test_a_classifier_without_names_is_taken_on_the_users_word(command, corpus, tmp_path, classes):
+    """Of as many classes as speakers, or of three times as many, in which those at their own speed come first."""
+    theirs = published.random_state(published.taoruijie_shapes(8, classes))
+    torch.save(theirs, tmp_path / "theirs.pt")
+    flags = [*data_flags(corpus), *SMALL[2:], "--lr", 1e-12, "--max_epoch", 1, "--eval_list", "--initial_classifier",
+             "--initial_model", tmp_path / "theirs.pt", "--save_path", tmp_path / "e"]  # fmt: skip
+    status, printed, error = command(trainSpeakerNet, *flags)
+    if classes == 7:
+        assert status == 2 and error.count("\n") == 1
+        assert "--initial_classifier" in error and "of 7 classes" in error and "has 6 speakers" in error
+    else:
+        assert status == 0 and f"took its encoder and 6 of the {classes} classes" in printed, error
+        weight = state(tmp_path / "e")["weights"]["speaker_loss.weight"]
+        torch.testing.assert_close(weight, theirs["speaker_loss.weight"][:6], rtol=0, atol=1e-7)
+
+
 def test_evaluating_and_not_training_the_x_vector(command, corpus, tmp_path):
     torch.save(published.random_state(published.pyannote_shapes()), tmp_path / "pytorch_model.bin")
     model = ["--initial_model", tmp_path / "pytorch_model.bin", "--save_path", tmp_path / "e"]
@@ -544,6 +561,7 @@ def test_a_model_keeps_the_thresholds_of_its_evaluation(trained, corpus):
     (["--eval", "--initial_model", "{model}", "--eval_list"], "--eval needs --eval_list"),
     (["--initial_model", "{model}", "--C", 16], "--C 16, but {model} has C=8"),
     (["--demo"], "--demo generates its own data: remove --eval_list --eval_path --musan_path"),
+    (["--initial_classifier"], "--initial_classifier needs --initial_model FILE"),
     (["--finetune_margin"], "--finetune_margin needs --initial_model FILE"),
     (["--valid_speakers", 7], "--valid_speakers 7: must be from 2 to 4, because 6 of the 6 speakers"),
     (["--margin_rise", 3, 1], "--margin_rise must be two epochs"),

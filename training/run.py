@@ -17,9 +17,8 @@ from inference.systems import SYSTEMS, build_network
 from loss import AAMsoftmax
 from tools import InputError, RunError, load_checkpoint, rank, save_checkpoint, size
 from training import distributed
+from training.settings import SPEEDS, same_speakers
 from training.state import save_state
-
-SPEEDS = 3  # with speed perturbation each speaker is three classes: at its own speed, slower, faster
 
 
 class SpeakerNet(torch.nn.Module):
@@ -200,20 +199,23 @@ def mean_of_models(paths, last):
 def take_classifier(network, initial, train_list, args):
     """Copy a Pretrained model's classifier into a SpeakerNet if it has the same speakers. Returns what was done.
 
-    InputError if it has not and --finetune_margin was asked for, whose learning rate is too small for a new classifier.
+    InputError if it has not and --initial_classifier or --finetune_margin, whose learning rate is too small for a new
+    classifier, was asked for.
     """
     theirs, ours = initial.classifier, network.speaker_loss.weight
     if theirs is None:
         reason = "the file has no classifier"
-    elif initial.speakers != train_list.speakers or theirs[: len(ours)].shape != ours.shape:
+    elif not same_speakers(initial, train_list, args) or theirs[: len(ours)].shape != ours.shape:
         reason = f"its classifier of {len(theirs)} classes is for other speakers, speeds or sub-centres"
     else:
         ours.data.copy_(theirs[: len(ours)])  # the first of speed perturbation's are the speakers at their own speed
         return f"encoder and {len(ours)} of the {len(theirs)} classes of its classifier"
-    if args.finetune_margin:
+    if args.initial_classifier or args.finetune_margin:
+        flag = "--initial_classifier" if args.initial_classifier else "--finetune_margin"
         raise InputError(
-            f"--finetune_margin {args.initial_model}: {reason}, and the learning rate is too small for a new one; use "
-            "the --train_list, --valid_speakers and --n_class of its training"
+            f"{flag} {args.initial_model}: {reason}, {train_list.path} has {len(train_list.speakers)} speakers"
+            f"{', and the learning rate is too small for a new one' * args.finetune_margin}; use the --train_list, "
+            "--valid_speakers and --n_class of its training"
         )
     return f"encoder; {reason}: a new one for {args.n_class} speakers"
 

@@ -11,6 +11,7 @@ from model import ECAPA_TDNN
 from tools import InputError, count, read_text
 from training.state import has_state
 
+SPEEDS = 3  # with speed perturbation each speaker is three classes: at its own speed, slower, faster
 DATA_FLAGS = {"train_list", "train_path", "eval_list", "eval_path", "musan_path", "rir_path"}
 
 # What a resumed run may change: where things lie, how often it evaluates, how long it trains, how it is computed.
@@ -110,6 +111,8 @@ def _check_mode(args):
     started = not args.eval and has_state(args.save_path)  # the weights are in there
     if args.initial_model and not started:
         local_model(args.initial_model, "--initial_model")  # before all else: it may have to be downloaded
+    if args.initial_classifier and not args.initial_model:
+        raise InputError("--initial_classifier needs --initial_model FILE")
     if not args.initial_model and (args.eval or (args.finetune_margin and not started)):
         raise InputError(f"--{modes[0]} needs --initial_model FILE")
     if args.eval and has_state(args.save_path):
@@ -209,11 +212,22 @@ def of_pretrained_run(args, initial, train_list, held_out):
             f"that {args.initial_model} was trained on: use the --valid_speakers of that run"
         )
     args = with_width(args, initial.network).replace(system=initial.system)
-    if initial.classifier is not None and initial.speakers == train_list.speakers:
+    if initial.classifier is not None and same_speakers(initial, train_list, args):
         sub_centres = initial.classifier.shape[1] if initial.classifier.dim() == 3 else 1
-        kept = {"sub_centres": sub_centres, "s": initial.scale}
+        kept = {"sub_centres": sub_centres, "s": initial.scale or args.s}
         args = args.replace(**{name: value for name, value in kept.items() if name not in args.given})
     return args
+
+
+def same_speakers(initial, train_list, args):
+    """Whether a Pretrained model's classifier is of a list's speakers: by name, or on the word of --initial_classifier.
+
+    Files of other systems have no names. Their classes, too, are those of all speakers at their own speed, then slower.
+    """
+    if not args.initial_classifier or initial.speakers == train_list.speakers:
+        return initial.speakers == train_list.speakers
+    speakers = len(train_list.speakers)
+    return len(initial.speakers or initial.classifier) in (speakers, SPEEDS * speakers * (not initial.speakers))
 
 
 def with_width(args, network):
