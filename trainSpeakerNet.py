@@ -204,7 +204,7 @@ def margin_at(args, step, steps_per_epoch):
 # ---- start: scratch | resume | pretrained ----------------------------------------------------------------------------
 
 
-def start(args, train_list, held_out, device):
+def start(args, train_list, source, held_out, device):
     """The Run, its Records and the settings that the data and the model decide: (run, records, settings)."""
     state, last_is_damaged = load_state(args.save_path)
     args, initial = settings.with_classes(args, train_list), None
@@ -221,7 +221,7 @@ def start(args, train_list, held_out, device):
         encoder, earlier = ECAPA_TDNN(C=args.C), []
     network = make_network(args, encoder, device)
     if initial:
-        print(f"{args.initial_model}: took its {take_classifier(network, initial, train_list, args)}")
+        print(f"{args.initial_model}: took its {take_classifier(network, initial, train_list, source, args)}")
     if args.sync_bn:
         if device.type != "cuda":
             raise InputError("--sync_bn needs CUDA GPUs: without it, batch norm sees the rows of each process")
@@ -273,7 +273,7 @@ def train(args):
     if args.amp == "auto":
         args = args.replace(amp="bf16" if multiplies_bf16(device) else "off")
     train_list, source, trial_sets, held_out = open_data(args)
-    run, records, args = start(args, train_list, held_out, device)
+    run, records, args = start(args, train_list, source, held_out, device)
     if args.max_epoch in records.epochs():
         return print_end(run, records)
     loader, augmentation = make_loader(args, train_list, source, device)

@@ -397,7 +397,10 @@ def test_fine_tuning_keeps_the_encoder(command, corpus, tmp_path, trained):
     assert status == 0
     assert "took its encoder; its classifier of 6 classes is for other speakers, " in printed
     tuned = state(tmp_path / "new")["weights"]
-    assert tuned["speaker_loss.weight"].shape == (4, 192)
+    encoder, lines = SpeakerEncoder.from_checkpoint(model), [line.split() for line in fewer.read_text().splitlines()]
+    for speaker, vector in zip(sorted({speaker for speaker, _ in lines}), tuned["speaker_loss.weight"], strict=True):
+        own = [encoder.embed(corpus / "train" / file) for name, file in lines if name == speaker]
+        assert torch.cosine_similarity(torch.from_numpy(np.mean(own, axis=0)), vector, dim=0) > 0.9999
     assert torch.allclose(tuned["speaker_encoder.fc6.weight"], weights["speaker_encoder.fc6.weight"], atol=1e-6)
     # Again the same command: it goes on, and does not start from the model once more.
     assert "took its" not in command(trainSpeakerNet, *flags, "--save_path", tmp_path / "new")[1]
@@ -466,7 +469,7 @@ def test_fine_tuning_a_stranger(command, corpus, tmp_path, system):
     still = [*flags, *named, "--lr", 1e-12, "--max_epoch", 1, "--eval_list", "--save_path", tmp_path / "still"]
     status, printed, error = command(trainSpeakerNet, *still)
     assert status == 0, error
-    assert "took its encoder; " in printed and ": a new one for 6 speakers\n" in printed
+    assert "took its encoder; " in printed and ": a new one of the mean embeddings of 6 speakers\n" in printed
     theirs = load_pretrained(model, system).network.state_dict()
     ours = state(tmp_path / "still")["weights"]
     for key, value in theirs.items():

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
+from evaluation.backend import make_cohort
+from inference.encoder import SpeakerEncoder
 from inference.systems import SYSTEMS, build_network
 from loss import AAMsoftmax
 from tools import InputError, RunError, load_checkpoint, rank, save_checkpoint, size
@@ -196,8 +199,11 @@ def mean_of_models(paths, last):
     return {**last, **{key: (value / (len(paths) + 1)).to(last[key].dtype) for key, value in sums.items()}}
 
 
-def take_classifier(network, initial, train_list, args):
+def take_classifier(network, initial, train_list, source, args):
     """Copy a Pretrained model's classifier into a SpeakerNet if it has the same speakers. Returns what was done.
+
+    If it has not, a class vector begins as the mean embedding of the speaker (Qi et al., "Low-shot learning with
+    imprinted weights", CVPR 2018), at most 20 utterances of the Folder or Pack ``source``, with a new one's length.
 
     InputError if it has not and --initial_classifier or --finetune_margin, whose learning rate is too small for a new
     classifier, was asked for.
@@ -217,7 +223,13 @@ def take_classifier(network, initial, train_list, args):
             f"{', and the learning rate is too small for a new one' * args.finetune_margin}; use the --train_list, "
             "--valid_speakers and --n_class of its training"
         )
-    return f"encoder; {reason}: a new one for {args.n_class} speakers"
+    encoder = SpeakerEncoder(network.speaker_encoder, ours.device, initial)
+    means = torch.from_numpy(make_cohort(encoder, train_list, source, args.n_cpu).vectors).to(ours)
+    if len(means) == len(train_list.speakers):  # else one has no readable file
+        speeds = len(ours) // args.n_class
+        centres = ours.data.view(speeds, args.n_class, -1, ours.shape[-1])[:, : len(means), 0]
+        centres.copy_(F.normalize(means) * centres.norm(dim=-1, keepdim=True))
+    return f"encoder; {reason}: a new one of the mean embeddings of {args.n_class} speakers"
 
 
 def describe(network):
