@@ -294,7 +294,7 @@ def train(args):
     if run.saved_at is None:
         run.save(None)  # from now on the folder is known by its settings
     if trial_sets and not records.epochs():  # a baseline, and proof that evaluation will work
-        records.add({"epoch": 0}, evaluate_run(run, records, trial_sets))
+        records.add({"epoch": 0, "initial_model": args.initial_model}, evaluate_run(run, records, trial_sets))
 
     meter = Meter(run, loader)
     while run.epoch <= args.max_epoch:
@@ -379,13 +379,13 @@ def check_data(args, heard):
 
 
 def evaluate_run(run, records, trial_sets):
-    """{"model": results, "average": results} of what there is now; after training began, the models are kept."""
+    """{"model": results, "average": results} of what there is now; the models are kept, but for an untrained one."""
     results, lowest = {}, records.lowest_valid_eer()
     for kind, network in run.networks().items():
         about = Pretrained(run.args.system, network.speaker_encoder)
         encoder = SpeakerEncoder(network.speaker_encoder, run.device, about)
         results[kind] = evaluate(encoder, trial_sets, run.args, kind="" if kind == "model" else kind)
-        if run.step:
+        if run.step or run.args.initial_model:
             best = VALID in results[kind] and results[kind][VALID]["eer"] < lowest
             lowest = results[kind][VALID]["eer"] if best else lowest
             run.save_model(kind, network, results[kind], best)

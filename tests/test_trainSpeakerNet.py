@@ -425,6 +425,12 @@ def test_large_margin_fine_tuning_takes_the_true_speakers_along(command, corpus,
         after["weights"]["speaker_loss.weight"], before["weights"]["speaker_loss.weight"][:4], rtol=0, atol=1e-7
     )
     assert after["settings"]["m"] == 0.5 and after["settings"]["sub_centres"] == 2
+    # Fine-tuning may do harm: the model that it began with is one of those to choose from.
+    eers = [record["lists"]["valid"]["eer"] for record in results(tmp_path / "e")]
+    best, start = (torch.load(tmp_path / "e" / "model" / name, weights_only=True)
+                   for name in ("best.model", "model_0000.model"))  # fmt: skip
+    assert len(eers) == 2 and best["epoch"] == np.argmin(eers) and start["epoch"] == 0
+    assert all(torch.equal(start["weights"][key], value) for key, value in before["weights"].items() if "enc" in key)
     assert (tmp_path / "e" / "scores" / "valid_trials.txt").read_text() == (
         undisturbed / "scores" / "valid_trials.txt"
     ).read_text()

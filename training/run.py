@@ -171,11 +171,12 @@ class Run:
         return self.folder / "model" / f"{kind}_{epoch:04d}.model"
 
     def save_model(self, kind, network, results, best=False):
-        """Write <kind>_<epoch>.model with its evaluation results; ``best``: as best.model, too."""
+        """Write <kind>_<epoch>.model (0000 before the first step) with its results; best: as best.model, too."""
         if rank():
             return
-        model = {**self._contents("model"), "weights": network.state_dict(), "scores": results}
-        save_checkpoint(self.model_file(kind, self.epoch), model)
+        epoch = self.epoch if self.step else 0
+        model = {**self._contents("model"), "epoch": epoch, "weights": network.state_dict(), "scores": results}
+        save_checkpoint(self.model_file(kind, epoch), model)
         if best:
             save_checkpoint(self.folder / "model" / "best.model", model)
 
