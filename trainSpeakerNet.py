@@ -184,7 +184,8 @@ def learning_rate(args, step, steps_per_epoch):
         rate = args.lr * (args.lr_final / args.lr) ** done
     elif args.schedule == "cosine":
         rate = args.lr_final + (args.lr - args.lr_final) * (1 + math.cos(math.pi * done)) / 2
-    return rate * min(1.0, (step + 1) / max(1.0, args.warmup * steps_per_epoch))
+    warmup = args.warmup * steps_per_epoch
+    return rate * step / warmup if step < warmup else rate
 
 
 def margin_at(args, step, steps_per_epoch):
@@ -204,13 +205,13 @@ def margin_at(args, step, steps_per_epoch):
 # ---- start: scratch | resume | pretrained ----------------------------------------------------------------------------
 
 
-def start(args, train_list, source, held_out, device):
-    """The Run, its Records and the settings that the data and the model decide: (run, records, settings)."""
-    state, last_is_damaged = load_state(args.save_path)
+def start(args, loaded, train_list, source, held_out, device):
+    """(Run, Records, settings with what the data and the model decide). loaded: by load_state."""
+    state, last_is_damaged = loaded
     args, initial = settings.with_classes(args, train_list), None
     torch.manual_seed(args.seed)
     if state:  # resume
-        args = settings.of_resumed_run(args, state, train_list)
+        settings.check_resumed_list(args, state, train_list)
         encoder, earlier = encoder_of_state(state, args.system), state.get("earlier_speakers", [])
     elif args.initial_model:  # pretrained
         initial = load_pretrained(args.initial_model, args.system)
@@ -272,8 +273,13 @@ def train(args):
     device = choose_device(distributed.own_device(args.device))
     if args.amp == "auto":
         args = args.replace(amp="bf16" if multiplies_bf16(device) else "off")
+    loaded = load_state(args.save_path)
+    if loaded[0]:
+        args = settings.of_resumed_run(args, loaded[0])
     train_list, source, trial_sets, held_out = open_data(args)
-    run, records, args = start(args, train_list, source, held_out, device)
+    if not loaded[0]:
+        args = settings.with_sizes(build_parser(), args, train_list, device)
+    run, records, args = start(args, loaded, train_list, source, held_out, device)
     if args.max_epoch in records.epochs():
         return print_end(run, records)
     loader, augmentation = make_loader(args, train_list, source, device)

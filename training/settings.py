@@ -8,7 +8,7 @@ from pathlib import Path
 
 from inference.hub import local_model
 from model import ECAPA_TDNN
-from tools import InputError, count, read_text
+from tools import InputError, count, rank, read_text
 from training.state import has_state
 
 SPEEDS = 3  # with speed perturbation each speaker is three classes: at its own speed, slower, faster
@@ -19,6 +19,9 @@ FREE_TO_CHANGE = DATA_FLAGS | {
     "save_path", "max_epoch", "test_step", "n_cpu", "device", "compile", "no_compile", "accumulate", "tensorboard",
     "wandb", "save_minutes", "paths_anywhere", "no_check",
 }  # fmt: skip
+
+RESUME = "to resume it use the same, for a new run another --save_path"
+
 
 class Settings(argparse.Namespace):
     """Read-only settings. ``given``: names of the flags on the command line."""
@@ -41,8 +44,8 @@ class Settings(argparse.Namespace):
 def read_settings(parser, arguments, demo=None):
     """Command line (list of strings) -> Settings, checked. Raises InputError naming the flag.
 
-    @FILE stands for the flags in that file. --recipe and --finetune_margin fill in those of training/<name>.args.
-    demo: {flag: default} that replace the parser's with --demo.
+    @FILE stands for the flags in that file. demo: {flag: default} that replace the parser's with --demo. What --recipe
+    and --finetune_margin set is filled in by ``with_recipe``.
     """
     arguments = [each for one in arguments for each in (file_arguments(one[1:]) if one.startswith("@") else [one])]
     given = {argument[2:].split("=")[0] for argument in arguments if argument.startswith("--")}
@@ -51,9 +54,6 @@ def read_settings(parser, arguments, demo=None):
         given |= set(demo)
     args = parser.parse_args(arguments)
     args.eval_list = [path for path in args.eval_list if path]  # '' for none, as for other paths
-    recipe = "finetune_margin" if args.finetune_margin else args.recipe
-    if recipe != "customary":
-        vars(args).update(recipe_settings(parser, recipe, args, given))
     if "save_path" not in given and args.eval:
         args.save_path = "exps/eval"  # never over an experiment's own scores
     settings = Settings(**vars(args), given=given)
@@ -62,7 +62,49 @@ def read_settings(parser, arguments, demo=None):
     return settings
 
 
-# ---- recipes ---------------------------------------------------------------------------------------------------------
+# ---- sizes and recipes -----------------------------------------------------------------------------------------------
+
+LARGE_LIST = 100_000  # utterances: from here on the customary sizes, which were published for a million
+LARGE_RUN = 10_000_000  # crops, of all epochs: from here on --recipe strong is the published one, for 164 million
+SMALL_RUN = 130_000  # crops: ten minutes with C=64 on two cores
+
+
+def with_sizes(parser, args, train_list, device):
+    """Settings with the sizes that fit a TrainingList, where none were given, and with the recipe for them.
+
+    From LARGE_LIST utterances on, these are the defaults. Prints what was chosen for a smaller list.
+    """
+    utterances, chosen = len(train_list), {}
+    if utterances < LARGE_LIST:
+        fitting = {
+            "C": 64 if device.type == "cpu" else 512,
+            "batch_size": 32 if utterances < 1000 else 64,
+            "max_epoch": min(400, max(80, round(SMALL_RUN / utterances))),
+        }
+        chosen = {name: value for name, value in fitting.items() if name not in args.given}
+        if args.finetune_margin:
+            chosen.pop("max_epoch", None)
+    args = with_recipe(parser, args.replace(**chosen), utterances, chosen)
+    if chosen and rank() == 0:
+        sizes = ", ".join(f"--{name} {getattr(args, name)}" for name in chosen)
+        few = f"{count(utterances, 'utterance')} of {count(len(train_list.speakers), 'speaker')}"
+        better = "" if args.initial_model else "; better with so few: fine-tune a published model (--initial_model)"
+        print(f"{few}: {sizes}{better}")
+    return args
+
+
+def with_recipe(parser, args, utterances, chosen=()):
+    """Settings with what --recipe and --finetune_margin set, for this number of training utterances.
+
+    chosen: names of further settings, beside those given, that stay as they are.
+    """
+    name = "finetune_margin" if args.finetune_margin else args.recipe
+    if name == "strong" and "max_epoch" in {*args.given, *chosen} and args.max_epoch * utterances < LARGE_RUN:
+        name = "strong_small"
+    if name != "customary":
+        args = args.replace(**recipe_settings(parser, name, args, args.given | set(chosen)))
+    _check_schedule(args)
+    return args
 
 
 def file_arguments(path):
@@ -142,18 +184,21 @@ def _check_numbers(args):
     for name in ("lr", "lr_final", "s"):
         if not 0 < getattr(args, name) < math.inf:
             raise InputError(f"--{name} must be more than 0, not {getattr(args, name)}")
+    if args.m >= math.pi / 2:
+        raise InputError(f"--m must be less than pi/2, not {args.m}: it is in radians, customarily 0.2 to 0.5")
+    if args.C < 8 or args.C % 8:
+        raise InputError(f"--C must be a multiple of 8, not {args.C}")
+
+
+def _check_schedule(args):
     unused = "lr_final" if args.schedule == "step" else "lr_decay"
     if unused in args.given:
         raise InputError(f"--{unused} has no effect with --schedule {args.schedule}: remove it")
-    if args.m >= math.pi / 2:
-        raise InputError(f"--m must be less than pi/2, not {args.m}: it is in radians, customarily 0.2 to 0.5")
     start, end = args.margin_rise
     if not 0 <= start <= end <= args.max_epoch:
         raise InputError(f"--margin_rise must be two epochs, 0 <= start <= end <= --max_epoch, not {args.margin_rise}")
     if args.average == 1 or args.average > args.max_epoch:
         raise InputError(f"--average must be 0 or from 2 to --max_epoch, not {args.average}")
-    if args.C < 8 or args.C % 8:
-        raise InputError(f"--C must be a multiple of 8, not {args.C}")
 
 
 # ---- what the data, a training state or a pretrained model decide ----------------------------------------------------
@@ -174,20 +219,17 @@ def with_classes(args, train_list):
     return args.replace(n_class=args.n_class or speakers)
 
 
-def of_resumed_run(args, state, train_list):
-    """Settings that continue a training state; InputError if they would make it another experiment."""
-    before, kept = state["settings"], {"system": args.system or state["settings"].get("system", "ours")}
-    if "amp" not in args.given:  # the device may be of another kind
-        kept["amp"] = before["amp"]
-    if "initial_model" not in args.given:
-        kept["initial_model"] = before["initial_model"]
-    if kept.get("initial_model", args.initial_model):  # which decided these
-        kept |= {name: before[name] for name in ("C", "sub_centres", "s") if name not in args.given and name in before}
-    args = args.replace(**kept)
-    fix = "to resume it use the same, for a new run another --save_path"
+def of_resumed_run(args, state):
+    """Settings that continue a training state: those that are not given stay as they were.
+
+    InputError for what would make it another experiment.
+    """
+    before = state["settings"]
+    kept = (before.keys() & vars(args).keys()) - args.given - (FREE_TO_CHANGE - {"max_epoch"})
+    args = args.replace(**{"system": "ours", **{name: before[name] for name in kept}})
     free = FREE_TO_CHANGE - (set() if schedule_is_open(args) else {"max_epoch"})
     if args.max_epoch < state["epoch"]:
-        raise InputError(f"{args.save_path} is in epoch {state['epoch']}, past --max_epoch {args.max_epoch}: {fix}")
+        raise InputError(f"{args.save_path} is in epoch {state['epoch']}, past --max_epoch {args.max_epoch}: {RESUME}")
     changed = []
     for name, value in before.items():
         now = getattr(args, name, value)  # flags that have gone are ignored
@@ -195,10 +237,14 @@ def of_resumed_run(args, state, train_list):
         if switched or (name not in free and now != value):
             changed.append(f"--{name} {value}, not {now}")
     if changed:
-        raise InputError(f"{args.save_path} was started with {'; '.join(changed)}: {fix}")
-    if state["speakers"] != train_list.speakers or state["train_list_sha256"] != train_list.sha256:
-        raise InputError(f"{args.save_path} was started with a --train_list of other content: {fix}")
+        raise InputError(f"{args.save_path} was started with {'; '.join(changed)}: {RESUME}")
     return args
+
+
+def check_resumed_list(args, state, train_list):
+    """InputError unless this is the TrainingList of a training state."""
+    if state["speakers"] != train_list.speakers or state["train_list_sha256"] != train_list.sha256:
+        raise InputError(f"{args.save_path} was started with a --train_list of other content: {RESUME}")
 
 
 def of_pretrained_run(args, initial, train_list, held_out):
