@@ -142,6 +142,7 @@ def build_parser():
 
     group = parser.add_argument_group("model and loss")
     add("--C",             1024,    "channels of the network; published: 512 and 1024")
+    add("--keep_spectrum", False,   "subtract only the level from the features, not each band's mean: for few speakers")
     add("--m",             0.2,     "margin of the AAM-softmax, radians")
     add("--margin_rise",   [0.0, 0.0], "epochs between which the margin rises from 0 to --m; 0 0: always --m", nargs=2,
                                     type=float)
@@ -219,7 +220,7 @@ def start(args, loaded, train_list, source, held_out, device):
         encoder, earlier = initial.network, initial.trained_on()
     else:  # scratch
         args = args.replace(system="ours")
-        encoder, earlier = ECAPA_TDNN(C=args.C), []
+        encoder, earlier = ECAPA_TDNN(C=args.C, keep_spectrum=args.keep_spectrum), []
     network = make_network(args, encoder, device)
     if initial:
         print(f"{args.initial_model}: took its {take_classifier(network, initial, train_list, source, args)}")

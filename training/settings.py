@@ -74,35 +74,37 @@ def with_sizes(parser, args, train_list, device):
 
     From LARGE_LIST utterances on, these are the defaults. Prints what was chosen for a smaller list.
     """
-    utterances, chosen = len(train_list), {}
+    utterances, sizes = len(train_list), {}
     if utterances < LARGE_LIST:
-        fitting = {
+        epochs = min(400, max(80, round(SMALL_RUN / utterances)))
+        sizes = {
             "C": 64 if device.type == "cpu" else 512,
             "batch_size": 32 if utterances < 1000 else 64,
-            "max_epoch": min(400, max(80, round(SMALL_RUN / utterances))),
+            **({} if args.finetune_margin else {"max_epoch": epochs}),
         }
-        chosen = {name: value for name, value in fitting.items() if name not in args.given}
-        if args.finetune_margin:
-            chosen.pop("max_epoch", None)
-    args = with_recipe(parser, args.replace(**chosen), utterances, chosen)
-    if chosen and rank() == 0:
-        sizes = ", ".join(f"--{name} {getattr(args, name)}" for name in chosen)
+        sizes = {name: size for name, size in sizes.items() if name not in args.given}
+        if "max_epoch" in sizes and "lr_decay" not in args.given:  # the same in all
+            args = args.replace(lr_decay=args.lr_decay ** (args.max_epoch / epochs))
+    args = with_recipe(parser, args.replace(**sizes), utterances, sizes)
+    if sizes and rank() == 0:
+        chosen = ", ".join(f"--{name} {getattr(args, name)}" for name in sizes)
         few = f"{count(utterances, 'utterance')} of {count(len(train_list.speakers), 'speaker')}"
         better = "" if args.initial_model else "; better with so few: fine-tune a published model (--initial_model)"
-        print(f"{few}: {sizes}{better}")
+        print(f"{few}: {chosen}{better}")
     return args
 
 
 def with_recipe(parser, args, utterances, chosen=()):
     """Settings with what --recipe and --finetune_margin set, for this number of training utterances.
 
-    chosen: names of further settings, beside those given, that stay as they are.
+    chosen: names of settings that stay as they are, as if they had been given.
     """
     name = "finetune_margin" if args.finetune_margin else args.recipe
-    if name == "strong" and "max_epoch" in {*args.given, *chosen} and args.max_epoch * utterances < LARGE_RUN:
+    given = args.given | set(chosen)
+    if name == "strong" and "max_epoch" in given and args.max_epoch * utterances < LARGE_RUN:
         name = "strong_small"
     if name != "customary":
-        args = args.replace(**recipe_settings(parser, name, args, args.given | set(chosen)))
+        args = args.replace(**recipe_settings(parser, name, args, given))
     _check_schedule(args)
     return args
 
@@ -277,8 +279,8 @@ def same_speakers(initial, train_list, args):
 
 
 def with_width(args, network):
-    """Settings with the channels C of a loaded network; InputError if another --C was given."""
+    """Settings with the channels and the features of a loaded network; InputError if another --C was given."""
     width = getattr(network, "C", args.C)
     if "C" in args.given and width != args.C:
         raise InputError(f"--C {args.C}, but {args.initial_model} has C={width}: remove --C")
-    return args.replace(C=width)
+    return args.replace(C=width, keep_spectrum=getattr(network, "keep_spectrum", False))
