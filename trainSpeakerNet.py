@@ -141,6 +141,8 @@ def build_parser():
     add("--top_n",         300,     "highest cohort scores that AS-norm uses")
 
     group = parser.add_argument_group("model and loss")
+    add("--freeze_bn",     "auto",  "batch norm keeps its running statistics, as in evaluation; auto: in fine-tuning "
+                                    "(--initial_model) on fewer than 100,000 utterances", choices=["auto", "on", "off"])
     add("--C",             1024,    "channels of the network; published: 512 and 1024")
     add("--keep_spectrum", False,   "subtract only the level from the features, not each band's mean: for few speakers")
     add("--m",             0.2,     "margin of the AAM-softmax, radians")
@@ -306,6 +308,8 @@ def train(args):
     meter = Meter(run, loader)
     while run.epoch <= args.max_epoch:
         network.train()
+        if args.freeze_bn == "on":
+            distributed.freeze_statistics(run.network)
         augmentation.redraw(run.epoch)
         with StopSignal() as stop:
             batches = copied_ahead(loader.epoch(run.epoch, first_step=run.step), device)

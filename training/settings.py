@@ -67,6 +67,7 @@ def read_settings(parser, arguments, demo=None):
 LARGE_LIST = 100_000  # utterances: from here on the customary sizes, which were published for a million
 LARGE_RUN = 10_000_000  # crops, of all epochs: from here on --recipe strong is the published one, for 164 million
 SMALL_RUN = 130_000  # crops: ten minutes with C=64 on two cores
+FINE_TUNING = 6_000  # crops: with more the encoder forgets what it knew of other speakers (docs/results.md)
 
 
 def with_sizes(parser, args, train_list, device):
@@ -76,14 +77,18 @@ def with_sizes(parser, args, train_list, device):
     """
     utterances, sizes = len(train_list), {}
     if utterances < LARGE_LIST:
+        sizes = {"C": 64 if device.type == "cpu" else 512, "batch_size": 32 if utterances < 1000 else 64}
         epochs = min(400, max(80, round(SMALL_RUN / utterances)))
-        sizes = {
-            "C": 64 if device.type == "cpu" else 512,
-            "batch_size": 32 if utterances < 1000 else 64,
-            **({} if args.finetune_margin else {"max_epoch": epochs}),
-        }
+        if args.initial_model:
+            del sizes["C"]  # the model has it
+        fine_tuning = bool(args.initial_model) and not args.finetune_margin and args.recipe == "customary"
+        if fine_tuning:
+            epochs = min(20, max(2, round(FINE_TUNING / utterances)))
+            sizes |= {"lr": 1e-4, "freeze_bn": "on"}
+        if not args.finetune_margin:
+            sizes["max_epoch"] = epochs
         sizes = {name: size for name, size in sizes.items() if name not in args.given}
-        if "max_epoch" in sizes and "lr_decay" not in args.given:  # the same in all
+        if "max_epoch" in sizes and not fine_tuning and "lr_decay" not in args.given:  # the same in all
             args = args.replace(lr_decay=args.lr_decay ** (args.max_epoch / epochs))
     args = with_recipe(parser, args.replace(**sizes), utterances, sizes)
     if sizes and rank() == 0:
