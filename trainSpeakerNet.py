@@ -123,6 +123,8 @@ def build_parser():
     add("--lr_final",      1e-5,    "learning rate at the end of --schedule exponential and cosine")
     add("--weight_decay",  2e-5,    "L2 penalty on all weights")
     add("--clip",          0.0,     "largest gradient norm of a step; 0: no clipping")
+    add("--freeze_bn",     "auto",  "batch norm keeps its running statistics, as in evaluation; auto: in fine-tuning "
+                                    "(--initial_model) on fewer than 100,000 utterances", choices=["auto", "on", "off"])
     add("--speed_perturb", False,   "speech at 0.9 and 1.1 times its speed, as further speakers")
     add("--average",       0,       "at the end evaluate also the mean of the models of the last N epochs; 0: none")
     add("--test_step",     1,       "evaluate, and keep a model, every N epochs")
@@ -135,14 +137,12 @@ def build_parser():
     group = parser.add_argument_group("evaluation (with --eval)")
     add("--as_norm",       False,   "also score with the training mean subtracted, and with adaptive s-norm against a "
                                     "cohort of the training speakers (--train_list)")
-    add("--calibrate",     False,   "--as_norm, and log-likelihood ratios by logistic regression with quality measures "
-                                    "on trials of held-out training speakers")
+    add("--calibrate",     False,   "--as_norm, and log-likelihood ratios by logistic regression on trials of held-out "
+                                    "training speakers, with quality measures where these help")
     add("--cohort",        "",      "an .npz of embeddings as the cohort instead (verify.py --embed)")
     add("--top_n",         300,     "highest cohort scores that AS-norm uses")
 
     group = parser.add_argument_group("model and loss")
-    add("--freeze_bn",     "auto",  "batch norm keeps its running statistics, as in evaluation; auto: in fine-tuning "
-                                    "(--initial_model) on fewer than 100,000 utterances", choices=["auto", "on", "off"])
     add("--C",             1024,    "channels of the network; published: 512 and 1024")
     add("--keep_spectrum", False,   "subtract only the level from the features, not each band's mean: for few speakers")
     add("--m",             0.2,     "margin of the AAM-softmax, radians")
@@ -208,7 +208,7 @@ def margin_at(args, step, steps_per_epoch):
 # ---- start: scratch | resume | pretrained ----------------------------------------------------------------------------
 
 
-def start(args, loaded, train_list, source, held_out, device):
+def start(args, loaded, train_list, source, held, device):
     """(Run, Records, settings with what the data and the model decide). loaded: by load_state."""
     state, last_is_damaged = loaded
     args, initial = settings.with_classes(args, train_list), None
@@ -218,7 +218,7 @@ def start(args, loaded, train_list, source, held_out, device):
         encoder, earlier = encoder_of_state(state, args.system), state.get("earlier_speakers", [])
     elif args.initial_model:  # pretrained
         initial = load_pretrained(args.initial_model, args.system)
-        args = settings.of_pretrained_run(args, initial, train_list, held_out)
+        args = settings.of_pretrained_run(args, initial, train_list, held.speaker_names())
         encoder, earlier = initial.network, initial.trained_on()
     else:  # scratch
         args = args.replace(system="ours")
@@ -231,8 +231,8 @@ def start(args, loaded, train_list, source, held_out, device):
             raise InputError("--sync_bn needs CUDA GPUs: without it, batch norm sees the rows of each process")
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     run = Run(args, network, make_optimizer(args, network.parameters(), device), {
-        "speakers": train_list.speakers, "valid_speakers": held_out, "earlier_speakers": earlier,
-        "train_list_sha256": train_list.sha256,
+        "speakers": train_list.speakers, "valid_speakers": held.speakers, "earlier_speakers": earlier,
+        "trained_on": sorted({*earlier, *train_list.speaker_names()}), "train_list_sha256": train_list.sha256,
     })  # fmt: skip
     records = Records(run.folder, resumed=state is not None)
     if state:
@@ -279,10 +279,10 @@ def train(args):
     loaded = load_state(args.save_path)
     if loaded[0]:
         args = settings.of_resumed_run(args, loaded[0])
-    train_list, source, trial_sets, held_out = open_data(args)
+    train_list, source, trial_sets, held = open_data(args)
     if not loaded[0]:
         args = settings.with_sizes(build_parser(), args, train_list, device)
-    run, records, args = start(args, loaded, train_list, source, held_out, device)
+    run, records, args = start(args, loaded, train_list, source, held, device)
     if args.max_epoch in records.epochs():
         return print_end(run, records)
     loader, augmentation = make_loader(args, train_list, source, device)
@@ -354,14 +354,14 @@ def print_end(run, records):
 
 
 def open_data(args):
-    """Training list, its Folder or Pack, {name: TrialSet} and the names of held-out speakers, checked on the disk."""
+    """Training list, its Folder or Pack, {name: TrialSet} and the list of held-out speakers, checked on the disk."""
     train_list, source = open_training_list(args)
-    trial_sets, held_out = open_trial_sets(args), []
+    trial_sets, held = open_trial_sets(args), train_list.subset(np.arange(0))
     if args.valid_speakers:
         train_list, held = hold_out(train_list, args.valid_speakers)
         trials = make_trials(held, Path(args.save_path) / "scores" / f"{VALID}_trials.txt")
-        trial_sets[VALID], held_out = TrialSet(trials, source), held.speakers
-    return train_list, source, trial_sets, held_out
+        trial_sets[VALID] = TrialSet(trials, source)
+    return train_list, source, trial_sets, held
 
 
 def make_loader(args, train_list, source, device):
@@ -393,7 +393,7 @@ def evaluate_run(run, records, trial_sets):
     """{"model": results, "average": results} of what there is now; the models are kept, but for an untrained one."""
     results, lowest = {}, records.lowest_valid_eer()
     for kind, network in run.networks().items():
-        about = Pretrained(run.args.system, network.speaker_encoder)
+        about = Pretrained(run.args.system, network.speaker_encoder, heard=run.about["trained_on"])
         encoder = SpeakerEncoder(network.speaker_encoder, run.device, about)
         results[kind] = evaluate(encoder, trial_sets, run.args, kind="" if kind == "model" else kind)
         if run.step or run.args.initial_model:

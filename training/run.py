@@ -113,7 +113,7 @@ class Run:
     sums: the meter's up to there. Random numbers have no state to keep: they are functions of the position (see
     dataLoader). Of several processes each has its own Run, and the first one writes.
     about: what every file of the run says beside the weights: {"speakers", "valid_speakers", "earlier_speakers",
-    "train_list_sha256"}.
+    "trained_on", "train_list_sha256"}; the third are of the models before it, the fourth of both, by their folders.
     """
 
     def __init__(self, args, network, optimizer, about):

@@ -77,7 +77,7 @@ def with_sizes(parser, args, train_list, device):
     """
     utterances, sizes = len(train_list), {}
     if utterances < LARGE_LIST:
-        sizes = {"C": 64 if device.type == "cpu" else 512, "batch_size": 32 if utterances < 1000 else 64}
+        sizes = {"C": 64 if device.type == "cpu" else 512, "batch_size": 32 if utterances < 10_000 else 64}
         epochs = min(400, max(80, round(SMALL_RUN / utterances)))
         if args.initial_model:
             del sizes["C"]  # the model has it
@@ -122,8 +122,9 @@ def file_arguments(path):
 def recipe_settings(parser, name, args, given):
     """{flag: value} of training/<name>.args for the flags that were not given, scaled to this run.
 
-    Learning rates are proportional to the batch size (published for 64), epochs of warm-up and margin to max_epoch, and
-    at most a fifth of the epochs is averaged. InputError for another optimizer without learning rates of its own.
+    Learning rates, given for a batch of 64, are proportional to the batch size, with Adam to its square root; epochs of
+    warm-up and margin to max_epoch, and at most a fifth of the epochs is averaged. InputError for another optimizer
+    without learning rates of its own.
     """
     arguments = file_arguments(Path(__file__).parent / f"{name}.args")
     flags = [argument[2:] for argument in arguments if argument.startswith("--")]
@@ -135,6 +136,8 @@ def recipe_settings(parser, name, args, given):
         )
     max_epoch = args.max_epoch if "max_epoch" in given else published["max_epoch"]
     batches, share = args.batch_size / 64, max_epoch / published["max_epoch"]
+    if published["optimizer"] != "sgd":
+        batches = math.sqrt(batches)
     scaled = {
         **published,
         "lr": published["lr"] * batches,

@@ -28,10 +28,15 @@ from evaluation.scoring import read_scores
 from tools import equal_error_rate
 
 EPOCHS = 48
-COMMON = ["--C", "64", "--batch_size", "64", "--max_epoch", EPOCHS, "--test_step", EPOCHS, "--n_cpu", "1", "--compile"]
+COMMON = ["--C", "64", "--batch_size", "32", "--max_epoch", EPOCHS, "--test_step", EPOCHS, "--n_cpu", "1", "--compile"]
+SCHEDULE = ["--optimizer", "adamw", "--weight_decay", "0.01", "--lr", "0.0028", "--schedule", "cosine", "--warmup", "2",
+            "--margin_rise", "0", "38"]  # fmt: skip
 RUNGS = {  # flags, in addition to those above
     "customary": [],
-    "strong": ["--recipe", "strong"],
+    "customary, spectrum kept": ["--keep_spectrum"],
+    "customary, three speeds": ["--speed_perturb"],
+    "three speeds, schedule": ["--speed_perturb", *SCHEDULE],
+    "strong": ["--recipe", "strong"],  # the three together
 }
 LISTS = {"O": "data/trials_O.txt", "H": "data/trials_H.txt", "A": "data2/trials_A.txt", "S": "data2/trials_S.txt"}
 NOISY, SNR = "N", (0, 15)  # dB, uniformly
