@@ -98,6 +98,8 @@ def build_parser():
     add("--save_path",     "exps/exp1", "folder for all output; with --eval: exps/eval")
     add("--initial_model", "",      "start from this model; with --eval: evaluate it. Ours, or the file, folder or "
                                     "name of a published system (docs/use.md)")
+    add("--initial_classifier", False, "take over that model's classifier, too: its speakers are those of --train_list "
+                                    "in sorted order, which a file without their names cannot tell")
     add("--system",        None,    "the system of that model, where the file does not tell", choices=list(SYSTEMS),
                                     type=str)
     add("--eval",          False,   "evaluate only; needs no training data")
@@ -121,6 +123,8 @@ def build_parser():
     add("--lr_final",      1e-5,    "learning rate at the end of --schedule exponential and cosine")
     add("--weight_decay",  2e-5,    "L2 penalty on all weights")
     add("--clip",          0.0,     "largest gradient norm of a step; 0: no clipping")
+    add("--freeze_bn",     "auto",  "batch norm keeps its running statistics, as in evaluation; auto: in fine-tuning "
+                                    "(--initial_model) on fewer than 100,000 utterances", choices=["auto", "on", "off"])
     add("--speed_perturb", False,   "speech at 0.9 and 1.1 times its speed, as further speakers")
     add("--average",       0,       "at the end evaluate also the mean of the models of the last N epochs; 0: none")
     add("--test_step",     1,       "evaluate, and keep a model, every N epochs")
@@ -204,7 +208,7 @@ def margin_at(args, step, steps_per_epoch):
 # ---- start: scratch | resume | pretrained ----------------------------------------------------------------------------
 
 
-def start(args, loaded, train_list, held, device):
+def start(args, loaded, train_list, source, held, device):
     """(Run, Records, settings with what the data and the model decide). loaded: by load_state."""
     state, last_is_damaged = loaded
     args, initial = settings.with_classes(args, train_list), None
@@ -221,7 +225,7 @@ def start(args, loaded, train_list, held, device):
         encoder, earlier = ECAPA_TDNN(C=args.C, keep_spectrum=args.keep_spectrum), []
     network = make_network(args, encoder, device)
     if initial:
-        print(f"{args.initial_model}: took its {take_classifier(network, initial, train_list, args)}")
+        print(f"{args.initial_model}: took its {take_classifier(network, initial, train_list, source, args)}")
     if args.sync_bn:
         if device.type != "cuda":
             raise InputError("--sync_bn needs CUDA GPUs: without it, batch norm sees the rows of each process")
@@ -278,7 +282,7 @@ def train(args):
     train_list, source, trial_sets, held = open_data(args)
     if not loaded[0]:
         args = settings.with_sizes(build_parser(), args, train_list, device)
-    run, records, args = start(args, loaded, train_list, held, device)
+    run, records, args = start(args, loaded, train_list, source, held, device)
     if args.max_epoch in records.epochs():
         return print_end(run, records)
     loader, augmentation = make_loader(args, train_list, source, device)
@@ -299,11 +303,13 @@ def train(args):
     if run.saved_at is None:
         run.save(None)  # from now on the folder is known by its settings
     if trial_sets and not records.epochs():  # a baseline, and proof that evaluation will work
-        records.add({"epoch": 0}, evaluate_run(run, records, trial_sets))
+        records.add({"epoch": 0, "initial_model": args.initial_model}, evaluate_run(run, records, trial_sets))
 
     meter = Meter(run, loader)
     while run.epoch <= args.max_epoch:
         network.train()
+        if args.freeze_bn == "on":
+            distributed.freeze_statistics(run.network)
         augmentation.redraw(run.epoch)
         with StopSignal() as stop:
             batches = copied_ahead(loader.epoch(run.epoch, first_step=run.step), device)
@@ -384,13 +390,13 @@ def check_data(args, heard):
 
 
 def evaluate_run(run, records, trial_sets):
-    """{"model": results, "average": results} of what there is now; after training began, the models are kept."""
+    """{"model": results, "average": results} of what there is now; the models are kept, but for an untrained one."""
     results, lowest = {}, records.lowest_valid_eer()
     for kind, network in run.networks().items():
         about = Pretrained(run.args.system, network.speaker_encoder, heard=run.about["trained_on"])
         encoder = SpeakerEncoder(network.speaker_encoder, run.device, about)
         results[kind] = evaluate(encoder, trial_sets, run.args, kind="" if kind == "model" else kind)
-        if run.step:
+        if run.step or run.args.initial_model:
             best = VALID in results[kind] and results[kind][VALID]["eer"] < lowest
             lowest = results[kind][VALID]["eer"] if best else lowest
             run.save_model(kind, network, results[kind], best)

@@ -11,6 +11,7 @@ from model import ECAPA_TDNN
 from tools import InputError, count, rank, read_text
 from training.state import has_state
 
+SPEEDS = 3  # with speed perturbation each speaker is three classes: at its own speed, slower, faster
 DATA_FLAGS = {"train_list", "train_path", "eval_list", "eval_path", "musan_path", "rir_path"}
 
 # What a resumed run may change: where things lie, how often it evaluates, how long it trains, how it is computed.
@@ -66,6 +67,7 @@ def read_settings(parser, arguments, demo=None):
 LARGE_LIST = 100_000  # utterances: from here on the customary sizes, which were published for a million
 LARGE_RUN = 10_000_000  # crops, of all epochs: from here on --recipe strong is the published one, for 164 million
 SMALL_RUN = 130_000  # crops: ten minutes with C=64 on two cores
+FINE_TUNING = 6_000  # crops: with more the encoder forgets what it knew of other speakers (docs/results.md)
 
 
 def with_sizes(parser, args, train_list, device):
@@ -75,15 +77,22 @@ def with_sizes(parser, args, train_list, device):
     """
     utterances, sizes = len(train_list), {}
     if utterances < LARGE_LIST:
-        epochs = min(200, max(80, round(SMALL_RUN / utterances)))
+        finetuning = bool(args.initial_model) and not args.finetune_margin and args.recipe == "customary"
+        least, crops, most = (2, FINE_TUNING, 20) if finetuning else (80, SMALL_RUN, 200)
         sizes = {
             "C": 64 if device.type == "cpu" else 512,
             "batch_size": 32 if utterances < 10_000 else 64,
-            **({} if args.finetune_margin else {"max_epoch": epochs}),
+            "max_epoch": min(most, max(least, round(crops / utterances))),
         }
+        if args.initial_model:
+            del sizes["C"]  # the model has it
+        if args.finetune_margin:
+            del sizes["max_epoch"]  # the recipe has it
+        if finetuning:
+            sizes |= {"lr": 1e-4, "freeze_bn": "on"}
         sizes = {name: size for name, size in sizes.items() if name not in args.given}
-        if "max_epoch" in sizes and "lr_decay" not in args.given:  # the same in all
-            args = args.replace(lr_decay=args.lr_decay ** (args.max_epoch / epochs))
+        if "max_epoch" in sizes and not finetuning and "lr_decay" not in args.given:  # the same in all
+            args = args.replace(lr_decay=args.lr_decay ** (args.max_epoch / sizes["max_epoch"]))
     args = with_recipe(parser, args.replace(**sizes), utterances, sizes)
     if sizes and rank() == 0:
         chosen = ", ".join(f"--{name} {getattr(args, name)}" for name in sizes)
@@ -157,6 +166,8 @@ def _check_mode(args):
     started = not args.eval and has_state(args.save_path)  # the weights are in there
     if args.initial_model and not started:
         local_model(args.initial_model, "--initial_model")  # before all else: it may have to be downloaded
+    if args.initial_classifier and not args.initial_model:
+        raise InputError("--initial_classifier needs --initial_model FILE")
     if not args.initial_model and (args.eval or (args.finetune_margin and not started)):
         raise InputError(f"--{modes[0]} needs --initial_model FILE")
     if args.eval and has_state(args.save_path):
@@ -260,11 +271,22 @@ def of_pretrained_run(args, initial, train_list, held_out):
             f"that {args.initial_model} was trained on: use the --valid_speakers of that run"
         )
     args = with_width(args, initial.network).replace(system=initial.system)
-    if initial.classifier is not None and initial.speakers == train_list.speakers:
+    if initial.classifier is not None and same_speakers(initial, train_list, args):
         sub_centres = initial.classifier.shape[1] if initial.classifier.dim() == 3 else 1
-        kept = {"sub_centres": sub_centres, "s": initial.scale}
+        kept = {"sub_centres": sub_centres, "s": initial.scale or args.s}
         args = args.replace(**{name: value for name, value in kept.items() if name not in args.given})
     return args
+
+
+def same_speakers(initial, train_list, args):
+    """Whether a Pretrained model's classifier is of a list's speakers: by name, or on the word of --initial_classifier.
+
+    Files of other systems have no names. Their classes, too, are those of all speakers at their own speed, then slower.
+    """
+    if not args.initial_classifier or initial.speakers == train_list.speakers:
+        return initial.speakers == train_list.speakers
+    speakers = len(train_list.speakers)
+    return len(initial.speakers or initial.classifier) in (speakers, SPEEDS * speakers * (not initial.speakers))
 
 
 def with_width(args, network):
