@@ -81,14 +81,13 @@ def with_sizes(parser, args, train_list, device):
         epochs = min(400, max(80, round(SMALL_RUN / utterances)))
         if args.initial_model:
             del sizes["C"]  # the model has it
-        fine_tuning = bool(args.initial_model) and not args.finetune_margin and args.recipe == "customary"
-        if fine_tuning:
+        if fine_tunes(args):
             epochs = min(20, max(2, round(FINE_TUNING / utterances)))
-            sizes |= {"lr": 1e-4, "freeze_bn": "on"}
+            sizes |= {"lr": 3e-4, "freeze_bn": "on"}
         if not args.finetune_margin:
             sizes["max_epoch"] = epochs
         sizes = {name: size for name, size in sizes.items() if name not in args.given}
-        if "max_epoch" in sizes and not fine_tuning and "lr_decay" not in args.given:  # the same in all
+        if "max_epoch" in sizes and not fine_tunes(args) and "lr_decay" not in args.given:  # the same in all
             args = args.replace(lr_decay=args.lr_decay ** (args.max_epoch / epochs))
     args = with_recipe(parser, args.replace(**sizes), utterances, sizes)
     if sizes and rank() == 0:
@@ -97,6 +96,11 @@ def with_sizes(parser, args, train_list, device):
         better = "" if args.initial_model else "; better with so few: fine-tune a published model (--initial_model)"
         print(f"{few}: {chosen}{better}")
     return args
+
+
+def fine_tunes(args):
+    """Whether a model is fine-tuned, by neither --finetune_margin nor another recipe."""
+    return bool(args.initial_model) and not args.finetune_margin and args.recipe == "customary"
 
 
 def with_recipe(parser, args, utterances, chosen=()):
