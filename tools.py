@@ -6,7 +6,6 @@ import concurrent.futures
 import contextlib
 import ctypes
 import difflib
-import errno
 import hashlib
 import os
 import pathlib
@@ -171,12 +170,10 @@ def error_curve(scores, labels):
     if not n_target or not n_nontarget:
         raise ValueError(f"an error rate needs trials of both kinds, not {n_target} same and {n_nontarget} different")
     order = np.argsort(scores)
-    scores, target = scores[order], target[order]
-    first = np.flatnonzero(np.concatenate([[True], np.diff(scores) > 0]))  # where a new score begins
-    below = np.concatenate([[0], np.cumsum(target)])[np.append(first, scores.size)]  # targets under each threshold
-    miss = below / n_target
-    false_alarm = 1.0 - (np.append(first, scores.size) - below) / n_nontarget
-    return np.append(scores[first], np.inf), miss, false_alarm
+    thresholds, first = np.unique(scores[order], return_index=True)
+    trials = np.append(first, scores.size)  # below each threshold
+    targets = np.append(0, np.cumsum(target[order]))[trials]
+    return np.append(thresholds, np.inf), targets / n_target, 1.0 - (trials - targets) / n_nontarget
 
 
 def equal_error_rate(scores, labels):
@@ -305,8 +302,11 @@ def whole_file(path, mode="wb", sync=True):
             if sync:
                 os.fsync(file.fileno())
         os.replace(beside, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save hides the disk's error
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(cause.errno, cause.strerror or str(cause), str(path)) from error
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
@@ -338,17 +338,7 @@ def file_hash(path, algorithm="sha256"):
 def save_checkpoint(path, checkpoint):
     """Write a dict of tensors, numbers, strings and containers of them, whole or not at all."""
     with whole_file(path) as file:
-        save_tensors(checkpoint, file)
-
-
-def save_tensors(content, file):
-    """torch.save into an open file; a full disk raises OSError, as elsewhere."""
-    try:
-        torch.save(content, file)
-    except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # hidden by torch's writer
-            raise error.__context__ from None
-        raise
+        torch.save(checkpoint, file)
 
 
 def ran_out_of_memory(error):
@@ -358,10 +348,9 @@ def ran_out_of_memory(error):
 
 
 def check_is_file(path, named):
-    """InputError unless the path is a regular file: a pipe or a device may have no end."""
+    """InputError unless the path is a file; a pipe or a device may have no end."""
     if not os.path.isfile(path):
-        what = "is a folder" if os.path.isdir(path) else "is not a regular file"
-        raise InputError(f"{named} {what if os.path.exists(path) else 'does not exist'}")
+        raise InputError(f"{named} {'is not a regular file' if os.path.exists(path) else 'does not exist'}")
 
 
 def read_text(path, flag=""):
@@ -407,8 +396,7 @@ def load_tensors(path, stand_in_for=()):
     """Read what ``torch.save`` wrote, onto the CPU: tensors, numbers, strings and containers of them.
 
     Nothing in the file is executed (weights_only). Classes of the packages ``stand_in_for`` become Placeholders; a file
-    that names any other is refused. InputError when it is that, absent, or damaged; RunError when the disk or the
-    memory fails.
+    that names any other is refused. InputError when it is that, absent, or damaged.
     """
     path = pathlib.Path(path)
     check_is_file(path, path)
@@ -421,8 +409,6 @@ def load_tensors(path, stand_in_for=()):
             warnings.simplefilter("ignore")  # about odd pickles: the error below says what a user needs
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged file raises depends on the damage
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.EIO, errno.EACCES, errno.ESTALE):
-            raise RunError(f"{path} cannot be read: {getattr(error, 'strerror', 'out of memory')}") from error
         asked = re.search(r"(?:GLOBAL|function|class) <?(\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and asked:
             raise InputError(f"{path} is refused: it could run code on loading, it asks for {asked[1]}") from error

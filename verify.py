@@ -29,17 +29,7 @@ from inference.export import export_onnx
 from inference.gallery import Gallery
 from inference.systems import SYSTEMS
 from inference.waveforms import as_number
-from tools import (
-    InputError,
-    Parser,
-    check_writable,
-    count,
-    keep_memory,
-    progress_bar,
-    read_text,
-    run_command,
-    whole_file,
-)
+from tools import InputError, Parser, check_writable, count, keep_memory, progress_bar, run_command, whole_file
 
 DEFAULT_MODEL = "speechbrain/spkrec-ecapa-voxceleb"
 FAILURE = 2  # exit status after an error or an unreadable file; 1 is an answer: different speakers
@@ -90,9 +80,7 @@ def embedded(encoder, args, files):
                 warnings.warn(remark, AudioWarning, stacklevel=2)
             yield file, found if isinstance(found, InputError) else found[None], ()
         return
-    start, args.step = args.start or 0.0, args.window if args.step is None else args.step
-    if args.window is not None:
-        window_of(args.window, args.step)  # an error now, not one for each file
+    start = args.start or 0.0
     for file in progress_bar(iterable=files, desc="embedding", unit="file", delay=1):
         try:
             if args.window is not None:
@@ -134,8 +122,7 @@ def matrix(encoder, args, files):
 
 def enrol(encoder, args, files):
     """Add the files to a speaker of the gallery."""
-    gallery = Gallery(args.gallery, encoder)
-    vectors = scoring_vectors(encoder, files, args)
+    gallery, vectors = Gallery(args.gallery, encoder), scoring_vectors(encoder, files, args)
     if not vectors:
         raise InputError(f"none of the files could be embedded: {args.gallery} is unchanged")
     said = gallery.enrol(args.enrol, list(vectors.values()))
@@ -166,6 +153,11 @@ def classify(encoder, args, files):
             print(f"{score:8.5f}  {speaker}  {file}")
         except UnreadableAudio as error:
             fail(args, error)
+
+
+def export(encoder, args, _):
+    """Write the network as ONNX."""
+    print(export_onnx(encoder, args.export))
 
 
 def scoring_vectors(encoder, files, args):
@@ -242,7 +234,7 @@ def build_parser():
 
 ONLY_WITH = {"out": ["embed"], "window": ["embed"], "step": ["embed"], "start": ["embed"], "end": ["embed"],
              "last": ["embed"], "gallery": ["enrol", "identify"], "threshold": ["compare", "identify"]}  # fmt: skip
-ACTIONS = "embed", "score", "matrix", "enrol", "identify", "classify", "export"
+ACTIONS = {act.__name__: act for act in (compare, embed, score, matrix, enrol, identify, classify, export)}
 
 
 def read_arguments(arguments):
@@ -260,19 +252,18 @@ def read_arguments(arguments):
             raise InputError(f"--{flag} {given[flag]}: the file's name must end in {' or '.join(suffixes)}")
         if flag in given and (flag != "gallery" or action == "enrol"):
             check_writable(Path(given[flag]).parent, f"--{flag}")
-    if action == "embed" and args.out.endswith(".ark"):
-        beside = Path(args.out).with_suffix(".scp")
-        if beside.exists() and f" {args.out}:" not in read_text(beside):  # not of an earlier --out
-            raise InputError(f"--out {args.out} would replace {beside}: name another file")
-    if "window" not in given and given.keys() & {"step", "last"}:
+    if args.window is not None:
+        args.step = args.window if args.step is None else args.step
+        window_of(args.window, args.step)  # an error now, not one for each file
+    elif given.keys() & {"step", "last"}:
         raise InputError("--step and --last need --window")
     if action in ("score", "export") and args.files:
         raise InputError(f"--{action} takes no further files, such as {args.files[0]}")
     if action == "enrol" and (not args.enrol.strip() or os.path.isfile(args.enrol)):
         raise InputError(f"--enrol {args.enrol}: give the speaker's name first, then the files")
     paths = args.files + (given[action] if isinstance(given.get(action), list) else [])
-    if "" in paths:
-        raise InputError("a path is empty: is a variable of the shell not set?")
+    if args.out and args.out.endswith(".ark") and str(Path(args.out).with_suffix(".scp")) in paths:
+        raise InputError(f"--out {args.out} would replace the .scp that is read: name another file")
     files = paths[:1] if action == "compare" else []  # must be one file, no folder or list
     args.names = {}
     for path in paths[len(files) :]:
@@ -301,13 +292,8 @@ def main():
     encoder.channel = args.channel
     if args.threshold is not None:
         set_threshold(encoder, args.threshold)
-    if action == "export":
-        print(export_onnx(encoder, args.export))
-        return 0
-    actions = {"compare": compare, "embed": embed, "score": score, "matrix": matrix, "enrol": enrol,
-               "identify": identify, "classify": classify}  # fmt: skip
     args.failed = 0
-    answer = actions[action](encoder, args, files)  # 1: no
+    answer = ACTIONS[action](encoder, args, files)  # 1: no
     return FAILURE if args.failed else answer or 0
 
 

@@ -1,7 +1,4 @@
-"""Convert audio of any format to 16 kHz mono wav or flac, in the same folder layout, with ffmpeg.
-
-    convert_folder("voxceleb2/dev/aac", "voxceleb2/wav")    # id00012/21Uxsk56VDQ/00001.m4a becomes .../00001.wav
-"""
+"""Convert audio of any format to 16 kHz mono wav or flac, in the same folder layout, with ffmpeg."""
 
 import collections
 import os
@@ -9,7 +6,7 @@ import pathlib
 import shutil
 import subprocess
 
-from corpora.audio import SAMPLE_RATE, SUFFIXES, UnreadableAudio, check_folder, find_audio
+from corpora.audio import SAMPLE_RATE, SUFFIXES, check_folder, find_audio
 from tools import InputError, RunError, check_writable, in_order, one_line, progress_bar, write_text
 
 INSTALL = "apt-get install ffmpeg (Debian, Ubuntu), brew install ffmpeg (macOS) or conda install -c conda-forge ffmpeg"
@@ -35,15 +32,8 @@ def convert_folder(source, to, suffix="wav", threads=4):
         raise InputError(f"--convert needs ffmpeg, which is not installed: {INSTALL}")
     check_writable(to, "--to")
     jobs = {file: target for file, target in target_of.items() if not target.exists()}
-
-    def convert(file):
-        """The reason for a failure, or None."""
-        try:
-            convert_file(source / file, jobs[file])
-        except UnreadableAudio as error:
-            return str(error)
-
-    reasons = progress_bar(iterable=in_order(convert, jobs, threads), total=len(jobs), desc="converting", unit=" files")
+    reasons = in_order(lambda file: convert_file(source / file, jobs[file]), jobs, threads)
+    reasons = progress_bar(iterable=reasons, total=len(jobs), desc="converting", unit=" files")
     failed = {one_line(file): reason for file, reason in zip(jobs, reasons) if reason}
     if failed or (to / "failed.tsv").exists():
         write_text(to / "failed.tsv", "file\treason\n" + "".join(f"{file}\t{failed[file]}\n" for file in failed))
@@ -51,7 +41,7 @@ def convert_folder(source, to, suffix="wav", threads=4):
 
 
 def convert_file(source, target):
-    """Write one audio file as 16 kHz mono to ``target``, a .wav or .flac, whole or not at all. UnreadableAudio."""
+    """Write one audio file as 16 kHz mono to ``target``, a .wav or .flac, or return why not. RunError: a full disk."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
     # -xerror: truncated or damaged files are failures. "file:": a name with a colon is not taken for a protocol.
@@ -64,7 +54,7 @@ def convert_file(source, target):
         if "No space left on device" in said:
             raise RunError(f"{target} cannot be written: the disk is full; make room, the same command continues")
         if ended.returncode:
-            raise UnreadableAudio(f"{source} cannot be converted ({said or f'ffmpeg: status {ended.returncode}'})")
+            return f"{source} cannot be converted ({said or f'ffmpeg: status {ended.returncode}'})"
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)

@@ -38,7 +38,7 @@ GRAMMAR = json.loads(pathlib.Path(__file__).with_name("demo_sentences.json").rea
 
 
 class Speaker(NamedTuple):
-    """One synthetic speaker: a row of speakers.tsv with the settings of the voice."""
+    """One synthetic speaker, with the settings of the voice."""
 
     name: str
     side: str  # train | eval | background (MUSAN's speech)
@@ -297,7 +297,7 @@ def make_demo(folder, train_speakers=160, eval_speakers=40, seed=0):
     if found == finished:
         return folder
     if found != begun and any(folder.iterdir()):
-        raise InputError(f"{folder} has other content ({found.strip() or 'no demo.json'}): give a new folder")
+        raise InputError(f"{folder} has other content: give a new folder")
     write_text(folder / "demo.json", begun)
     training = [draw_speaker(seed, "train", n) for n in range(train_speakers)]
     evaluation = [draw_speaker(seed, "eval", n) for n in range(eval_speakers)]
@@ -319,8 +319,6 @@ def make_demo(folder, train_speakers=160, eval_speakers=40, seed=0):
     lines = [f"{speaker.name} {speaker.path(*take)}\n" for speaker in training for take in takes]
     write_text(folder / "train_list.txt", "".join(lines))
     write_text(folder / "trials.txt", "\n".join(draw_trials(seed, evaluation)) + "\n")
-    rows = [("speaker", *Speaker._fields[1:]), *training, *evaluation]
-    write_text(folder / "speakers.tsv", "".join("\t".join(map(str, row)) + "\n" for row in rows))
     write_text(folder / "demo.json", finished)
     return folder
 

@@ -1,11 +1,5 @@
 """Make training lists from folders or Kaldi's files, and trial lists of speakers held out of them.
 
-    found = from_folder(root)                        # or from_kaldi(folder, root): [(speaker, path from root)], sorted
-    write_lists(found, root, "lists/own", 20)        # train_list.txt without 20 speakers, trials.txt of these 20
-
-    kept, held = hold_out(TrainingList("train_list.txt"), count=100)
-    trials = make_trials(held, "valid")              # to choose the best model, or to calibrate
-
 The same files and the same seed give the same lists, whatever the order of the files.
 """
 

@@ -133,26 +133,23 @@ def write_pack(path, source, train_list, threads=4):
     """
     path = pathlib.Path(path)
     speaker_of = dict(zip(train_list.files, (train_list.speakers[label] for label in train_list.label)))
-    files, speakers = list(speaker_of), list(speaker_of.values())
     names = "".join(f"{speaker}\t{file}\n" for file, speaker in speaker_of.items())
     files_sha256 = hashlib.sha256(_encoded(names)).hexdigest()
     origin = {"format": 1, "kind": "speech", "source": str(source.root.resolve()),
               "list_sha256": train_list.sha256, "files_sha256": files_sha256}  # fmt: skip
     if (path / "pack.json").exists():
         pack = Pack(path)
-        for key, value in origin.items():
-            if pack.content.get(key) != value:
-                what = f"another {key.removesuffix('_sha256')} ({pack.content.get(key)})"
-                raise InputError(f"--pack {path} was made from {what}: give a new folder, or delete this one")
+        if not origin.items() <= pack.content.items():
+            raise InputError(f"--pack {path} was made from other files: give a new folder, or delete this one")
         return pack
     check_writable(path, "--pack")
     try:
-        count, unreadable = _append(path, source, files, speakers, threads)
+        count, unreadable = _append(path, source, list(speaker_of), list(speaker_of.values()), threads)
     except OSError as error:
         raise RunError(f"--pack {path}: {error.strerror}: make room, the same command continues") from error
     if not count:
-        raise RunError(f"none of the {len(files)} files under {source.root} can be read: nothing to pack")
-    numbers = {"sample_rate": SAMPLE_RATE, "dtype": DTYPE.name, "samples": count, "entries": len(files),
+        raise RunError(f"none of the {len(speaker_of)} files under {source.root} can be read: nothing to pack")
+    numbers = {"sample_rate": SAMPLE_RATE, "dtype": DTYPE.name, "samples": count, "entries": len(speaker_of),
                "unreadable": unreadable, "index_sha256": file_hash(path / "index.tsv")}  # fmt: skip
     write_text(path / "pack.json", json.dumps(origin | numbers, indent=2) + "\n")
     return Pack(path)
@@ -162,9 +159,9 @@ def _append(path, source, files, speakers, threads):
     """Append the remaining files to samples and index -> (samples, unreadable files) of the whole pack."""
     with open(path / "index.tsv", "a+b") as index, open(path / "samples.int16", "ab") as samples:
         done, end, unreadable = _cut_to_whole_entries(index, samples, files, speakers)
-        decoded = in_order(lambda file: _decode(source, file), files[done:], threads)
-        settings = {"total": len(files), "initial": done, "desc": "packing", "unit": " files"}
-        for speaker, file, waveform in progress_bar(iterable=zip(speakers[done:], files[done:], decoded), **settings):
+        rows = zip(speakers[done:], files[done:], in_order(lambda file: _decode(source, file), files[done:], threads))
+        rows = progress_bar(iterable=rows, total=len(files), initial=done, desc="packing", unit=" files")
+        for speaker, file, waveform in rows:
             samples.write(waveform)
             index.write(_encoded(f"{speaker}\t{file}\t{end}\t{len(waveform)}\t{zlib.crc32(waveform)}\n"))
             index.flush()

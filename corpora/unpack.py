@@ -1,9 +1,4 @@
-"""Check the downloaded archives of VoxCeleb, MUSAN and RIRS_NOISES against the published MD5s, then unpack them.
-
-    unpack("downloads", "/data")    # vox1_dev_wav_parta?, vox2_test_aac.zip, musan.tar.gz, ...
-
-writes /data/voxceleb1/wav/..., /data/voxceleb2/dev/aac/..., /data/musan/..., /data/RIRS_NOISES/...
-"""
+"""Check the downloaded archives of VoxCeleb, MUSAN and RIRS_NOISES against the published MD5s, then unpack them."""
 
 import functools
 import io
@@ -26,14 +21,22 @@ FOLDERS = {"vox1": "voxceleb1", "vox2": "voxceleb2"}
 def unpack(source, to, threads=4, any_md5=False):
     """Unpack all known archives in the folder ``source`` into ``to`` -> (number of files, number of new files).
 
+    They land in voxceleb1/wav, voxceleb2/dev/aac, musan and RIRS_NOISES, where the defaults of training are.
     Files that exist with the right size are skipped, so the same call continues after an interruption. InputError:
     missing parts, a wrong MD5 (unless any_md5), a path that leaves ``to``. RunError: a damaged archive, a full disk.
     """
     source, to = pathlib.Path(source), pathlib.Path(to)
     check_folder(source, "--unpack")
-    archives = find_archives(source)
+    known = {name: list(parts) for name, parts in itertools.groupby(MD5, lambda part: part.partition("_part")[0])}
+    archives = {name: parts for name, parts in known.items() if any((source / part).is_file() for part in parts)}
+    missing = [part for parts in archives.values() for part in parts if not (source / part).is_file()]
+    if missing or not archives:
+        what = ", ".join(missing) or f"all of {', '.join(known)}"
+        raise InputError(f"--unpack {source} lacks {what}: download what is missing")
     if not any_md5:
-        check_md5(source, [part for parts in archives.values() for part in parts])
+        parts = progress_bar(iterable=list(itertools.chain(*archives.values())), desc="MD5", unit=" files")
+        if wrong := [part for part in parts if file_hash(source / part, "md5") != MD5[part]]:
+            raise InputError(f"--unpack {source}: wrong MD5, download again or give --any_md5: {', '.join(wrong)}")
     check_writable(to, "--to")
     is_new = []
     for name, parts in archives.items():
@@ -46,28 +49,6 @@ def unpack(source, to, threads=4, any_md5=False):
         except (OSError, EOFError, RuntimeError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
             raise RunError(f"{name} cannot be unpacked ({error}): download it again, or make room") from error
     return len(is_new), sum(is_new)
-
-
-def find_archives(source):
-    """{archive: its parts} in a folder. InputError if there are none, or parts are missing."""
-    known = {name: list(parts) for name, parts in itertools.groupby(MD5, lambda part: part.partition("_part")[0])}
-    found = {name: parts for name, parts in known.items() if any((source / part).is_file() for part in parts)}
-    missing = [part for parts in found.values() for part in parts if not (source / part).is_file()]
-    if missing or not found:
-        what = ", ".join(missing) or f"all of {', '.join(known)}"
-        raise InputError(f"--unpack {source} lacks {what}: download what is missing")
-    return found
-
-
-def check_md5(source, parts):
-    """InputError naming the files whose MD5 is not the published one."""
-    wrong = []
-    for part in progress_bar(iterable=parts, desc="MD5", unit=" files"):
-        found = file_hash(source / part, "md5")
-        if found != MD5[part]:
-            wrong.append(f"{part} ({found}, published {MD5[part]})")
-    if wrong:
-        raise InputError(f"--unpack {source}: wrong MD5, download again or give --any_md5: {', '.join(wrong)}")
 
 
 def list_members(file, name):

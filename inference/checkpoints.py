@@ -1,6 +1,6 @@
 """Checkpoints, ours and the published systems' (systems.py): recognise a file, read it safely, fill its network."""
 
-import ast
+import re
 import sys
 from typing import NamedTuple
 
@@ -31,7 +31,6 @@ class Pretrained(NamedTuple):
     cosine_threshold: float | None = None  # ours: equal error rate of whole utterances' cosines on it
     scale: float | None = None  # ours: s of its loss
     held_out: list | None = None  # ours: names of speakers in its training list that it was not trained on
-    mean: torch.Tensor | None = None  # (D,) SpeechBrain's mean embedding, which verification does not use
     heard: list | None = None  # ours: names of all speakers that it, or a model before it, was trained on
 
     def trained_on(self):
@@ -80,8 +79,8 @@ def _weights_in(folder, system):
         matches = (sorted(folder.glob(pattern)) for pattern in SYSTEMS[name].files)
         found += next(filter(None, matches), [])  # wespeaker's average comes before the models it is made of
     ours = [*folder.glob("*.model"), *folder.glob("model/*.model")] if system in (None, "ours") else []
-    if ours and not found:
-        found = [max(ours, key=_precedence)]
+    if ours and not found:  # the best one, else the last, and their average rather than the last one itself
+        found = [max(ours, key=lambda path: (path.stem == "best", path.stem[-4:], path.stem.startswith("average")))]
         if rank() == 0:
             print(f"{folder}: took {found[0].relative_to(folder)}", file=sys.stderr)
     if not found:
@@ -90,12 +89,6 @@ def _weights_in(folder, system):
     if len(found) > 1:
         raise InputError(f"{folder} has several models: name one of {', '.join(path.name for path in found)}")
     return found[0]
-
-
-def _precedence(path):
-    """Orders a run's models: model_0079, model_0080, average_0080, best."""
-    kind, _, number = path.stem.rpartition("_")
-    return path.stem == "best", int(number) if number.isdecimal() else -1, kind == "average", path.stem
 
 
 def _recognise(path, content, state):
@@ -133,8 +126,6 @@ def _load_ours(path, content):
         raise InputError(f"{path} is based on a system that is not known: {system!r}")
     trial_list, results = next(iter((checkpoint.get("scores") or {}).items()), ("", {}))
     thresholds = results.get("thresholds") or {}
-    # Rounding may take a score out of its range.
-    thresholds = {name: value and min(1.0, max(-1.0, value)) for name, value in thresholds.items()}
     origin = f"equal error rate on {trial_list}" if thresholds.get("EER") is not None else ""
     return Pretrained(
         system, _network(path, weights, system, PREFIX), classifier, checkpoint.get("speakers") or None,
@@ -147,16 +138,18 @@ def _load_ours(path, content):
 
 def _load_speechbrain(path, state):
     network, beside = _network(path, state, "speechbrain"), _speechbrain_files(path)
-    classifier = speakers = mean = None
+    classifier = speakers = None
     if "classifier.ckpt" in beside:
         classifier = load_tensors(beside["classifier.ckpt"])["weight"].float()
-    if "mean_var_norm_emb.ckpt" in beside:
-        mean = load_tensors(beside["mean_var_norm_emb.ckpt"])["glob_mean"].float().flatten()
-    labels = beside.get("label_encoder.txt") or beside.get("label_encoder.ckpt")
-    if labels and classifier is not None:
-        speakers = _read_labels(labels, len(classifier))
+    path = beside.get("label_encoder.txt") or beside.get("label_encoder.ckpt")
+    if path and classifier is not None:  # lines 'id10001' => 0, up to ====
+        found = re.findall(r"^'(.*)' => (\d+)$", read_text(path).split("\n==")[0], re.MULTILINE)
+        labels = {int(index): name for name, index in found}
+        if sorted(labels) != list(range(len(classifier))):
+            raise InputError(f"{path} has {len(labels)} labels, the classifier {len(classifier)}: they do not fit")
+        speakers = [labels[index] for index in range(len(classifier))]
     threshold, origin = SYSTEMS["speechbrain"].threshold, "SpeechBrain's own"
-    return Pretrained("speechbrain", network, classifier, speakers, threshold, origin, mean=mean)
+    return Pretrained("speechbrain", network, classifier, speakers, threshold, origin)
 
 
 # The weights of the classifier in other systems' files; pyannote's have a column for each speaker.
@@ -208,7 +201,7 @@ def _network(path, state, system, prefix=""):
 
 def _speechbrain_files(path):
     """{name: path} of SpeechBrain's other files beside its embedding_model.ckpt."""
-    names = "hyperparams.yaml", "classifier.ckpt", "mean_var_norm_emb.ckpt", "label_encoder.txt", "label_encoder.ckpt"
+    names = "hyperparams.yaml", "classifier.ckpt", "label_encoder.txt", "label_encoder.ckpt"
     published = path.name in SYSTEMS["speechbrain"].files
     return {name: path.parent / name for name in names if published and (path.parent / name).is_file()}
 
@@ -217,15 +210,3 @@ def _modelscope_settings(path):
     """ModelScope's settings of these weights, if their configuration.json lies beside; else {}."""
     model = modelscope_settings(path.parent)
     return model if model.get("pretrained_model") == path.name or model.get("type") == "ecapa-tdnn-sv" else {}
-
-
-def _read_labels(path, count):
-    """The training speakers in order, from SpeechBrain's label encoder: lines ``'id10001' => 0``, up to ``====``."""
-    lines = read_text(path).split("\n==")[0].splitlines()
-    try:
-        labels = {int(index): str(ast.literal_eval(name)) for name, index in (line.split(" => ") for line in lines)}
-    except (ValueError, SyntaxError) as error:
-        raise InputError(f"{path} has other lines than 'label' => number ({error})") from error
-    if sorted(labels) != list(range(count)):
-        raise InputError(f"{path} has {len(labels)} labels, the classifier {count}: they do not belong together")
-    return [labels[index] for index in range(count)]

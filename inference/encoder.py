@@ -3,10 +3,8 @@
 verify.py is its command line; trainSpeakerNet.py evaluates with it.
 """
 
-import concurrent.futures
 import hashlib
 import math
-import os
 import warnings
 from typing import NamedTuple
 
@@ -15,29 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from corpora.audio import SAMPLE_RATE, AudioFile, Folder, UnreadableAudio
+from corpora.audio import SAMPLE_RATE, Folder, UnreadableAudio
 from corpora.pack import Pack
 from inference.checkpoints import Pretrained, load_pretrained
+from inference.reading import LONG_SECONDS, is_long, one_ahead, read_groups, remark_on
 from inference.systems import SYSTEMS
-from inference.waveforms import (
-    InMemory,
-    Recordings,
-    as_list,
-    as_number,
-    as_rows,
-    as_tensor,
-    open_audio,
-    remark_on,
-    span_of,
-)
-from tools import InputError, in_order, progress_bar
+from inference.waveforms import Recordings, as_list, as_number, as_rows, as_tensor, open_audio, span_of
+from tools import InputError, progress_bar
 
 CROPS = 5  # the customary score uses each whole utterance and five crops of three seconds
 CROP_SAMPLES = 300 * 160 + 240
 # Audio in a batch of utterances. More is no faster on a CPU; with less, a GPU is partly idle.
 BATCH_SECONDS = {"cpu": 30, "mps": 120, "cuda": 300}
-LONG_SECONDS = 300  # longer utterances are embedded in windows: the activations of the whole would take gigabytes
-WINDOW_SECONDS = 60
+WINDOW_SECONDS = 60  # of the windows in which long files are embedded
 MAX_WARNINGS = 10  # about the utterances of one evaluation
 
 
@@ -102,8 +90,7 @@ class SpeakerEncoder:
     alarms, ...}, set on the trial list ``trial_list``. cosine_threshold: the one for cosines of embeddings, which are
     another score where crops are scored, too (``system.crops``). channel: of several channels take this one; None: the
     system's default. held_out: speakers held out of its training, or None; trained_on: the known training speakers of
-    this model and of those that it was fine-tuned from. mean: SpeechBrain's mean embedding (D,) or None; its
-    ``encode_batch(normalize=True)`` subtracts it.
+    this model and of those that it was fine-tuned from.
     """
 
     def __init__(self, network, device="cpu", pretrained=None):
@@ -114,7 +101,7 @@ class SpeakerEncoder:
         self.threshold, self.origin = pretrained.threshold, pretrained.origin
         self.thresholds, self.trial_list = pretrained.thresholds, pretrained.trial_list
         self.cosine_threshold = pretrained.cosine_threshold if self.system.crops else self.threshold
-        self.classifier, self.speakers, self.mean = pretrained.classifier, pretrained.speakers, pretrained.mean
+        self.classifier, self.speakers = pretrained.classifier, pretrained.speakers
         self.held_out, self.trained_on = pretrained.held_out, pretrained.trained_on()
         self.vector_size = self.dimension * (2 if self.system.crops else 1)  # of scoring vectors
         self.channel = None
@@ -141,13 +128,10 @@ class SpeakerEncoder:
         rows = as_rows(waveforms, lengths)
         if weights is None:
             return require_finite(self.embed_many(rows), "a waveform in the batch")
-        weights, samples = as_tensor(weights, "weights"), {len(row) for row in rows}
-        fits = weights.dim() == 2 and len(weights) == len(rows) and weights.shape[1] and bool((weights >= 0).all())
-        if not fits or len(samples) != 1 or min(samples) < self.system.shortest:
-            raise InputError(
-                f"weights must be ({len(rows)}, frames), from 0 to 1, not {tuple(weights.shape)}, for utterances of "
-                f"one length, at least {self.system.shortest} samples"
-            )
+        weights = as_tensor(weights, "weights")
+        if weights.dim() != 2 or len(weights) != len(rows) or len(set(map(len, rows))) != 1:
+            shape = f"({len(rows)}, frames), not {tuple(weights.shape)}"
+            raise InputError(f"weights must be {shape}, for utterances of one length")
         return self._embed(rows, weights.to(self.device, torch.float32)).clone()  # no longer an inference tensor
 
     def embed_many(self, waveforms):
@@ -176,14 +160,8 @@ class SpeakerEncoder:
     def embed_excerpts(self, audio, segments):
         """One embedding (D,) of several parts [(start, end) in seconds] joined to one utterance. Errors likewise."""
         with self._open(audio) as opened:
-            try:
-                segments = [(start, end) for start, end in segments]
-            except (TypeError, ValueError) as error:
-                raise InputError(f"segments must be [(start, end), ...] in seconds, not {segments!r:.100}") from error
-            parts = [opened.read(*span_of(opened, *segment)) for segment in segments]
-        joined = InMemory(np.concatenate([np.empty(0, np.float32), *parts]), SAMPLE_RATE)
-        with AudioFile(joined) as audio:
-            return warned(*self._embed_part(audio, opened.path, 0, audio.length))
+            parts = [opened.read(*span_of(opened, start, end)) for start, end in segments]
+        return self.embed((np.concatenate(parts), SAMPLE_RATE))
 
     def embed_windows(self, audio, duration=3.0, step=1.0, start=0.0, end=None, last=None):
         """Embeddings of a sliding window: (N, D), and the (N, 2) start and end of each in seconds.
@@ -209,7 +187,8 @@ class SpeakerEncoder:
             at_once = max(1, BATCH_SECONDS[self.device.type] * SAMPLE_RATE // size)
             for i in range(0, len(starts), at_once):
                 windows = [opened.read(first + at, min(size, samples - at)) for at in starts[i : i + at_once]]
-                remarks += [self._remark(f"a window of {opened.path}", window, opened.rate) for window in windows]
+                name = f"a window of {opened.path}"
+                remarks += [remark_on(window, name, opened.rate, self.system.shortest) for window in windows]
                 if last == "pad":
                     windows = [np.pad(window, (0, size - len(window))) for window in windows]
                 embeddings.append(self.embed_many([torch.from_numpy(window) for window in windows]).numpy())
@@ -225,10 +204,7 @@ class SpeakerEncoder:
         Pack, those it was made with. Yields (file, (D,) embedding or UnreadableAudio, remark) in the order of the
         files; remark: why the embedding may be poor (very short, silent, clipped, of a low sampling rate), or "".
         """
-        files = as_list(files)
-        if not all(isinstance(file, (str, os.PathLike)) for file in files):
-            raise InputError("embed_files takes paths: for waveforms there are embed, embed_batch and scoring_vectors")
-        for file, found, remark in self._utterances(files, self._source(root), threads, crops=False):
+        for file, found, remark in self._utterances(as_list(files), self._source(root), threads, crops=False):
             yield file, found if isinstance(found, UnreadableAudio) else found.embedding, remark
 
     def embed_for_scoring(self, files, root=".", threads=4, unreadable=None):
@@ -277,8 +253,8 @@ class SpeakerEncoder:
         sides = as_rows(first, first_lengths), as_rows(second, second_lengths)
         if len(sides[0]) != len(sides[1]):
             raise InputError(f"{len(sides[0])} waveforms cannot be compared with {len(sides[1])} one by one")
-        first, second = (require_finite(np.array(self._vectors_of(rows)), "a waveform in the batch") for rows in sides)
-        return [self.decide(a @ b, threshold) for a, b in zip(first, second)]
+        vectors = self.scoring_vectors([(row, SAMPLE_RATE) for row in (*sides[0], *sides[1])])
+        return [self.decide(a @ b, threshold) for a, b in zip(vectors, vectors[len(sides[0]) :])]
 
     def compare(self, first, second, threshold=None):
         """The Verification of two embeddings (D,), as ``embed`` gives them, by their cosine.
@@ -295,35 +271,28 @@ class SpeakerEncoder:
         return self._decide(score, self.threshold if threshold is None else threshold)
 
     def _decide(self, score, threshold):
-        score = as_number(score, "a score", 1.001)
-        threshold = None if threshold is None else as_number(threshold, "a threshold", 1.0)
-        score = min(1.0, max(-1.0, score))  # rounding may take it beyond
+        score = float(np.clip(float(score), -1, 1))  # rounding may take it beyond
         if self.system.decimals is not None:
             score = round(score, self.system.decimals)
         if threshold is None:
             return Verification(score, None, None)
+        threshold = float(threshold)
         return Verification(score, score > threshold if self.system.above else score >= threshold, threshold)
 
     def classify(self, audio):
         """The Classification of a recording. InputError for a model without a classifier."""
-        self._require_classifier()
         found = self._classify(torch.from_numpy(self.embed(audio))[None])
         return Classification(found.speaker[0], float(found.score[0]))
 
     def classify_batch(self, waveforms, lengths=None):
         """The BatchClassification of a batch, as for ``embed_batch``. InputError for a model without a classifier."""
-        self._require_classifier()
         return self._classify(self.embed_batch(waveforms, lengths))
 
-    def _require_classifier(self):
+    def _classify(self, embeddings):
         if self.classifier is None:
             raise InputError(f"this model of {self.system.title} has no classifier")
-
-    def _classify(self, embeddings):
-        cosines = F.normalize(embeddings) @ F.normalize(self.classifier.float(), dim=-1).flatten(0, -2).t()
-        cosines = cosines.unflatten(1, self.classifier.shape[:-1])
-        if cosines.dim() == 3:  # sub-centres
-            cosines = cosines.amax(dim=2)
+        centres = self.classifier.float().reshape(len(self.classifier), -1, self.dimension)  # (N, sub-centres, D)
+        cosines = torch.einsum("bd,nkd->bnk", F.normalize(embeddings), F.normalize(centres, dim=2)).amax(dim=2)
         # A classifier may have more classes than there were speakers (--n_class, --speed_perturb).
         cosines = cosines[:, : len(self.speakers)] if self.speakers else cosines
         score, index = cosines.max(dim=1)
@@ -376,19 +345,14 @@ class SpeakerEncoder:
     def _embed_part(self, audio, name, first, samples):
         """The (D,) embedding of a part of an open file, and a remark; for a long part, the mean over its windows."""
         window = WINDOW_SECONDS * SAMPLE_RATE
-        count = samples // window if samples > LONG_SECONDS * SAMPLE_RATE else 1
+        count = samples // window if is_long(samples) else 1
         edges = [*range(first, first + count * window, window), first + samples]
         total, remarks = torch.zeros(self.dimension, dtype=torch.float64), []
         for i in progress_bar(iterable=range(count), desc="a long file", unit="min", delay=5):
             waveform = audio.read(edges[i], edges[i + 1] - edges[i])
-            remarks.append(self._remark(name, waveform, audio.rate))
+            remarks.append(remark_on(waveform, name, audio.rate, self.system.shortest))
             total += len(waveform) * self._embed([torch.from_numpy(waveform)])[0].double()
         return require_finite((total / samples).float().numpy(), name), remarks[0] if all(remarks) else ""
-
-    def _vectors_of(self, waveforms):
-        """A list of (samples,) tensors -> as many scoring vectors (V,) numpy."""
-        crops = [scoring_crops(each) for each in waveforms] if self.system.crops else None
-        return self._join(self.embed_many(waveforms), crops)
 
     def _join(self, embeddings, crops):
         """(N, D) of whole utterances, N tensors (crops, samples) or None -> N scoring vectors (V,) numpy."""
@@ -412,47 +376,24 @@ class SpeakerEncoder:
     def _utterances(self, files, source, threads, crops):
         """Yield (file, Utterance or UnreadableAudio, remark) in the order of the files. crops: also embed crops."""
         least = CROP_SAMPLES if crops else self.system.shortest
+        most = 8 * BATCH_SECONDS[self.device.type] * SAMPLE_RATE
         with progress_bar(total=len(files), desc="embedding", unit="file", delay=1) as bar:
-            for group in one_ahead(self._groups(files, source, threads, least)):
+            for group in one_ahead(read_groups(files, source, threads, self.system.shortest, least, most)):
                 waveforms = [found for _, found, _ in group if isinstance(found, torch.Tensor)]
                 whole = self.embed_many(waveforms)
                 vectors = self._join(whole, [scoring_crops(each) for each in waveforms] if crops else None)
                 computed = map(Utterance, vectors, whole.numpy(), [len(each) / SAMPLE_RATE for each in waveforms])
-                for i, (file, found, remark) in enumerate(group):
+                bar.update(len(group))
+                for file, found, remark in group:
                     try:
                         if found is None:
                             found, remark = self._long_utterance(source, file, crops)
-                        elif not isinstance(found, UnreadableAudio):
+                        elif isinstance(found, torch.Tensor):
                             found = next(computed)
                             require_finite(found.vector, source.name(file))
                     except UnreadableAudio as error:
                         found = error
-                    group[i] = file, found, remark
-                bar.update(len(group))
-                yield from group
-
-    def _groups(self, files, source, threads, least):
-        """Yield lists of (file, waveform or None if long or UnreadableAudio, remark), each enough for some batches."""
-        group, samples = [], 0
-        for each in in_order(lambda file: self._read(source, file), files, threads):
-            group.append(each)
-            if not isinstance(each[1], UnreadableAudio):
-                samples += LONG_SECONDS * SAMPLE_RATE if each[1] is None else max(least, len(each[1]))
-            if samples >= 8 * BATCH_SECONDS[self.device.type] * SAMPLE_RATE:
-                yield group
-                group, samples = [], 0
-        if group:
-            yield group
-
-    def _read(self, source, file):
-        try:
-            with source.open(file) as audio:
-                if audio.length > LONG_SECONDS * SAMPLE_RATE:
-                    return file, None, ""
-                waveform = audio.read()
-                return file, torch.from_numpy(waveform), self._remark(source.name(file), waveform, audio.rate)
-        except UnreadableAudio as error:
-            return file, error, ""
+                    yield file, found, remark
 
     def _long_utterance(self, source, file, crops):
         with source.open(file) as audio:
@@ -461,9 +402,6 @@ class SpeakerEncoder:
         crops = [torch.stack(parts)] if crops else None
         (vector,) = self._join(torch.from_numpy(embedding)[None], crops)
         return Utterance(vector, embedding, audio.length / SAMPLE_RATE), remark
-
-    def _remark(self, name, waveform, rate):
-        return remark_on(waveform, name, rate, self.system.shortest)
 
 
 def warned(embedding, remark):
@@ -476,7 +414,7 @@ def warned(embedding, remark):
 def window_of(duration, step):
     """(samples, samples from one to the next) of a sliding window given in seconds. InputError."""
     duration, step = as_number(duration, "a window's duration"), as_number(step, "a window's step")
-    if not (duration <= LONG_SECONDS and min(duration, step) * SAMPLE_RATE >= 1 and step < math.inf):
+    if not (min(duration, step) * SAMPLE_RATE >= 1 and max(duration, step) <= LONG_SECONDS):
         raise InputError(f"a window of {duration} s every {step} s: both must be above 0, at most {LONG_SECONDS}")
     return round(duration * SAMPLE_RATE), round(step * SAMPLE_RATE)
 
@@ -498,13 +436,3 @@ def scoring_crops(waveform):
     if len(waveform) <= CROP_SAMPLES:  # all five crops would be equal
         return waveform[torch.arange(CROP_SAMPLES) % len(waveform)].unsqueeze(0)
     return torch.stack([waveform[start : start + CROP_SAMPLES] for start in crop_starts(len(waveform))])
-
-
-def one_ahead(items):
-    """Yield from an iterator whose next item is prepared in a thread meanwhile. None ends it."""
-    items = iter(items)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
-            yield item

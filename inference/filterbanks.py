@@ -10,6 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchaudio.compliance.kaldi import get_mel_banks
 
 from model import SAMPLE_RATE, reflect, valid_until
 
@@ -80,13 +81,9 @@ class KaldiFilterbank(Filterbank):
         emphasis = torch.eye(400, dtype=torch.float64) - 0.97 * torch.eye(400, dtype=torch.float64).roll(1, 0)
         emphasis[0] = 0
         emphasis[0, 0] = 0.03  # the sample before a frame is taken to equal its first
-        hz = torch.arange(256, dtype=torch.float64) * SAMPLE_RATE / 512
-        mel = 1127 * (1 + hz / 700).log()
-        lowest, highest = (1127 * math.log(1 + edge / 700) for edge in (20, 8000))
-        points = torch.linspace(lowest, highest, 82, dtype=torch.float64)[:, None]
-        rising, falling = (mel - points[:-2]) / points.diff(dim=0)[:-1], (points[2:] - mel) / points.diff(dim=0)[1:]
         window = hamming if window == "hamming" else hann**0.85
-        super().__init__(window.diag() @ emphasis, 512, torch.minimum(rising, falling).clamp(min=0))
+        mel, _ = get_mel_banks(80, 512, SAMPLE_RATE, 20.0, 8000.0, 100.0, -500.0, 1.0)  # the last three: no warping
+        super().__init__(window.diag() @ emphasis, 512, mel)
         self.scale = scale
 
     def frames(self, samples):

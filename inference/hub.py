@@ -14,13 +14,12 @@ from pathlib import Path
 from urllib import parse, request
 
 import torch
-from filelock import FileLock  # a requirement of torch
 
 from inference.systems import SYSTEMS
 from tools import InputError, RunError, progress_bar, rank, read_text, whole_file
 
 WEIGHTS = ["*.model", *(pattern for system in SYSTEMS.values() for pattern in system.files)]
-BESIDE = ["hyperparams.yaml", "classifier.ckpt", "mean_var_norm_emb.ckpt", "label_encoder.txt", "configuration.json"]
+BESIDE = ["hyperparams.yaml", "classifier.ckpt", "label_encoder.txt", "configuration.json"]
 GITHUB, TAORUIJIE = "https://raw.githubusercontent.com", "TaoRuijie/ECAPA-TDNN/4904fda6c5da208998321e3ea75e24320bab8aad"
 TAORUIJIE_ID = "2be115cefc56a94b6d67ba0e8abef2d3df294167"  # git's, of exps/pretrain.model in that commit
 
@@ -30,8 +29,6 @@ def local_model(name, flag=""):
 
     InputError, beginning with the flag, if there is neither or access is refused; RunError if a download fails.
     """
-    if not isinstance(name, (str, os.PathLike)) or not os.fspath(name):
-        raise InputError(f"a model must be a path or a name, not {name!r}")
     if Path(name).exists():
         return Path(name)
     found = re.fullmatch(r"([\w-][\w.-]*)/([\w.-]+)(?:@([\w./-]+))?", str(name))
@@ -97,28 +94,24 @@ def _download(name, url, path, git_id=None):
     """Download a file, whole or not at all, unless it is there -> its path. git_id: what git calls its content."""
     if path.is_file():  # perhaps in a folder that is read-only
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(".lock")):  # other processes wait, and find it
-        if path.is_file():
-            return path
-        if rank() == 0:
-            print(f"downloading {url} to {path.parent}", file=sys.stderr)
-        content = bytearray()
-        try:
-            with request.urlopen(request.Request(url, headers={"User-Agent": "ecapa-tdnn"}), timeout=30) as response:
-                size = int(response.headers["Content-Length"] or 0)
-                with progress_bar(total=size, unit="B", unit_scale=True, desc=path.name) as bar:
-                    while block := response.read(1 << 20):
-                        content += block
-                        bar.update(len(block))
-        except (OSError, HTTPException) as error:
-            status, reason = getattr(error, "code", None), getattr(error, "reason", None) or repr(error)
-            kind = InputError if status in (401, 403, 404) else RunError
-            what = f"{name} is no file or folder here, not in {path.parent}, and cannot be downloaded"
-            raise kind(f"{what}: {url} {status or ''} {reason}") from None
-        found = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        if len(content) < size or git_id not in (None, found):
-            raise RunError(f"{url} arrived damaged ({len(content)} of {size} bytes): try again")
-        with whole_file(path) as file:
-            file.write(content)
+    if rank() == 0:
+        print(f"downloading {url} to {path.parent}", file=sys.stderr)
+    content = bytearray()
+    try:
+        with request.urlopen(request.Request(url, headers={"User-Agent": "ecapa-tdnn"}), timeout=30) as response:
+            size = int(response.headers["Content-Length"] or 0)
+            with progress_bar(total=size, unit="B", unit_scale=True, desc=path.name) as bar:
+                while block := response.read(1 << 20):
+                    content += block
+                    bar.update(len(block))
+    except (OSError, HTTPException) as error:
+        status, reason = getattr(error, "code", None), getattr(error, "reason", None) or repr(error)
+        kind = InputError if status in (401, 403, 404) else RunError
+        what = f"{name} is no file or folder here, not in {path.parent}, and cannot be downloaded"
+        raise kind(f"{what}: {url} {status or ''} {reason}") from None
+    found = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    if len(content) < size or git_id not in (None, found):
+        raise RunError(f"{url} arrived damaged ({len(content)} of {size} bytes): try again")
+    with whole_file(path) as file:
+        file.write(content)
     return path

@@ -47,9 +47,7 @@ class WeSpeakerECAPA(SequentialECAPA):
         return mean, (variance + 1e-7).sqrt()
 
     def attentive_statistics(self, x, logits):
-        weighted = x * softmax_over_time(logits)
-        mean = weighted.sum(dim=3, keepdim=True)
-        variance = (x * weighted).sum(dim=3, keepdim=True) - mean * mean
+        mean, variance = mean_and_variance(x, softmax_over_time(logits))
         return mean, variance.clamp(min=1e-7).sqrt()
 
 
@@ -73,9 +71,7 @@ class SpeechBrainECAPA(SequentialECAPA):
         return mean, variance.clamp(min=1e-12).sqrt()
 
     def attentive_statistics(self, x, logits):
-        weight = softmax_over_time(logits)
-        mean = (x * weight).sum(dim=3, keepdim=True)
-        variance = (weight * (x - mean).square()).sum(dim=3, keepdim=True)
+        mean, variance = mean_and_variance(x, softmax_over_time(logits))
         return mean, variance.clamp(min=1e-12).sqrt()
 
 

@@ -1,4 +1,4 @@
-"""What a caller may give as audio: files, waveforms in memory, batches at 16 kHz; and which of it is hardly usable."""
+"""What a caller may give as audio: files, waveforms in memory, batches at 16 kHz."""
 
 import io
 import os
@@ -34,12 +34,12 @@ class InMemory(io.BytesIO):
 
 
 def open_audio(audio, folder):
-    """An open AudioFile of a path in a Folder, of (waveform, sample_rate), or of pyannote's dicts of these.
+    """An open AudioFile of a path in a Folder, of (waveform, sample_rate), or of pyannote's dict of these two.
 
     InputError for anything else, UnreadableAudio for a file that cannot be read.
     """
-    if isinstance(audio, dict) and ("audio" in audio or {"waveform", "sample_rate"} <= audio.keys()):
-        audio = audio["audio"] if "audio" in audio else (audio["waveform"], audio["sample_rate"])
+    if isinstance(audio, dict) and {"waveform", "sample_rate"} <= audio.keys():
+        audio = audio["waveform"], audio["sample_rate"]
     if isinstance(audio, (str, os.PathLike)):
         return folder.open(audio)
     if isinstance(audio, tuple) and len(audio) == 2:
@@ -69,11 +69,9 @@ def as_rows(waveforms, lengths=None):
 
     waveforms: (samples,), (B, samples), (B, 1, samples), or a list of (samples,) of different lengths; floating point
     in [-1, 1] or int16. lengths: (B,) samples of each, or their fractions of the longest (floating point, as in
-    SpeechBrain); None: all; the samples after them are ignored. A list has no lengths. InputError for anything else.
+    SpeechBrain); None: all; the samples after them are ignored. InputError for anything else.
     """
     if isinstance(waveforms, (list, tuple)):
-        if lengths is not None:
-            raise InputError("a list of waveforms has the lengths of its arrays: give no lengths")
         rows = [as_tensor(waveform) for waveform in waveforms]
     else:
         batch = as_tensor(waveforms)
@@ -81,21 +79,21 @@ def as_rows(waveforms, lengths=None):
         if batch.dim() != 2 or len(batch) > max(1, batch.shape[1]):  # such as (samples, channels)
             raise InputError(f"waveforms must be (B, samples), (B, 1, samples) or (samples,), not {tuple(batch.shape)}")
         rows = list(batch)
-        if lengths is not None:
-            lengths, samples = torch.as_tensor(lengths), batch.shape[1]
-            lengths = (lengths * samples).round().long() if lengths.is_floating_point() else lengths
-            if lengths.shape != batch.shape[:1] or not bool(((lengths > 0) & (lengths <= samples)).all()):
-                raise InputError(f"lengths must be {len(rows)} numbers from 1 to {samples}, or fractions of that")
-            rows = [row[:length] for row, length in zip(rows, lengths.tolist())]
     if not all(row.dim() == 1 and len(row) for row in rows):
         raise InputError("a list of waveforms must have arrays (samples,) that are not empty")
+    if lengths is not None:
+        lengths, longest = torch.as_tensor(lengths), max(map(len, rows))
+        lengths = (lengths * longest).round().long() if lengths.is_floating_point() else lengths
+        if lengths.shape != (len(rows),) or lengths.min() < 1 or lengths.max() > longest:
+            raise InputError(f"lengths must be {len(rows)} numbers from 1 to {longest}, or fractions of that")
+        rows = [row[:length] for row, length in zip(rows, lengths.tolist())]
     return [row / 32768 if row.dtype == torch.int16 else row.float() for row in rows]
 
 
 def as_tensor(array, named="a waveform"):
     """An array or a tensor as a tensor of floats or int16. InputError, beginning with what it is, for anything else."""
-    if isinstance(array, np.ndarray):  # torch refuses reversed arrays and other byte orders
-        array = np.array(array, array.dtype.newbyteorder("="), order="C")
+    if isinstance(array, np.ndarray):
+        array = array.copy()  # torch refuses reversed arrays
     try:
         tensor = torch.as_tensor(array).detach()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -131,23 +129,3 @@ def span_of(audio, start, end):
         raise InputError(f"{audio.path} lasts {seconds:.2f} s: no excerpt from {start} s to {end} s")
     first = min(round(start * SAMPLE_RATE), audio.length - 1)
     return first, max(1, min(round(end * SAMPLE_RATE), audio.length) - first)
-
-
-def remark_on(waveform, name, rate, shortest):
-    """Why the embedding of a waveform (samples,) may be poor, in words, or "".
-
-    rate: of its file, Hz; shortest: the network's minimum, samples.
-    """
-    samples, low, high = len(waveform), float(waveform.min()), float(waveform.max())
-    if samples < 0.5 * SAMPLE_RATE:
-        repeated = ", repeated to the network's minimum" if samples < shortest else ""
-        return f"{name} is only {samples / SAMPLE_RATE:.2g} s long{repeated}: its embedding is unreliable"
-    if high - low < 1e-3:  # -66 dB of full scale: 16 steps of 16-bit audio to either side
-        return f"{name} is silent: its embedding is meaningless"
-    if (peak := max(high, -low)) > 100:  # not a codec's overshoot but integers stored as floats
-        return f"{name} has samples up to {peak:.3g}, full scale is 1: its embedding is unreliable"
-    if (clipped := float((np.abs(waveform) > 0.999).mean())) > 0.01:
-        return f"{name} is clipped ({100 * clipped:.1f} % of its samples): its embedding is unreliable"
-    if rate < SAMPLE_RATE:
-        return f"{name} is sampled at {rate} Hz: without the higher frequencies, scores need a threshold of their own"
-    return ""

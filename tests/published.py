@@ -19,9 +19,6 @@ def golden_state(data, part=""):
 def write_speechbrain(folder, data):
     torch.save(golden_state(data, "embedding_model/"), folder / "embedding_model.ckpt")
     torch.save(golden_state(data, "classifier/"), folder / "classifier.ckpt")
-    norm = golden_state(data, "mean_var_norm_emb/")
-    old = {"spk_dict_mean": {}, "spk_dict_std": {}, "spk_dict_count": {}}
-    torch.save({**norm, "count": int(norm["count"]), **old}, folder / "mean_var_norm_emb.ckpt")
     (folder / "label_encoder.txt").write_text(str(data["label_encoder_txt"]))
     (folder / "hyperparams.yaml").touch()
     return folder

@@ -11,12 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import data_flags, voice
+from conftest import voice
 from published import pyannote_shapes, random_state, speechbrain_shapes, taoruijie_shapes, wespeaker_shapes
 from test_model import network_of, small_network
 
-import prepareData
-import trainSpeakerNet
 from corpora.audio import AudioFile, Folder, UnreadableAudio
 from corpora.lists import TrainingList, TrialList, audio_of, check_files
 from corpora.pack import Pack, write_pack
@@ -189,18 +187,6 @@ def test_a_path_that_leaves_the_folder_is_refused_with_its_line(leaving, tmp_pat
             check_files(listed, Folder(root), "--x", anywhere=True)
     with pytest.raises(InputError, match=rf"train.txt line 3: {leaving} leads out of --root"):
         audio_of(tmp_path / "train.txt", root)
-
-
-def test_commands_refuse_paths_that_leave_the_folder(command, corpus, tmp_path):
-    (tmp_path / "train.txt").write_text((corpus / "train_list.txt").read_text().replace(" id", f" {corpus}/train/id"))
-    train = ["--train_list", tmp_path / "train.txt"]
-    for module, arguments in (
-        (trainSpeakerNet, [*data_flags(corpus), *train, "--save_path", tmp_path / "e", "--device", "cpu"]),
-        (prepareData, ["--pack", tmp_path / "pack", *train, "--train_path", corpus / "train"]),
-    ):
-        status, _, complaint = command(module, *arguments)
-        assert status == 2 and f"train.txt line 1: {corpus}/train/id" in complaint and complaint.count("\n") == 1
-    assert command(prepareData, *arguments, "--paths_anywhere")[0] == 0
 
 
 # ---- audio that is no speech -----------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from conftest import relative_error, voice
 from published import taoruijie_shapes
 
 from inference.systems import SYSTEMS, build_network
-from model import ECAPA_TDNN, AttentiveMoments, LogMel, Moments, SpecAugment
+from model import ECAPA_TDNN, AttentiveMoments, Moments, SpecAugment
 
 
 def with_statistics(network):
@@ -158,30 +158,10 @@ def test_neither_padding_nor_neighbours_change_an_embedding(system):
             assert relative_error(found[3], alone[3]) < limit
 
 
-@pytest.mark.parametrize("level", [0.0, 1e-8, 1e4])
-def test_extreme_levels_give_finite_embeddings(level):
-    with torch.no_grad():
-        assert small_network()(level * torch.randn(2, 8000)).isfinite().all()
-
-
-def test_every_weight_gets_a_finite_gradient():
-    network = ECAPA_TDNN(C=32).train()
-    network(0.1 * torch.randn(4, 8000), aug=True).square().sum().backward()
-    for name, parameter in network.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-
-
 def test_the_whole_forward_is_one_graph():
     network, waveform, masks = small_network().train(), 0.1 * torch.randn(2, 8000), torch.rand(2, 4)
     compiled = torch.compile(network, backend="eager", fullgraph=True)  # an error where the tracer cannot follow
     assert torch.allclose(compiled(waveform, True, masks), network(waveform, True, masks), atol=1e-5)
-
-
-def test_the_front_end_is_torchaudios():
-    """In float64, after the pre-emphasis; its frames are centred, too."""
-    front_end, x = LogMel().double(), 0.1 * torch.randn(2, 8000, dtype=torch.float64)
-    emphasised = torch.cat([x[:, :1] - 0.97 * x[:, 1:2], x[:, 1:] - 0.97 * x[:, :-1]], dim=1)
-    assert relative_error(front_end[1](emphasised).add(1e-6).log(), front_end(x)) < 1e-7
 
 
 def test_spec_augment_masks_one_interval_of_each_axis():
@@ -204,8 +184,3 @@ def test_spec_augment_masks_each_row_by_its_own_numbers():
     assert torch.equal(SpecAugment()(features, torch.zeros(6, 4)), features)  # no width, no mask
     rounded_up = SpecAugment()(torch.ones(1, 80, 100), torch.ones(1, 4)) == 0  # what a float32 makes of 1 - 1e-9
     assert rounded_up.all(dim=1).sum() <= 9 and rounded_up.all(dim=2).sum() <= 7
-
-
-def test_width_must_be_a_multiple_of_eight():
-    with pytest.raises(ValueError, match="multiple of 8"):
-        ECAPA_TDNN(C=20)

@@ -327,21 +327,6 @@ def test_the_demo_trains_on_what_it_generates(command, tmp_path, monkeypatch):
     assert status in (0, 1) and "threshold" in printed
 
 
-@pytest.mark.slow
-def test_real_speech(command, real_data, tmp_path):
-    """An epoch on real recordings, everything on; what an hour of training gives is in the README."""
-    lists = {name: real_data / f"small_{name}.txt" for name in ("train_list", "trials_H")}
-    flags = ["--train_list", lists["train_list"], "--train_path", real_data, "--eval_list", lists["trials_H"],
-             "--eval_path", real_data, "--musan_path", real_data / "musan", "--rir_path", real_data / "rirs",
-             *SMALL, "--batch_size", 64, "--max_epoch", 1, "--bank_mb", 30, "--save_path", tmp_path / "e"]  # fmt: skip
-    status, printed, error = command(trainSpeakerNet, *flags)
-    assert status == 0, error
-    assert "372 utterances of 130 speakers, 6 steps of 64 an epoch" in printed and "unreadable" not in printed
-    for record in results(tmp_path / "e"):
-        result = record["lists"]["small_trials_H"]
-        assert (result["trials"], result["utterances"]) == (394, 99) and 0 < result["eer"] < 50
-
-
 # ---- evaluating and fine-tuning --------------------------------------------------------------------------------------
 
 
@@ -561,7 +546,6 @@ def test_a_model_keeps_the_thresholds_of_its_evaluation(trained, corpus):
 @pytest.mark.parametrize(("flags", "complaint"), [
     (["--train_list", "{tmp}/none.txt"], "--train_list {tmp}/none.txt does not exist"),
     (["--train_path", "{tmp}"], "train_list.txt line 1: {tmp}/id00000/session0/00000.wav does not exist (24 of 24"),
-    (["--eval_path", "{tmp}"], "is --eval_path right?"),
     (["--eval_list", "{corpus}/train_list.txt"], "line 1: expected '<1|0> <enrol> <test path>'"),
     (["--train_list", "{corpus}/trials.txt"], "line 1: expected '<speaker> <path>'"),
     (["--eval_list", "{corpus}/trials.txt", "{tmp}/trials.txt"], "two lists called trials"),
@@ -570,7 +554,6 @@ def test_a_model_keeps_the_thresholds_of_its_evaluation(trained, corpus):
     (["--n_class", 3], "--n_class 3, but {corpus}/train_list.txt has 6 speakers"),
     (["--train_list", "{tmp}/one.txt"], "one.txt has a single speaker"),
     (["--C", 12], "--C must be a multiple of 8, not 12"),
-    (["--batch_size", 1], "--batch_size must be at least 2, not 1"),
     (["--lr", "nan"], "--lr must be more than 0"),
     (["--device", "cuda:77"], "--device cuda:77"),
     (["--save_path", "{corpus}/trials.txt"], "--save_path {corpus}/trials.txt cannot be written to"),
@@ -579,13 +562,10 @@ def test_a_model_keeps_the_thresholds_of_its_evaluation(trained, corpus):
     (["--eval", "--initial_model", "{corpus}/trials.txt"], "trials.txt is not a checkpoint"),
     (["--eval", "--initial_model", "{model}", "--C", 64], "--C 64, but {model} has C=8"),
     (["--eval", "--initial_model", "{model}", "--eval_list"], "--eval needs --eval_list"),
-    (["--initial_model", "{model}", "--C", 16], "--C 16, but {model} has C=8"),
     (["--demo"], "--demo generates its own data: remove --eval_list --eval_path --musan_path"),
     (["--initial_classifier"], "--initial_classifier needs --initial_model FILE"),
     (["--finetune_margin"], "--finetune_margin needs --initial_model FILE"),
     (["--valid_speakers", 7], "--valid_speakers 7: must be from 2 to 4, because 6 of the 6 speakers"),
-    (["--margin_rise", 3, 1], "--margin_rise must be two epochs"),
-    (["--average", 9], "--average must be 0 or from 2 to --max_epoch, not 9"),
     (["--m", 30], "--m must be less than pi/2, not 30.0"),
     (["--lr_final", 1e-4], "--lr_final has no effect with --schedule step"),
     (["--top_n", 5], "--top_n needs --eval with --as_norm or --calibrate"),

@@ -1,6 +1,5 @@
 """The command: what it prints, writes, returns and complains of."""
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -142,8 +141,7 @@ def test_kaldi_in_and_out(use, encoder, folder):
     assert names[:2] == ["utt-1-0000000-0000130", "utt-1-0000100-0000230"]
     (folder / "wav.scp").write_text("utt-1 sox a.wav -t wav - |\n")
     assert "wav.scp line 1 is a command, which is not run" in use("--embed", "wav.scp", "--out", "x.ark")[2]
-    (folder / "wav.ark").write_bytes(b"")
-    assert "--out wav.ark would replace wav.scp" in use("--embed", "wav", "--out", "wav.ark")[2]
+    assert "--out wav.ark would replace the .scp" in use("--embed", "wav.scp", "--out", "wav.ark")[2]
 
 
 def test_scores_of_pairs_and_of_all(use, encoder, folder):
@@ -225,7 +223,7 @@ def test_classify(use, encoder, folder):
 
 def test_a_failure_is_not_an_answer(use, monkeypatch):
     """A bug of ours does not look like "different speakers"."""
-    monkeypatch.setattr(verify, "compare", lambda *_: 1 / 0)
+    monkeypatch.setitem(verify.ACTIONS, "compare", lambda *_: 1 / 0)
     status, _, complained = use("wav/a0.wav", "wav/b0.wav")
     assert status == 2 and "ZeroDivisionError" in complained
 
@@ -266,18 +264,14 @@ def test_warnings_are_lines(use, folder):
 
 @pytest.mark.parametrize(("arguments", "complaint"), [
     (["wav/a0.wav"], "give files: two to compare, or some with --embed, --matrix, --enrol NAME, "),
-    (["wav/a0.wav", "wav/b0.wav", "--threshold", "high"], "--threshold high: for this model it must be a number"),
     (["wav/a0.wav", "wav/b0.wav", "--threshold", "0.1%"], "it must be a number from -1 to 1 or 1%"),
     (["wav/a0.wav", "wav/b0.wav", "--out", "x.npz"], "--out is only for embed"),
     (["--embed", "wav"], "--embed needs --out, a file whose name ends in .npz"),
     (["--embed", "wav", "--window", "0", "--out", "x.npz"], "a window of 0.0 s every 0.0 s: both must be above 0"),
     (["--embed", "wav", "--last", "pad", "--start", "1", "--out", "x.npz"], "--step and --last need --window"),
-    (["--score", "none.txt"], "--score none.txt does not exist"),
     (["--embed", "wav", "--start", "2", "--end", "1", "--out", "x.npz"], "no excerpt from 2.0 s to 1.0 s"),
     (["--embed", "wav", "--out", "wav/a0.wav"], "--out wav/a0.wav: the file's name must end in .npz or .ark"),
     (["--embed", "wav", "--out", "some.model/x.npz"], "--out some.model cannot be written to"),
-    (["wav/a0.wav", ""], "a path is empty"),
-    (["--export", "x.onnx", "wav/a0.wav"], "--export takes no further files, such as wav/a0.wav"),
     (["--export", "some.model"], "--export some.model: the file's name must end in .onnx"),
     (["--enrol", "wav/a0.wav", "wav/a1.wav", "--gallery", "g.npz"], "--enrol wav/a0.wav: give the speaker's name"),
     (["--identify", "wav/a0.wav"], "--identify needs --gallery"),
@@ -306,9 +300,3 @@ def test_export_of_every_system(system, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
     assert "at three other lengths" in export_onnx(encoder_of(system), tmp_path / "x.onnx")
-
-
-def test_export_without_its_packages(use, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    status, _, complained = use("--export", "x.onnx")
-    assert status == 2 and "--export needs two more packages: pip install onnx onnxruntime" in complained

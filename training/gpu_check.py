@@ -16,7 +16,6 @@ from corpora.make_lists import make_trials
 from dataLoader import copied_ahead, to_device
 from evaluation.backend import Cohort, TrialScorer
 from evaluation.scoring import compute_metrics, score_trials
-from inference.checkpoints import Pretrained
 from inference.encoder import BATCH_SECONDS, SpeakerEncoder, Utterance
 from model import ECAPA_TDNN
 from tools import RunError, one_line, write_text
@@ -155,7 +154,7 @@ class GPUCheck(Training):
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 loss, _ = network(crops, label, masks, to_device(torch.tensor(self.args.m), device))
                 gradient = torch.cat([each.flatten() for each in torch.autograd.grad(loss, [*network.parameters()])])
-            embedding = SpeakerEncoder(encoder, device, Pretrained("ours", encoder)).embed_batch(crops.cpu())
+            embedding = SpeakerEncoder(encoder, device).embed_batch(crops.cpu())
             results = augmented, encoder.features(crops), loss.detach(), gradient, embedding
             found.append([each.cpu() for each in results])
         for what, expected, result in zip(("augmentation", "features", "loss", "gradient", "embedding"), *found):
@@ -194,8 +193,7 @@ class GPUCheck(Training):
         yield f"from a {type(self.source).__name__.lower()}", self.rate(network, reading=True)[1], "utterances/s"
 
     def embedding(self):
-        encoder = self.network.speaker_encoder
-        encoder = SpeakerEncoder(encoder, self.device, Pretrained("ours", encoder))
+        encoder = SpeakerEncoder(self.network.speaker_encoder, self.device)
         rows = 0.1 * torch.randn(BATCH_SECONDS[self.device.type], 4 * 16000)
         for count in (1, len(rows)):
             rate = measure(count, partial(encoder.embed_batch, rows[:count]), self.device, self.args.seconds)[1]

@@ -77,18 +77,21 @@ def with_sizes(parser, args, train_list, device):
     """
     utterances, sizes = len(train_list), {}
     if utterances < LARGE_LIST:
-        sizes = {"C": 64 if device.type == "cpu" else 512, "batch_size": 32 if utterances < 10_000 else 64}
-        epochs = min(400, max(80, round(SMALL_RUN / utterances)))
+        least, crops, most = (2, FINE_TUNING, 20) if fine_tunes(args) else (80, SMALL_RUN, 200)
+        sizes = {
+            "C": 64 if device.type == "cpu" else 512,
+            "batch_size": 32 if utterances < 10_000 else 64,
+            "max_epoch": min(most, max(least, round(crops / utterances))),
+        }
         if args.initial_model:
             del sizes["C"]  # the model has it
+        if args.finetune_margin:
+            del sizes["max_epoch"]  # the recipe has it
         if fine_tunes(args):
-            epochs = min(20, max(2, round(FINE_TUNING / utterances)))
             sizes |= {"lr": 3e-4, "freeze_bn": "on"}
-        if not args.finetune_margin:
-            sizes["max_epoch"] = epochs
         sizes = {name: size for name, size in sizes.items() if name not in args.given}
         if "max_epoch" in sizes and not fine_tunes(args) and "lr_decay" not in args.given:  # the same in all
-            args = args.replace(lr_decay=args.lr_decay ** (args.max_epoch / epochs))
+            args = args.replace(lr_decay=args.lr_decay ** (args.max_epoch / sizes["max_epoch"]))
     args = with_recipe(parser, args.replace(**sizes), utterances, sizes)
     if sizes and rank() == 0:
         chosen = ", ".join(f"--{name} {getattr(args, name)}" for name in sizes)

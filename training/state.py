@@ -7,7 +7,9 @@ import socket
 import warnings
 from pathlib import Path
 
-from tools import InputError, check_writable, load_checkpoint, save_tensors, whole_file
+import torch
+
+from tools import InputError, check_writable, load_checkpoint, whole_file
 
 try:
     import fcntl
@@ -24,7 +26,7 @@ def save_state(folder, content, last_is_damaged=False):
     """
     last = Path(folder) / LAST
     with whole_file(last) as file:
-        save_tensors(content, file)
+        torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())  # the new one is on the disk before the old one makes room for it
         if last.exists():
@@ -34,7 +36,7 @@ def save_state(folder, content, last_is_damaged=False):
 def load_state(folder):
     """(the last whole state, or None if there is none; whether the very last one is damaged, which is then printed).
 
-    InputError when there are states but none is whole, RunError when one cannot be read for another reason.
+    InputError when there are states but none is whole.
     """
     complaints = []
     for path in (Path(folder) / LAST, Path(folder) / BEFORE):

@@ -67,20 +67,6 @@ def test_16_khz_mono_stays_the_same_to_the_bit(tmp_path, suffix):
 
 
 @needs_ffmpeg
-def test_channels_are_averaged_and_rates_made_16_khz(tmp_path):
-    left, right = voice(100, 1, 1), voice(150, 1, 2)
-    write(tmp_path / "in/stereo.wav", np.stack([left, right], axis=1), subtype="FLOAT")
-    seconds = np.arange(44100) / 44100
-    write(tmp_path / "in/tone.aiff", 0.5 * np.sin(2 * np.pi * 440 * seconds), 44100)
-    assert convert_folder(tmp_path / "in", tmp_path / "out")[0] == 2
-    mean = (left.astype(np.float64) + right) / 2 * 32768
-    assert np.abs(samples(tmp_path / "out/stereo.wav") - mean).max() <= 1
-    tone = samples(tmp_path / "out/tone.wav")
-    expected = 0.5 * 32768 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
-    assert len(tone) == 16000 and np.abs(tone - expected)[200:-200].max() < 20
-
-
-@needs_ffmpeg
 def test_m4a_is_decoded_and_again_only_what_is_missing(tmp_path):
     write(tmp_path / "speech.wav", voice(120, 2.3, 0))
     (tmp_path / "in/id1/video").mkdir(parents=True)

@@ -10,7 +10,7 @@ import pytest
 
 import prepareData
 import trainSpeakerNet
-from corpora.lists import TrainingList, TrialList
+from corpora.lists import TrainingList
 from corpora.make_lists import from_folder, from_kaldi, hold_out, make_trials, write_lists
 from tools import InputError
 from training.settings import read_settings
@@ -98,20 +98,6 @@ def test_kaldi_that_makes_no_list_and_never_runs(tree, tmp_path, scp, utt2spk, s
 
 
 # ---- lists that are written ------------------------------------------------------------------------------------------
-
-
-def test_lists_keep_their_promises(tree, tmp_path):
-    root, found = tree
-    write_lists(found, root, tmp_path / "lists", 3)
-    training, trials = TrainingList(tmp_path / "lists/train_list.txt"), TrialList(tmp_path / "lists/trials.txt")
-    heard = {*trials.enrol, *trials.test}
-    held = {file.split("/")[0] for file in heard}
-    assert len(held) == 3 and held | set(training.speakers) == set(SHAPE) and not held & set(training.speakers)
-    expected = [(speaker, path) for speaker, path in found if speaker not in held]
-    assert [(training.speakers[i], file) for i, file in zip(training.label, training.files)] == expected
-    assert all((root / file).is_file() for file in heard)
-    for label, a, b in zip(trials.label, trials.enrol, trials.test):
-        assert (a.split("/")[0] == b.split("/")[0]) == bool(label)
 
 
 def test_other_lists_are_never_overwritten(tree, tmp_path):

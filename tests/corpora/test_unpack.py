@@ -76,9 +76,8 @@ def test_missing_and_damaged_parts_are_named(tmp_path, downloads):
     parts = in_parts(zip_of(CONTENT))
     source = downloads(parts)
     (source / "vox2_dev_aac_partac").write_bytes(parts["vox2_dev_aac_partac"][:-1] + b"?")
-    with pytest.raises(InputError, match=r"download again.*: vox2_dev_aac_partac \([0-9a-f]{32}, published") as error:
+    with pytest.raises(InputError, match=r"wrong MD5, download again.*: vox2_dev_aac_partac$"):
         unpack(source, tmp_path / "data")
-    assert "partab" not in str(error.value)
     (source / "vox2_dev_aac_partac").unlink()
     (source / "vox2_dev_aac_partah").unlink()
     with pytest.raises(InputError, match="lacks vox2_dev_aac_partac, vox2_dev_aac_partah: download"):
@@ -94,7 +93,7 @@ def test_other_editions_are_taken_when_asked(tmp_path, command):
     (tmp_path / "in/vox2_test_aac.zip").write_bytes(zip_of(CONTENT))
     flags = ("--unpack", tmp_path / "in", "--to", tmp_path / "data")
     status, _, complained = command(prepareData, *flags)
-    assert status == 2 and "published 0d2b3ea430a821c33263b5ea37ede312" in complained and complained.count("\n") == 1
+    assert status == 2 and "wrong MD5" in complained and complained.count("\n") == 1
     assert command(prepareData, *flags, "--any_md5")[0] == 0
     assert tree(tmp_path / "data") == UNPACKED
 

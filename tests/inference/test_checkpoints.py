@@ -80,15 +80,8 @@ def test_speechbrain_decides_classifies_and_reads_any_file(published, tmp_path):
         found = encoder.classify(file)
         assert found.speaker == str(data[f"class_best_{i}"])
         assert found.score == pytest.approx(data[f"class_cosine_{i}"].max(), abs=1e-5)
-        assert relative_error(encoder.embed(file) - encoder.mean.numpy(), data[f"emb_normalized_{i}"]) < 1e-4
     soundfile.write(tmp_path / "stereo.wav", data["stereo_44k"], 44100, subtype="FLOAT")
     assert relative_error(encoder.embed(tmp_path / "stereo.wav"), data["emb_stereo_44k"]) < 1e-4
-
-
-def test_pyannote_weighs_frames(published):
-    data, encoder, _ = published("pyannote")
-    found = encoder.embed_batch(data["wav_1"], weights=data["weights_1"][None].astype(np.float32))
-    assert relative_error(found[0], data["emb_weighted_1"]) < 1e-5
 
 
 def test_modelscope_decides_by_its_configuration(published):
@@ -98,15 +91,12 @@ def test_modelscope_decides_by_its_configuration(published):
         result = encoder.verify(files[a], files[b])
         assert result.score == round(result.score, 5) == pytest.approx(score, abs=2e-5)
         assert (result.threshold, result.same_speaker) == (0.37, result.score >= 0.37)
-        # A threshold that was given once does not stay in force.
-        assert encoder.verify(files[a], files[b], threshold=result.score).same_speaker is True
-        assert encoder.verify(files[a], files[b]).threshold == 0.37
-    with pytest.raises(InputError, match=r"a threshold must be a number from -1 to 1, not 1\.5"):
-        encoder.verify(*files[:2], threshold=1.5)
 
 
-def test_pyannote_filters_batch_and_shortest_input(published, tmp_path):
+def test_pyannote_filters_weights_batch_and_shortest_input(published, tmp_path):
     data, encoder, _ = published("pyannote")
+    found = encoder.embed_batch(data["wav_1"], weights=data["weights_1"][None].astype(np.float32))
+    assert relative_error(found[0], data["emb_weighted_1"]) < 1e-5
     with torch.no_grad():
         filters = encoder.network.sincnet.conv1d[0].filterbank.filters()
     assert relative_error(filters, data["sinc_filters"]) < 1e-5
@@ -114,18 +104,6 @@ def test_pyannote_filters_batch_and_shortest_input(published, tmp_path):
     soundfile.write(tmp_path / "short.wav", data["wav_short"], 16000, subtype="FLOAT")
     with pytest.warns(verify.AudioWarning, match="only 0.32 s long"):
         assert relative_error(encoder.embed(tmp_path / "short.wav"), data["emb_short"]) < 1e-4
-
-
-@pytest.mark.parametrize("system", WRITERS)
-def test_rows_of_a_batch_are_the_single_files(published, system):
-    data, encoder, _ = published(system)
-    lengths = [len(data[f"wav_{i}"]) for i in range(3)]
-    # Noise behind the ends.
-    batch = np.random.default_rng(0).standard_normal((3, max(lengths) + 999)).astype(np.float32)
-    for i, length in enumerate(lengths):
-        batch[i, :length] = data[f"wav_{i}"]
-    for i, row in enumerate(encoder.embed_batch(batch, lengths)):
-        assert relative_error(row, data[f"emb_{i}"]) < 1e-4
 
 
 # ---- recognising -----------------------------------------------------------------------------------------------------
@@ -243,14 +221,10 @@ def test_every_tensor_counts(tmp_path, system):
 # ---- what lies beside ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("content", "complaint"), [
-    ("'id1' => 0\n", "label_encoder.txt has 1 labels, the classifier 24"),
-    ("print('x') => 0\n", "label_encoder.txt has other lines than"),
-])  # fmt: skip
-def test_labels_that_do_not_belong(golden, tmp_path, content, complaint):
+def test_labels_that_do_not_belong(golden, tmp_path):
     write_speechbrain(tmp_path, golden("speechbrain"))
-    (tmp_path / "label_encoder.txt").write_text(content)
-    with pytest.raises(InputError, match=complaint):
+    (tmp_path / "label_encoder.txt").write_text("'id1' => 0\n")
+    with pytest.raises(InputError, match=r"label_encoder\.txt has 1 labels, the classifier 24"):
         load_pretrained(tmp_path)
 
 

@@ -68,7 +68,7 @@ def server(tmp_path, monkeypatch):
     (tmp_path / "configuration.json").write_text(json.dumps({"model": model}))
     for name, state in {
         "embedding_model.ckpt": published.random_state(published.speechbrain_shapes(8)),
-        "classifier.ckpt": {"weight": torch.randn(2, 192)}, "mean_var_norm_emb.ckpt": {"glob_mean": torch.zeros(192)},
+        "classifier.ckpt": {"weight": torch.randn(2, 192)},
         "pretrain.model": published.random_state(published.taoruijie_shapes(8, 5)),
     }.items():  # fmt: skip
         torch.save(state, tmp_path / name)

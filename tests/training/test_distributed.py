@@ -18,7 +18,6 @@ import trainSpeakerNet
 from tools import InputError
 from training import distributed
 from training.distributed import micro_batches
-from training.state import only_run_in
 
 
 def start(processes, *arguments):
@@ -101,15 +100,6 @@ def test_two_processes_evaluate_as_one(one, corpus, tmp_path):
     scores = [[float(line.split()[0]) for line in (folder / "scores" / "trials.txt").read_text().splitlines()]
               for folder in (alone, tmp_path / "e")]  # fmt: skip
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
-
-
-@pytest.mark.slow
-def test_a_second_run_is_refused_by_all_processes_in_one_line(one, tmp_path):
-    flags, _ = one
-    with only_run_in(tmp_path):
-        status, _, complained = finish(start(2, *flags, "--save_path", tmp_path))
-    (line,) = ours(complained)
-    assert status != 0 and f"--save_path {tmp_path} is being written to by process {os.getpid()} on" in line
 
 
 @pytest.mark.slow
@@ -214,12 +204,6 @@ def test_the_parts_are_the_batch(monkeypatch, processes, accumulate):
         assert len(first) == accumulate
         rows += [row for start in first for row in range(start, start + count)]
     assert sorted(rows) == list(range(24))
-
-
-@pytest.mark.parametrize(("batch_size", "accumulate"), [(9, 2), (8, 8)])  # unequal; single rows
-def test_a_batch_that_cannot_be_cut(batch_size, accumulate):
-    with pytest.raises(InputError, match=r"cannot be cut in .* equal parts of at least 2: --accumulate"):
-        micro_batches(batch_size, accumulate)
 
 
 def test_each_process_has_its_own_device(monkeypatch):
