@@ -208,9 +208,8 @@ def margin_at(args, step, steps_per_epoch):
 # ---- start: scratch | resume | pretrained ----------------------------------------------------------------------------
 
 
-def start(args, loaded, train_list, source, held, device):
-    """(Run, Records, settings with what the data and the model decide). loaded: by load_state."""
-    state, last_is_damaged = loaded
+def start(args, state, train_list, source, held, device):
+    """(Run, Records, settings with what data and model decide). state: of the run to resume; None: it is a new one."""
     args, initial = settings.with_classes(args, train_list), None
     torch.manual_seed(args.seed)
     if state:  # resume
@@ -236,7 +235,7 @@ def start(args, loaded, train_list, source, held, device):
     })  # fmt: skip
     records = Records(run.folder, resumed=state is not None)
     if state:
-        run.resume(state, last_is_damaged)
+        run.resume(state)
         if args.max_epoch not in records.epochs():
             print(f"{run.folder}: resuming after step {run.step} of epoch {run.epoch}")
     return run, records, args
@@ -276,13 +275,13 @@ def train(args):
     device = choose_device(distributed.own_device(args.device))
     if args.amp == "auto":
         args = args.replace(amp="bf16" if multiplies_bf16(device) else "off")
-    loaded = load_state(args.save_path)
-    if loaded[0]:
-        args = settings.of_resumed_run(args, loaded[0])
+    state = load_state(args.save_path)
+    if state:
+        args = settings.of_resumed_run(args, state)
     train_list, source, trial_sets, held = open_data(args)
-    if not loaded[0]:
+    if not state:
         args = settings.with_sizes(build_parser(), args, train_list, device)
-    run, records, args = start(args, loaded, train_list, source, held, device)
+    run, records, args = start(args, state, train_list, source, held, device)
     if args.max_epoch in records.epochs():
         return print_end(run, records)
     loader, augmentation = make_loader(args, train_list, source, device)

@@ -125,14 +125,14 @@ class Run:
 
     # ---- states ------------------------------------------------------------------------------------------------------
 
-    def resume(self, state, last_is_damaged):
-        """Continue from a training state."""
+    def resume(self, state):
+        """Continue from a training state, as ``load_state`` returns it."""
         self.network.load_state_dict(state["weights"])
         # It may have been written on another device.
         state["optimizer"]["param_groups"][0]["fused"] = self.optimizer.param_groups[0]["fused"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step, self.sums = state["epoch"], state["step"], state["sums"]
-        self.saved_at, self.last_is_damaged = (self.epoch, self.step), last_is_damaged
+        self.saved_at, self.last_is_damaged = (self.epoch, self.step), state["last_is_damaged"]
 
     def save_is_due(self):
         return time.monotonic() - self.saved_time >= 60 * self.args.save_minutes

@@ -65,8 +65,8 @@ def read_settings(parser, arguments, demo=None):
 # ---- sizes and recipes -----------------------------------------------------------------------------------------------
 
 LARGE_LIST = 100_000  # utterances: from here on the customary sizes, which were published for a million
+STRONG_EPOCHS = 150  # of the published strong recipe
 LARGE_RUN = 10_000_000  # crops, of all epochs: from here on --recipe strong is the published one, for 164 million
-SMALL_RUN = 130_000  # crops: ten minutes with C=64 on two cores
 FINE_TUNING = 6_000  # crops: with more the encoder forgets what it knew of other speakers (docs/results.md)
 
 
@@ -77,21 +77,13 @@ def with_sizes(parser, args, train_list, device):
     """
     utterances, sizes = len(train_list), {}
     if utterances < LARGE_LIST:
-        least, crops, most = (2, FINE_TUNING, 20) if fine_tunes(args) else (80, SMALL_RUN, 200)
-        sizes = {
-            "C": 64 if device.type == "cpu" else 512,
-            "batch_size": 32 if utterances < 10_000 else 64,
-            "max_epoch": min(most, max(least, round(crops / utterances))),
-        }
+        sizes = {"C": 64 if device.type == "cpu" else 512, "batch_size": 32 if utterances < 10_000 else 64}
         if args.initial_model:
             del sizes["C"]  # the model has it
-        if args.finetune_margin:
-            del sizes["max_epoch"]  # the recipe has it
-        if fine_tunes(args):
-            sizes |= {"lr": 3e-4, "freeze_bn": "on"}
+            if fine_tunes(args):
+                epochs = min(20, max(2, round(FINE_TUNING / utterances)))
+                sizes |= {"max_epoch": epochs, "lr": 3e-4, "freeze_bn": "on"}
         sizes = {name: size for name, size in sizes.items() if name not in args.given}
-        if "max_epoch" in sizes and not fine_tunes(args) and "lr_decay" not in args.given:  # the same in all
-            args = args.replace(lr_decay=args.lr_decay ** (args.max_epoch / sizes["max_epoch"]))
     args = with_recipe(parser, args.replace(**sizes), utterances, sizes)
     if sizes and rank() == 0:
         chosen = ", ".join(f"--{name} {getattr(args, name)}" for name in sizes)
@@ -113,7 +105,7 @@ def with_recipe(parser, args, utterances, chosen=()):
     """
     name = "finetune_margin" if args.finetune_margin else args.recipe
     given = args.given | set(chosen)
-    if name == "strong" and "max_epoch" in given and args.max_epoch * utterances < LARGE_RUN:
+    if name == "strong" and utterances * (args.max_epoch if "max_epoch" in given else STRONG_EPOCHS) < LARGE_RUN:
         name = "strong_small"
     if name != "customary":
         args = args.replace(**recipe_settings(parser, name, args, given))

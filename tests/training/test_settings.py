@@ -158,8 +158,8 @@ def test_sizes_that_fit_the_list(capsys):
     large = for_list(100_000)
     assert (sizes(large), capsys.readouterr().out) == ((1024, 400, 80), "")
     small = for_list(306, speakers=48)
-    assert small.C < 1024 and 306 / small.batch_size >= 9 and small.max_epoch * 306 >= 50_000
-    assert "306 utterances of 48 speakers: --C 64, --batch_size 32, --max_epoch 200" in capsys.readouterr().out
+    assert small.C < 1024 and 306 / small.batch_size >= 9 and small.max_epoch == 80
+    assert "306 utterances of 48 speakers: --C 64, --batch_size 32;" in capsys.readouterr().out
     assert for_list(306, device="cuda").C > small.C
     assert sizes(for_list(3000, "--C", 32, "--batch_size", 16, "--max_epoch", 3)) == (32, 16, 3)
     margin = for_list(3000, "--finetune_margin", "--initial_model", __file__)
@@ -169,10 +169,23 @@ def test_sizes_that_fit_the_list(capsys):
 def test_fine_tuning_on_a_small_list_is_short_and_gentle(capsys):
     tuned = for_list(300, "--initial_model", __file__)
     assert (tuned.lr, tuned.freeze_bn, tuned.batch_size) == (3e-4, "on", 32)
-    assert tuned.max_epoch <= 0.1 * for_list(300).max_epoch
+    assert tuned.max_epoch == 20 and for_list(3000, "--initial_model", __file__).max_epoch == 2
     assert "--lr 0.0003, --freeze_bn on" in capsys.readouterr().out
     assert for_list(300, "--initial_model", __file__, "--lr", 0.01, "--freeze_bn", "off").lr == 0.01
     assert for_list(100_000, "--initial_model", __file__).freeze_bn == "auto"
+
+
+def test_strong_knows_the_number_of_crops():
+    published, small = (of_recipe(name, {"max_epoch"}, max_epoch=80) for name in ("strong", "strong_small"))
+    for utterances, flags, expected in [
+        (3000, [], small), (3000, ["--max_epoch", 4000], published), (100_000, [], published),
+        (100_000, ["--max_epoch", 80], small),
+    ]:  # fmt: skip
+        args = for_list(utterances, "--recipe", "strong", *flags)
+        assert args.optimizer == expected["optimizer"] and args.keep_spectrum == expected.get("keep_spectrum", False)
+        assert args.sub_centres == expected.get("sub_centres", 1)
+    few = for_list(3000, "--recipe", "strong", "--max_epoch", 8)
+    assert few.margin_rise == pytest.approx([0, 6.4]) and few.lr == pytest.approx(0.004 / math.sqrt(2))
 
 
 def test_strong_follows_the_batch_and_the_number_of_epochs():
