@@ -178,8 +178,8 @@ def _network(path, state, system, prefix=""):
     """
     names, ours = {} if prefix else NAMES.get(system, {}), {}
     for name, tensor in state.items():
-        layer, _, parameter = name.removeprefix(prefix).rpartition(".")
-        ours[f"{names.get(layer, layer)}.{parameter}"] = tensor
+        layer, dot, parameter = name.removeprefix(prefix).rpartition(".")
+        ours[f"{names.get(layer, layer)}{dot}{parameter}"] = tensor
     try:
         with torch.device("meta"):  # shapes without numbers, which are taken from the file
             network = build_network(ours, system)

@@ -428,15 +428,25 @@ def test_large_margin_fine_tuning_takes_the_true_speakers_along(command, corpus,
     assert status == 2 and "is for other speakers, " in error and "the learning rate is too small" in error
 
 
-def test_the_strong_recipe_sets_what_it_says(command, corpus, tmp_path):
+def test_the_strong_recipe_of_a_small_run(command, corpus, tmp_path):
     status, _, error = command(
-        trainSpeakerNet, *data_flags(corpus), *SMALL, "--recipe", "strong", "--save_path", tmp_path / "e"
-    )
+        trainSpeakerNet, *data_flags(corpus), *SMALL, "--recipe", "strong", "--average", 2, "--sub_centres", 3,
+        "--top_k", 5, "--save_path", tmp_path / "e",
+    )  # fmt: skip
     assert status == 0, error
     written = json.loads((tmp_path / "e" / "settings.json").read_text())["settings"]
-    assert written["optimizer"] == "sgd" and written["s"] == 32 and written["lr"] == 0.1 * 8 / 64
+    assert written["optimizer"] == "adamw" and written["lr"] == pytest.approx(0.004 * (8 / 64) ** 0.5)
     assert written["max_epoch"] == 2  # given
     assert state(tmp_path / "e")["weights"]["speaker_loss.weight"].shape == (18, 3, 192)
+    # Its features are those of training also when it is loaded again.
+    model, trials = tmp_path / "e" / "model" / "model_0002.model", ["--eval_path", corpus / "eval"]
+    trials += ["--eval_list", corpus / "trials.txt", "--device", "cpu", "--n_cpu", 1]
+    status, _, error = command(
+        trainSpeakerNet, "--eval", "--initial_model", model, *trials, "--save_path", tmp_path / "eval"
+    )
+    assert status == 0, error
+    scores = [np.loadtxt(tmp_path / each / "scores" / "trials.txt", usecols=0) for each in ("e", "eval")]
+    np.testing.assert_allclose(*scores, atol=1e-6)
     assert (tmp_path / "e" / "model" / "average_0002.model").exists()
     models = [torch.load(tmp_path / "e" / "model" / f"{name}.model", weights_only=True)["weights"]
               for name in ("model_0001", "model_0002", "average_0002")]  # fmt: skip

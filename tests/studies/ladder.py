@@ -121,10 +121,12 @@ def start(*flags):
 
 def table(args):
     folder, rungs = Path(args.save_path), {}
-    for rung in args.rungs or RUNGS:  # of an average, the model of the recipe is that one
-        seeds = [seed for seed in args.seeds if (place(args, rung, seed) / "scores" / f"{NOISY}.txt").exists()]
+    for rung in args.rungs or RUNGS:
+        seeds = [seed for seed in args.seeds if (place(args, rung, seed) / "eval" / "results.json").exists()]
         if seeds:
             rungs[rung] = seeds
+    if not rungs:
+        sys.exit(f"{folder} has no finished run")
     first = next(iter(rungs))
     print(f"EER in %, mean of the seeds; less that of {first!r}, of the seeds that both have [95 % over speakers], p")
     for name in (*LISTS, NOISY):
@@ -138,8 +140,8 @@ def table(args):
             line = f"{rung:28}{' '.join(f'{eer:5.2f}' for eer in eers):18}{np.mean(eers):7.2f}  "
             both = [seed for seed in of_seed if seed in scores[first]]
             if rung == first:
-                interval = bootstrap_intervals(next(iter(of_seed.values())), trials.label, enrol, test)["eer"]
-                line += f"[{interval.low:.2f}, {interval.high:.2f}]"
+                low, high = bootstrap_intervals(next(iter(of_seed.values())), trials.label, enrol, test)["eer"]
+                line += f"[{low:.2f}, {high:.2f}]"
             elif both:
                 pair = [np.stack([each[seed] for seed in both]) for each in (scores[first], of_seed)]
                 found = compare(*pair, trials.label, enrol, test)["eer"]
