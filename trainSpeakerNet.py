@@ -301,7 +301,7 @@ def train(args):
     )
     if run.saved_at is None:
         run.save(None)  # from now on the folder is known by its settings
-    if trial_sets and not records.epochs():  # a baseline, and proof that evaluation will work
+    if (trial_sets or args.initial_model) and not records.epochs():  # a baseline, and proof that evaluation will work
         records.add({"epoch": 0, "initial_model": args.initial_model}, evaluate_run(run, records, trial_sets))
 
     meter = Meter(run, loader)

@@ -60,12 +60,14 @@ class Records:
         if not eers:
             return ""
         before = "" if untrained is None else f"{untrained:.2f}% before training, "
+        averages = self.history[-1].get("averages", {})
+        mean = "".join(f", average {each[name]['eer']:.2f}%" for each in averages.values())
         chosen, best = "", best_on_valid(self.history)
         if best and name in best[2]:
             record, kind, results = best
             average = " (average)" if kind == "average" else ""
             chosen = f"; best on held-out speakers: epoch {record['epoch']}{average}, {results[name]['eer']:.2f}%"
-        return f". EER on {name}: {before}{eers[max(eers)]:.2f}% after epoch {max(eers)}{chosen}"
+        return f". EER on {name}: {before}{eers[max(eers)]:.2f}% after epoch {max(eers)}{mean}{chosen}"
 
 
 def score_lines(history):

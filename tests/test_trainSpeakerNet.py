@@ -486,6 +486,14 @@ def test_fine_tuning_a_stranger(command, corpus, tmp_path, system):
     losses = [record["loss"] for record in results(tmp_path / "tuned")[1:]]
     assert losses[-1] < 0.95 * losses[0]
     tuned = tmp_path / "tuned" / "model" / "model_0008.model"
+    start, end, mean = (torch.load(tuned.with_name(f"{name}.model"), weights_only=True)["weights"]
+                        for name in ("model_0000", "model_0008", "average_0008"))  # fmt: skip
+    assert "averages" in results(tmp_path / "tuned")[-1]
+    for key in theirs:
+        torch.testing.assert_close(start[f"speaker_encoder.{key}"].to(theirs[key]), theirs[key], rtol=0, atol=0)
+        if theirs[key].is_floating_point():
+            one, other, middle = (each[f"speaker_encoder.{key}"] for each in (start, end, mean))
+            torch.testing.assert_close(middle, (one + other) / 2)
     evaluation = ["--eval", "--initial_model", tuned, *data_flags(corpus), "--save_path", tmp_path / "eval"]
     status, printed, _ = command(trainSpeakerNet, *evaluation)
     assert status == 0

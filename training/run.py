@@ -20,7 +20,7 @@ from inference.systems import SYSTEMS, build_network
 from loss import AAMsoftmax
 from tools import InputError, RunError, load_checkpoint, rank, save_checkpoint, size
 from training import distributed
-from training.settings import SPEEDS, same_speakers
+from training.settings import SPEEDS, fine_tunes, same_speakers
 from training.state import save_state
 
 
@@ -157,14 +157,19 @@ class Run:
     # ---- models ------------------------------------------------------------------------------------------------------
 
     def networks(self):
-        """{"model": the SpeakerNet; "average": that of the last --average models, at the end of training}."""
+        """{"model": the SpeakerNet; "average": the mean of it and others, at the end of training}.
+
+        These are those of the last --average epochs, or in fine-tuning the one that it began with, so that the encoder
+        keeps more of what it knew (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
+        """
         distributed.average_statistics(self.network)
-        networks = {"model": self.network}
-        if self.args.average > 1 and self.epoch == self.args.max_epoch and self.step > 0:
+        networks, last, number = {"model": self.network}, self.args.max_epoch, self.args.average
+        others = [self.model_file("model", epoch) for epoch in range(last - number + 1, last)]
+        if number == 0 and fine_tunes(self.args):
+            others = list(self.folder.glob("model/model_0000.model"))  # runs of earlier versions have none
+        if self.epoch == last and self.step > 0 and others:
             networks["average"] = copy.deepcopy(self.network)
-            earlier = range(self.args.max_epoch - self.args.average + 1, self.args.max_epoch)
-            files = [self.model_file("model", epoch) for epoch in earlier]
-            networks["average"].load_state_dict(mean_of_models(files, self.network.state_dict()))
+            networks["average"].load_state_dict(mean_of_models(others, self.network.state_dict()))
         return networks
 
     def model_file(self, kind, epoch):

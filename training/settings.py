@@ -80,9 +80,9 @@ def with_sizes(parser, args, train_list, device):
         sizes = {"C": 64 if device.type == "cpu" else 512, "batch_size": 32 if utterances < 10_000 else 64}
         if args.initial_model:
             del sizes["C"]  # the model has it
-            if args.recipe == "customary" and not args.finetune_margin:
+            if fine_tunes(args):
                 epochs = min(20, max(2, round(FINE_TUNING / utterances)))
-                sizes |= {"max_epoch": epochs, "lr": 1e-4, "freeze_bn": "on"}
+                sizes |= {"max_epoch": epochs, "lr": 3e-4, "freeze_bn": "on"}
         sizes = {name: size for name, size in sizes.items() if name not in args.given}
     args = with_recipe(parser, args.replace(**sizes), utterances, sizes)
     if sizes and rank() == 0:
@@ -91,6 +91,11 @@ def with_sizes(parser, args, train_list, device):
         better = "" if args.initial_model else "; better with so few: fine-tune a published model (--initial_model)"
         print(f"{few}: {chosen}{better}")
     return args
+
+
+def fine_tunes(args):
+    """Whether a model is fine-tuned, by neither --finetune_margin nor another recipe."""
+    return bool(args.initial_model) and not args.finetune_margin and args.recipe == "customary"
 
 
 def with_recipe(parser, args, utterances, chosen=()):

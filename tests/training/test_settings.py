@@ -168,9 +168,9 @@ def test_sizes_that_fit_the_list(capsys):
 
 def test_fine_tuning_on_a_small_list_is_short_and_gentle(capsys):
     tuned = for_list(300, "--initial_model", __file__)
-    assert (tuned.lr, tuned.freeze_bn, tuned.batch_size) == (1e-4, "on", 32)
+    assert (tuned.lr, tuned.freeze_bn, tuned.batch_size) == (3e-4, "on", 32)
     assert tuned.max_epoch == 20 and for_list(3000, "--initial_model", __file__).max_epoch == 2
-    assert "--lr 0.0001, --freeze_bn on" in capsys.readouterr().out
+    assert "--lr 0.0003, --freeze_bn on" in capsys.readouterr().out
     assert for_list(300, "--initial_model", __file__, "--lr", 0.01, "--freeze_bn", "off").lr == 0.01
     assert for_list(100_000, "--initial_model", __file__).freeze_bn == "auto"
 
