@@ -33,7 +33,7 @@ def read_settings(arguments):
     group.add_argument("--seconds", type=float, default=5, help="for each stage, measured at least three times (5)")
     group.add_argument("--gpu_check", action="store_true", help="write exps/gpu_check.md and .json, for a report")
     parser.set_defaults(train_list="", train_path="", musan_path="", rir_path="")
-    return settings.read_settings(parser, arguments)
+    return settings.with_recipe(parser, settings.read_settings(parser, arguments), UTTERANCES)
 
 
 def benchmark(args, device):

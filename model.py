@@ -24,13 +24,21 @@ class ECAPA_TDNN(nn.Module):
     """ECAPA-TDNN with its front end; ``C``: channels of the SE-Res2 blocks, a multiple of 8 (published: 512, 1024).
 
     aggregation: channels of the layer that joins the blocks; attention, bottleneck: inside attention and
-    squeeze-excitation. front_end: a module as in inference/filterbanks.py; None: LogMel.
+    squeeze-excitation. front_end: a module as in inference/filterbanks.py; None: LogMel. keep_spectrum: subtract from
+    the features only their level, the mean over bands and time, and not each band's mean over time, as published: the
+    average spectrum stays, which few training speakers need (docs/results.md).
     """
 
-    def __init__(self, C=1024, embedding_size=192, aggregation=1536, attention=256, bottleneck=128, front_end=None):
+    def __init__(
+        self, C=1024, embedding_size=192, aggregation=1536, attention=256, bottleneck=128, front_end=None,
+        keep_spectrum=False,
+    ):  # fmt: skip
         super().__init__()
         self.C = C
         self.embedding_size = embedding_size
+        self.keep_spectrum = keep_spectrum
+        if keep_spectrum:
+            self.register_buffer("keeps_spectrum", torch.ones(()))  # a checkpoint says so, and only then
         self.torchfbank = front_end or LogMel()
         self.specaug = SpecAugment()
         self.conv1 = Conv1d(80, C, kernel_size=5, padding=2)
@@ -63,12 +71,13 @@ class ECAPA_TDNN(nn.Module):
         return self.embed(x, self._valid_frames(x, lengths), weights)
 
     def features(self, waveform, lengths=None):
-        """Mean-normalised log-mel energies, always float32: (B, samples) -> (B, 80, T), T = 1 + samples // 160."""
+        """Normalised log-mel energies, always float32: (B, samples) -> (B, 80, T), T = 1 + samples // 160."""
         # bfloat16 has 8 bits of mantissa: small bands of the power spectrum would be lost in the rounding of large
         # ones, which log(x + 1e-6) would amplify.
         with torch.autocast(waveform.device.type, enabled=False):
             x = self.torchfbank(waveform.float(), lengths)
-            return x - mean_over_time(x, self._valid_frames(x, lengths))
+            mean = mean_over_time(x, self._valid_frames(x, lengths))
+            return x - (mean.mean(dim=1, keepdim=True) if self.keep_spectrum else mean)
 
     def _valid_frames(self, x, lengths):
         return None if lengths is None else valid_until(self.torchfbank.frames(lengths), x.shape[2])
@@ -229,7 +238,7 @@ class SpecAugment(nn.Module):
     """Sets up to 9 consecutive frames and 7 consecutive bands to zero (Park et al., Interspeech 2019)."""
 
     def forward(self, features, masks=None):
-        """(B, bands, frames), mean-normalised -> the same, masked; each utterance has its own masks.
+        """(B, bands, frames), normalised -> the same, masked; each utterance has its own masks.
 
         masks: (B, 4) uniform random numbers in [0, 1): width and start of the frames, then of the bands; None: drawn.
         """

@@ -23,6 +23,7 @@ from corpora.make_lists import from_folder, from_kaldi, write_lists
 from corpora.pack import write_pack
 from corpora.unpack import unpack as unpack_archives
 from tools import InputError, Parser, RunError, count, run_command
+from training.settings import LARGE_LIST
 
 
 def unpack(args):
@@ -49,6 +50,8 @@ def lists(args):
     print(f"{folder}/train_list.txt: {count(len(kept), 'utterance')} of {count(len(kept.speakers), 'speaker')}")
     if trials:
         print(f"{folder}/trials.txt: {len(trials)} trials, half of them same-speaker, of other speakers")
+    if len(kept) < LARGE_LIST:
+        command += ["--recipe", "strong"]
     command += ["--musan_path", "", "--rir_path", "", "--save_path", "exps/own"]
     print(f"train (if you have them, with --musan_path and --rir_path): {shlex.join(command)}")
 

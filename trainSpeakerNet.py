@@ -98,6 +98,8 @@ def build_parser():
     add("--save_path",     "exps/exp1", "folder for all output; with --eval: exps/eval")
     add("--initial_model", "",      "start from this model; with --eval: evaluate it. Ours, or the file, folder or "
                                     "name of a published system (docs/use.md)")
+    add("--initial_classifier", False, "take over that model's classifier, too: its speakers are those of --train_list "
+                                    "in sorted order, which a file without their names cannot tell")
     add("--system",        None,    "the system of that model, where the file does not tell", choices=list(SYSTEMS),
                                     type=str)
     add("--eval",          False,   "evaluate only; needs no training data")
@@ -121,6 +123,8 @@ def build_parser():
     add("--lr_final",      1e-5,    "learning rate at the end of --schedule exponential and cosine")
     add("--weight_decay",  2e-5,    "L2 penalty on all weights")
     add("--clip",          0.0,     "largest gradient norm of a step; 0: no clipping")
+    add("--freeze_bn",     "auto",  "batch norm keeps its running statistics, as in evaluation; auto: in fine-tuning "
+                                    "(--initial_model) on fewer than 100,000 utterances", choices=["auto", "on", "off"])
     add("--speed_perturb", False,   "speech at 0.9 and 1.1 times its speed, as further speakers")
     add("--average",       0,       "at the end evaluate also the mean of the models of the last N epochs; 0: none")
     add("--test_step",     1,       "evaluate, and keep a model, every N epochs")
@@ -133,13 +137,14 @@ def build_parser():
     group = parser.add_argument_group("evaluation (with --eval)")
     add("--as_norm",       False,   "also score with the training mean subtracted, and with adaptive s-norm against a "
                                     "cohort of the training speakers (--train_list)")
-    add("--calibrate",     False,   "--as_norm, and log-likelihood ratios by logistic regression with quality measures "
-                                    "on trials of held-out training speakers")
+    add("--calibrate",     False,   "--as_norm, and log-likelihood ratios by logistic regression on trials of held-out "
+                                    "training speakers, with quality measures where these help")
     add("--cohort",        "",      "an .npz of embeddings as the cohort instead (verify.py --embed)")
     add("--top_n",         300,     "highest cohort scores that AS-norm uses")
 
     group = parser.add_argument_group("model and loss")
     add("--C",             1024,    "channels of the network; published: 512 and 1024")
+    add("--keep_spectrum", False,   "subtract only the level from the features, not each band's mean: for few speakers")
     add("--m",             0.2,     "margin of the AAM-softmax, radians")
     add("--margin_rise",   [0.0, 0.0], "epochs between which the margin rises from 0 to --m; 0 0: always --m", nargs=2,
                                     type=float)
@@ -182,7 +187,8 @@ def learning_rate(args, step, steps_per_epoch):
         rate = args.lr * (args.lr_final / args.lr) ** done
     elif args.schedule == "cosine":
         rate = args.lr_final + (args.lr - args.lr_final) * (1 + math.cos(math.pi * done)) / 2
-    return rate * min(1.0, (step + 1) / max(1.0, args.warmup * steps_per_epoch))
+    warmup = args.warmup * steps_per_epoch
+    return rate * step / warmup if step < warmup else rate
 
 
 def margin_at(args, step, steps_per_epoch):
@@ -202,35 +208,34 @@ def margin_at(args, step, steps_per_epoch):
 # ---- start: scratch | resume | pretrained ----------------------------------------------------------------------------
 
 
-def start(args, train_list, held_out, device):
-    """The Run, its Records and the settings that the data and the model decide: (run, records, settings)."""
-    state, last_is_damaged = load_state(args.save_path)
+def start(args, state, train_list, source, held, device):
+    """(Run, Records, settings with what data and model decide). state: of the run to resume; None: it is a new one."""
     args, initial = settings.with_classes(args, train_list), None
     torch.manual_seed(args.seed)
     if state:  # resume
-        args = settings.of_resumed_run(args, state, train_list)
+        settings.check_resumed_list(args, state, train_list)
         encoder, earlier = encoder_of_state(state, args.system), state.get("earlier_speakers", [])
     elif args.initial_model:  # pretrained
         initial = load_pretrained(args.initial_model, args.system)
-        args = settings.of_pretrained_run(args, initial, train_list, held_out)
+        args = settings.of_pretrained_run(args, initial, train_list, held.speaker_names())
         encoder, earlier = initial.network, initial.trained_on()
     else:  # scratch
         args = args.replace(system="ours")
-        encoder, earlier = ECAPA_TDNN(C=args.C), []
+        encoder, earlier = ECAPA_TDNN(C=args.C, keep_spectrum=args.keep_spectrum), []
     network = make_network(args, encoder, device)
     if initial:
-        print(f"{args.initial_model}: took its {take_classifier(network, initial, train_list, args)}")
+        print(f"{args.initial_model}: took its {take_classifier(network, initial, train_list, source, args)}")
     if args.sync_bn:
         if device.type != "cuda":
             raise InputError("--sync_bn needs CUDA GPUs: without it, batch norm sees the rows of each process")
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     run = Run(args, network, make_optimizer(args, network.parameters(), device), {
-        "speakers": train_list.speakers, "valid_speakers": held_out, "earlier_speakers": earlier,
-        "train_list_sha256": train_list.sha256,
+        "speakers": train_list.speakers, "valid_speakers": held.speakers, "earlier_speakers": earlier,
+        "trained_on": sorted({*earlier, *train_list.speaker_names()}), "train_list_sha256": train_list.sha256,
     })  # fmt: skip
     records = Records(run.folder, resumed=state is not None)
     if state:
-        run.resume(state, last_is_damaged)
+        run.resume(state)
         if args.max_epoch not in records.epochs():
             print(f"{run.folder}: resuming after step {run.step} of epoch {run.epoch}")
     return run, records, args
@@ -270,8 +275,13 @@ def train(args):
     device = choose_device(distributed.own_device(args.device))
     if args.amp == "auto":
         args = args.replace(amp="bf16" if multiplies_bf16(device) else "off")
-    train_list, source, trial_sets, held_out = open_data(args)
-    run, records, args = start(args, train_list, held_out, device)
+    state = load_state(args.save_path)
+    if state:
+        args = settings.of_resumed_run(args, state)
+    train_list, source, trial_sets, held = open_data(args)
+    if not state:
+        args = settings.with_sizes(build_parser(), args, train_list, device)
+    run, records, args = start(args, state, train_list, source, held, device)
     if args.max_epoch in records.epochs():
         return print_end(run, records)
     loader, augmentation = make_loader(args, train_list, source, device)
@@ -292,11 +302,13 @@ def train(args):
     if run.saved_at is None:
         run.save(None)  # from now on the folder is known by its settings
     if trial_sets and not records.epochs():  # a baseline, and proof that evaluation will work
-        records.add({"epoch": 0}, evaluate_run(run, records, trial_sets))
+        records.add({"epoch": 0, "initial_model": args.initial_model}, evaluate_run(run, records, trial_sets))
 
     meter = Meter(run, loader)
     while run.epoch <= args.max_epoch:
         network.train()
+        if args.freeze_bn == "on":
+            distributed.freeze_statistics(run.network)
         augmentation.redraw(run.epoch)
         with StopSignal() as stop:
             batches = copied_ahead(loader.epoch(run.epoch, first_step=run.step), device)
@@ -341,14 +353,14 @@ def print_end(run, records):
 
 
 def open_data(args):
-    """Training list, its Folder or Pack, {name: TrialSet} and the names of held-out speakers, checked on the disk."""
+    """Training list, its Folder or Pack, {name: TrialSet} and the list of held-out speakers, checked on the disk."""
     train_list, source = open_training_list(args)
-    trial_sets, held_out = open_trial_sets(args), []
+    trial_sets, held = open_trial_sets(args), train_list.subset(np.arange(0))
     if args.valid_speakers:
         train_list, held = hold_out(train_list, args.valid_speakers)
         trials = make_trials(held, Path(args.save_path) / "scores" / f"{VALID}_trials.txt")
-        trial_sets[VALID], held_out = TrialSet(trials, source), held.speakers
-    return train_list, source, trial_sets, held_out
+        trial_sets[VALID] = TrialSet(trials, source)
+    return train_list, source, trial_sets, held
 
 
 def make_loader(args, train_list, source, device):
@@ -377,13 +389,13 @@ def check_data(args, heard):
 
 
 def evaluate_run(run, records, trial_sets):
-    """{"model": results, "average": results} of what there is now; after training began, the models are kept."""
+    """{"model": results, "average": results} of what there is now; the models are kept, but for an untrained one."""
     results, lowest = {}, records.lowest_valid_eer()
     for kind, network in run.networks().items():
-        about = Pretrained(run.args.system, network.speaker_encoder)
+        about = Pretrained(run.args.system, network.speaker_encoder, heard=run.about["trained_on"])
         encoder = SpeakerEncoder(network.speaker_encoder, run.device, about)
         results[kind] = evaluate(encoder, trial_sets, run.args, kind="" if kind == "model" else kind)
-        if run.step:
+        if run.step or run.args.initial_model:
             best = VALID in results[kind] and results[kind][VALID]["eer"] < lowest
             lowest = results[kind][VALID]["eer"] if best else lowest
             run.save_model(kind, network, results[kind], best)

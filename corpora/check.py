@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from corpora.audio import SAMPLE_RATE, AudioFile, UnreadableAudio, find_noises, find_responses
-from corpora.lists import TrainingList, TrialList, check_files, first_lines
+from corpora.lists import AGREEMENT, TrainingList, TrialList, check_files, first_lines
 from corpora.pack import Pack, open_source
 from tools import InputError, count, file_hash, in_order, one_line, progress_bar
 
@@ -32,7 +32,6 @@ FAULTS = {
     **dict.fromkeys((UNREADABLE, CUT_OFF), "download or convert them again, or remove their lines from the list"),
     LOW_RATE: "they lack high frequencies", TOO_SHORT: "leave them out of training", SILENT: "leave them out",
 }  # fmt: skip
-AGREEMENT = 0.9  # where this share of the lines agrees with the folders, the others are mistakes
 
 # (name, file, trials, same-speaker trials, published EERs in %). Sizes: PaddleSpeech, examples/voxceleb/README.md; that
 # of Vox1-E cleaned is widely quoted. EERs: the systems' own pages, C=1024, of VoxCeleb2 dev (SpeechBrain: and 1).
@@ -68,14 +67,13 @@ def found(severity, what, cases, fix="", example=str):
 
 def check_lists(arguments, earlier_speakers=()):
     """([TrainingList], [TrialList], [Finding]) of the given lists. earlier_speakers: as for ``quick_check``."""
-    train_lists, tests, findings = [], [], []
+    train_lists, tests, trained, findings = [], [], set(), []
     if arguments.train_list and not getattr(arguments, "eval", False):
         try:
             train_lists.append(TrainingList(arguments.train_list))
-            findings += check_training_list(train_lists[0])
+            trained, findings = check_training_list(train_lists[0])
         except InputError as error:
             findings += found("error", "the training list cannot be used", [error])
-    trained = {speaker for train_list in train_lists for speaker in train_list.speakers}
     same_names = os.path.realpath(arguments.train_path or "") == os.path.realpath(arguments.eval_path or "")
     for path in arguments.eval_list or []:
         try:
@@ -93,6 +91,7 @@ def check_lists(arguments, earlier_speakers=()):
 
 
 def check_training_list(train_list):
+    """(names of the speakers of a TrainingList, [Finding])."""
     line, count = train_list.quote, len(train_list.speakers)
     twice, of_two = repeated(train_list.files, train_list.label.tolist())
     findings = found("warning", "lines of the training list are repeated", twice, "remove them: sort -u", line)
@@ -100,11 +99,15 @@ def check_training_list(train_list):
     if count in (1, len(train_list)):
         what = f"the training list has {'a single speaker' if count == 1 else 'another speaker in every line'}"
         findings += found("error", what, train_list.speakers, "a line must be '<speaker> <path>'")
-    names = (train_list.speakers[label] for label in train_list.label.tolist())
-    others = [row for row, (name, file) in enumerate(zip(names, train_list.files)) if name not in file.split("/")[:-1]]
-    if len(others) <= (1 - AGREEMENT) * len(train_list):
-        findings += found("warning", "training lines name another speaker than their folder", others, "fix them", line)
-    return findings
+    folder_of, others = train_list.speaker_folders()
+    folders = len(set(folder_of.values()))
+    severity, what, fix = "warning", "training lines name another speaker than their folder", "fix them"
+    if len(others) > (1 - AGREEMENT) * len(train_list) and folders > count:
+        severity = "error" if all(map(str.isdecimal, train_list.speakers)) else "warning"  # sessions may be meant
+        what = f"the training list has {count} labels for {folders} folders of speakers"
+        fix = "a label must be one speaker; if the folders are sessions, name the speakers instead of numbering them"
+    findings += found(severity, what, others, fix, line)
+    return train_list.speaker_names(folder_of), findings
 
 
 def check_trials(trials):
@@ -112,11 +115,12 @@ def check_trials(trials):
     name, line = trials.path.name, trials.quote
     _, of_both = repeated([tuple(sorted(pair)) for pair in zip(trials.enrol, trials.test)], trials.label.tolist())
     findings = found("error", f"trials of {name} are labelled both 1 and 0", of_both, "remove the wrong one", line)
-    folder_of, wrong, are_reversed = speaker_folders(trials)
-    findings += found("error", f"the labels of {name} are reversed", range(len(trials)) if are_reversed else [],
-                      "1 means the same speaker: swap 0 and 1", line)  # fmt: skip
-    findings += found("error", f"labels of {name} contradict the speakers' folders", wrong, "correct them", line)
-    return {folder[-1] for folder in folder_of.values() if folder}, findings
+    folder_of, wrong = trials.speaker_folders()
+    what, fix = f"the labels of {name} are reversed", "1 means the same speaker: swap 0 and 1"
+    if folder_of:
+        what, fix = f"labels of {name} contradict the speakers' folders", "correct them"
+    findings += found("error", what, wrong, fix, line)
+    return trials.speaker_names(folder_of), findings
 
 
 def repeated(keys, labels):
@@ -127,22 +131,6 @@ def repeated(keys, labels):
             (twice if label_of[key] == label else contrary).append(row)
         label_of.setdefault(key, label)
     return twice, contrary
-
-
-def speaker_folders(trials):
-    """({file: folder of its speaker}, rows that contradict it, whether all labels are reversed).
-
-    The folders with which most labels agree; {} if too few do. Both kinds of trials have equal weight: with few
-    same-speaker trials, a folder that always differs would seem to fit.
-    """
-    best, wrong, most = {}, [], 0.0
-    for folder_of, fits in trials.by_folder():
-        share = (fits[trials.label == 1].mean() + fits[trials.label == 0].mean()) / 2
-        if share <= 1 - AGREEMENT:
-            return {}, [], True
-        if share >= AGREEMENT and share > most:
-            best, wrong, most = folder_of, np.flatnonzero(~fits).tolist(), share
-    return best, wrong, False
 
 
 def which_list(trials):

@@ -1,5 +1,6 @@
 """Training lists and trial lists: read, checked line by line, and compared with the files of a folder or a pack."""
 
+import collections
 import copy
 import hashlib
 import os
@@ -11,6 +12,9 @@ import numpy as np
 from corpora.audio import AUDIO_SUFFIXES, SUFFIXES, find_audio
 from corpora.pack import Pack, open_source
 from tools import InputError, count, file_hash, read_text
+
+AGREEMENT = 0.9  # where this share of the lines agrees with the folders, the others are mistakes
+RESEMBLANCE = 0.3  # from this share on, a training list seems to label its folders, but wrongly: three labels each
 
 
 def read_lines(path, flag):
@@ -58,6 +62,11 @@ class List:
         """The line with the index ``row``, for a message."""
         return f"line {self.line_numbers[row]}: {self.line(row)}"
 
+    def speaker_names(self, folder_of=None):
+        """Names of the speakers' folders; empty if folders do not tell. folder_of: the first of ``speaker_folders``."""
+        folder_of = self.speaker_folders()[0] if folder_of is None else folder_of
+        return {folders[-1] for folders in folder_of.values() if folders}
+
 
 class TrainingList(List):
     """Lines ``<speaker> <path>``: ``files`` (N paths), ``speakers`` (names, sorted); a label is an index in these."""
@@ -87,6 +96,34 @@ class TrainingList(List):
     def line(self, row):
         return f"{self.speakers[self.label[row]]} {self.files[row]}"
 
+    def speaker_folders(self):
+        """({file: folders to that of its speaker, or its label if folders do not tell}, rows whose labels contradict).
+
+        Labels that are names of folders are the speakers. Others, such as class indices, are compared with the first
+        level that agrees, one folder a label, or else with the first where folders have one label, or many labels one.
+        """
+        names = [self.speakers[label] for label in self.label.tolist()]
+        by_label = {file: (name,) for file, name in zip(self.files, names)}
+        others = [row for row, file in enumerate(self.files) if names[row] not in file.split("/")[:-1]]
+        if len(others) <= (1 - AGREEMENT) * len(self):
+            return by_label, others
+        best, contrary = by_label, []
+        for level in folder_levels(self.files):
+            # First the names alone, because a speaker may have folders in several (clean/id1, noisy/id1).
+            for folder_of in ({file: folders[-1:] for file, folders in level.items()}, level):
+                pairs = list(zip(map(folder_of.get, self.files), self.label.tolist()))
+                rising = [pair for pair, _ in reversed(collections.Counter(pairs).most_common())]
+                label_of, main = dict(rising), {label: folder for folder, label in rising}  # the most frequent
+                if not 1 < len(label_of) <= len(self) / 2:  # a folder of one file always has one label
+                    continue
+                one_label = np.array([label_of[folder] == label for folder, label in pairs])
+                agrees = one_label & [main[label] == folder for folder, label in pairs]
+                if agrees.mean() >= AGREEMENT:
+                    return folder_of, np.flatnonzero(~agrees).tolist()
+                if best is by_label and (one_label.mean() >= AGREEMENT or agrees.mean() >= RESEMBLANCE):
+                    best, contrary = folder_of, np.flatnonzero(~agrees).tolist()
+        return best, contrary
+
 
 class TrialList(List):
     """Lines ``<1|0> <enrolment path> <test path>``: ``enrol`` and ``test`` (N paths each); label 1: same speaker."""
@@ -109,15 +146,35 @@ class TrialList(List):
         return f"{self.label[row]} {self.enrol[row]} {self.test[row]}"
 
     def by_folder(self):
-        """Yield for depths of folders 1, 2, ...: ({file: its folders to that depth}, whether each label agrees (N,)).
+        """Yield for each of ``folder_levels``: ({file: its folders}, whether each label agrees (N,)).
 
         It agrees if the files of a trial are in the same folder and its label is 1, or in different ones and it is 0.
         """
-        folders = {file: file.split("/")[:-1] for file in (*self.enrol, *self.test)}
-        for depth in range(1, max(map(len, folders.values())) + 1):
-            folder_of = {file: tuple(folder[:depth]) for file, folder in folders.items()}
+        for folder_of in folder_levels((*self.enrol, *self.test)):
             same = [folder_of[enrol] == folder_of[test] for enrol, test in zip(self.enrol, self.test)]
             yield folder_of, (self.label == 1) == same
+
+    def speaker_folders(self):
+        """({file: folders to that of its speaker}, rows whose labels contradict it), of the level that agrees most.
+
+        ({}, []) if too few labels agree, ({}, rows) if the labels are reversed. Both kinds of trials have equal weight:
+        with few same-speaker trials, a folder that always differs would seem to fit.
+        """
+        best, contrary, most = {}, [], 0.0
+        for folder_of, agrees in self.by_folder():
+            share = (agrees[self.label == 1].mean() + agrees[self.label == 0].mean()) / 2
+            if share <= 1 - AGREEMENT:
+                return {}, np.flatnonzero(~agrees).tolist()
+            if share >= AGREEMENT and share > most:
+                best, contrary, most = folder_of, np.flatnonzero(~agrees).tolist(), share
+        return best, contrary
+
+
+def folder_levels(files):
+    """Yield {file: its folders to that depth, a tuple} for depths of folders 1, 2, ..."""
+    folders = {file: tuple(file.split("/")[:-1]) for file in files}
+    for depth in range(1, max(map(len, folders.values()), default=0) + 1):
+        yield {file: folder[:depth] for file, folder in folders.items()}
 
 
 def first_lines(listed):

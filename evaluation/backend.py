@@ -14,7 +14,8 @@ import numpy as np
 from corpora.audio import UnreadableAudio
 from corpora.lists import open_training_list
 from corpora.make_lists import hold_out, make_trials
-from evaluation.calibration import fit_llr
+from evaluation.calibration import fit_if_quality_helps
+from evaluation.intervals import speakers_of
 from evaluation.scoring import dot_products, embed_utterances, split_over_processes, trial_rows
 from tools import InputError, cohort_statistics, file_hash, gather, load_arrays, rank, symmetric_norm, whole_file
 
@@ -62,6 +63,10 @@ class ScoringBackend:
         if self.trials:
             self.calibration = self.scorer(utterances).calibrate(self.trials)
             print(f"calibrated on {len(self.trials)} trials of {len(self.held_out.speakers)} speakers")
+            if not self.calibration.weights[1:].any():
+                costs = max(self.calibration.across, key=lambda pair: pair[1] - pair[0], default=None)
+                why = "too few speakers" if costs is None else f"Cllr {costs[1]:.3f} with them, {costs[0]:.3f} without"
+                print(f"calibrated without quality measures, which do not help speakers of other quality ({why})")
 
     def as_data(self):
         """The calibration for results.json; None without --calibrate."""
@@ -105,12 +110,16 @@ class TrialScorer:
         return scores
 
     def calibrate(self, trials):
-        """The Calibration of AS-norm scores and quality measures, fitted on these trials.
+        """The Calibration of AS-norm scores, with quality measures if these help, fitted on a TrialList.
 
-        Their speakers must not be training, cohort or test speakers.
+        Its speakers must not be training, cohort or test speakers. They are halved at the median of each measure, which
+        nearly parts corpora of other quality: random halves would have all corpora, which the measures tell apart.
         """
-        features = self._features(self.score(trials)["as_norm"], *trial_rows(trials, self.utterances))
-        return fit_llr(features, trials.label)
+        rows, speakers = trial_rows(trials, self.utterances), np.stack(speakers_of(trials)[:2])
+        means = speaker_means(self.quality[np.concatenate(rows)], speakers.ravel())
+        high = means > np.median(means, axis=0)
+        features = self._features(self.score(trials)["as_norm"], *rows)
+        return fit_if_quality_helps(features, trials.label, *high[speakers])
 
     def _features(self, scores, enrol, test):
         """Features of the calibration, (N, 7): score, then minimum and maximum of both sides' quality measures."""

@@ -22,6 +22,7 @@ class Calibration(NamedTuple):
 
     weights: np.ndarray  # (F,)
     bias: float
+    across: np.ndarray | None = None  # (H, 2), Cllr on other speakers without and with quality measures
 
     def apply(self, features):
         """Features (N, F) -> log-likelihood ratios (N,) float64."""
@@ -43,6 +44,32 @@ def fit_llr(features, labels, p_target=0.01):
     model.fit((features - mean) / scale, target, sample_weight=share)
     weights = model.coef_[0] / scale
     return Calibration(weights, float(model.intercept_[0] - logit(p_target) - mean @ weights))
+
+
+def fit_if_quality_helps(features, labels, enrol, test):
+    """The Calibration of a score (column 0) and quality measures, whose weights are 0 unless they help other speakers.
+
+    enrol, test: (N, H) bool, the half that the speaker of either side is in, for H ways to halve the speakers. The
+    measures have to lower ``cllr_across_halves`` in all of them. Otherwise the score is calibrated alone, which changes
+    no error rate. The rest is as for ``fit_llr``.
+    """
+    alone = np.where(np.arange(features.shape[1]) == 0, features, 0)
+    across = [[cllr_across_halves(each, labels, *half) for each in (alone, features)] for half in zip(enrol.T, test.T)]
+    across = np.array([costs for costs in across if np.isfinite(costs).all()]).reshape(-1, 2)
+    helps = len(across) and (across[:, 1] < across[:, 0]).all()
+    return fit_llr(features if helps else alone, labels)._replace(across=across)
+
+
+def cllr_across_halves(features, labels, enrol, test):
+    """``cllr`` of the trials within each half of the speakers, calibrated on the other; NaN if one lacks a class.
+
+    enrol, test: (N,) bool, the half of the speaker of either side.
+    """
+    halves = [~enrol & ~test, enrol & test]
+    if any(len(set(labels[half])) < 2 for half in halves):
+        return np.nan
+    ratios = [fit_llr(features[fit], labels[fit]).apply(features[half]) for fit, half in zip(halves, halves[::-1])]
+    return cllr(np.concatenate(ratios), np.concatenate([labels[half] for half in halves[::-1]]))
 
 
 def cllr(llr, labels):

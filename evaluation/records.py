@@ -98,7 +98,10 @@ def results_of(record):
 
 
 def best_on_valid(history):
-    """(record, kind, results) of the model with the lowest EER on the held-out speakers; None without any."""
-    trained = [record for record in history if record["epoch"] > 0]
+    """(record, kind, results) of the model with the lowest EER on the held-out speakers; None without any.
+
+    Fine-tuning may make a model worse: epoch 0, the --initial_model, is one of those to choose from.
+    """
+    trained = [record for record in history if record["epoch"] > 0 or record.get("initial_model")]
     models = [(record, *each) for record in trained for each in results_of(record).items() if VALID in each[1]]
     return min(models, key=lambda model: model[2][VALID]["eer"], default=None)

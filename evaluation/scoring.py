@@ -63,9 +63,11 @@ def evaluate(encoder, trial_sets, args, backend=None, kind=""):
             steps |= scorers[source].score(trials, backend.calibration)
             if not encoder.system.crops:
                 del steps["cosine"]  # the same as the system's score
+        names, trained = trials.speaker_names(), set(encoder.trained_on)
         for step, scores in steps.items():
             name = f"{set_name}.{step}" if step else set_name
             results[name] = compute_metrics(scores, trials)
+            results[name]["speakers_in_training"] = len(names & trained) if names and trained else None  # not known
             if not step and encoder.system.crops:  # for users who compare embeddings
                 cosines = trial_cosines(trials, utterances[source])
                 results[name]["cosine_threshold"] = equal_error_rate(cosines, trials.label)[1]
@@ -180,6 +182,8 @@ def result_line(name, result):
         parts.append(f"Cllr {result['cllr']:.3f}, at best {result['min_cllr']:.3f}")
         parts.append(f"actDCF {result['act_dcf_0.05']:.4f}, {result['act_dcf_0.01']:.4f}")
     parts.append(", ".join(count(result[f"{noun}s"], noun) for noun in ("trial", "utterance", "speaker")))
+    if result.get("speakers_in_training"):
+        parts.append(f"{count(result['speakers_in_training'], 'speaker')} in training")
     parts.append(f"list {result['list_sha256'][:8]}")
     if "cohort" in result:
         parts.append(f"cohort {result['cohort']}")

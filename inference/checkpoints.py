@@ -31,11 +31,11 @@ class Pretrained(NamedTuple):
     cosine_threshold: float | None = None  # ours: equal error rate of whole utterances' cosines on it
     scale: float | None = None  # ours: s of its loss
     held_out: list | None = None  # ours: names of speakers in its training list that it was not trained on
-    earlier: list = []  # ours: names of the speakers of the models that it was started from
+    heard: list | None = None  # ours: names of all speakers that it, or a model before it, was trained on
 
     def trained_on(self):
-        """Sorted names of all speakers that it, or a model before it, was trained on, as far as they are known."""
-        return sorted({*(self.speakers or ()), *self.earlier})
+        """The same, for all systems: as far as they are known."""
+        return self.heard or sorted(self.speakers or ())
 
 
 def load_pretrained(path, system=None):
@@ -131,7 +131,8 @@ def _load_ours(path, content):
         system, _network(path, weights, system, PREFIX), classifier, checkpoint.get("speakers") or None,
         thresholds.get("EER"), origin, thresholds, trial_list, scale=float(settings.get("s", 30)),
         held_out=checkpoint.get("valid_speakers") or [],
-        cosine_threshold=results.get("cosine_threshold"), earlier=checkpoint.get("earlier_speakers") or [],
+        cosine_threshold=results.get("cosine_threshold"), heard=checkpoint.get("trained_on") or sorted(
+            {*(checkpoint.get("speakers") or ()), *(checkpoint.get("earlier_speakers") or ())}),  # of earlier versions
     )  # fmt: skip
 
 

@@ -163,6 +163,7 @@ def build_network(state, system="ours"):
         attention=state["attention.0.weight"].shape[0],
         bottleneck=state["layer1.se.se.1.weight"].shape[0],
         front_end=front_end,
+        **({"keep_spectrum": True} if "keeps_spectrum" in state else {}),
     )
 
 

@@ -4,7 +4,7 @@ import torch
 from conftest import relative_error, voice
 from published import taoruijie_shapes
 
-from inference.systems import SYSTEMS
+from inference.systems import SYSTEMS, build_network
 from model import ECAPA_TDNN, AttentiveMoments, Moments, SpecAugment
 
 
@@ -83,6 +83,20 @@ def test_front_end_against_float64_numpy():
     expected = log_mel - log_mel.mean(axis=1, keepdims=True)
     found = ECAPA_TDNN(C=8).features(torch.tensor(waveform, dtype=torch.float32)[None])[0]
     assert relative_error(found, expected) < 1e-4
+    found = ECAPA_TDNN(C=8, keep_spectrum=True).features(torch.tensor(waveform, dtype=torch.float32)[None])[0]
+    assert relative_error(found, log_mel - log_mel.mean()) < 1e-4
+
+
+def test_a_kept_spectrum_is_part_of_the_checkpoint():
+    assert "keeps_spectrum" not in ECAPA_TDNN(C=8).state_dict()
+    network = ECAPA_TDNN(C=8, keep_spectrum=True).eval()
+    loaded = build_network(network.state_dict()).eval()
+    loaded.load_state_dict(network.state_dict())
+    short, long = 0.1 * torch.randn(1, 8000), 0.1 * torch.randn(1, 16000)
+    batch = torch.cat([torch.cat([short, torch.ones(1, 8000)], dim=1), long])
+    expected = torch.cat([network(short), network(long)])
+    torch.testing.assert_close(loaded(batch, lengths=torch.tensor([8000, 16000])), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(network(0.5 * long), network(long), rtol=1e-2, atol=1e-2)  # the level does not count
 
 
 def test_front_end_stays_in_float32_under_autocast():

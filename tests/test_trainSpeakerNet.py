@@ -371,9 +371,12 @@ def test_fine_tuning_keeps_the_encoder(command, corpus, tmp_path, trained):
     assert status == 0, error
     assert f"{model}: took its encoder and 6 of the 6 classes of its classifier\n" in printed
     tuned = state(tmp_path / "same")["weights"]
-    for key, value in weights.items():
-        if "running" not in key and "batches" not in key:  # statistics move whatever the learning rate
-            assert torch.allclose(tuned[key], value, atol=1e-6), key
+    for key, value in weights.items():  # the statistics of batch norm, too
+        assert torch.allclose(tuned[key], value, atol=1e-6), key
+    command(trainSpeakerNet, *data_flags(corpus), *still, "--freeze_bn", "off", "--save_path", tmp_path / "off")
+    for name, moves in (("running_mean", True), ("weight", False)):
+        moved = state(tmp_path / "off")["weights"][f"speaker_encoder.bn5.{name}"]
+        assert moves != torch.allclose(moved, weights[f"speaker_encoder.bn5.{name}"], atol=1e-6)
 
     fewer = tmp_path / "fewer.txt"
     fewer.write_text("".join((corpus / "train_list.txt").read_text().splitlines(keepends=True)[:16]))
@@ -382,7 +385,10 @@ def test_fine_tuning_keeps_the_encoder(command, corpus, tmp_path, trained):
     assert status == 0
     assert "took its encoder; its classifier of 6 classes is for other speakers, " in printed
     tuned = state(tmp_path / "new")["weights"]
-    assert tuned["speaker_loss.weight"].shape == (4, 192)
+    encoder, lines = SpeakerEncoder.from_checkpoint(model), [line.split() for line in fewer.read_text().splitlines()]
+    for speaker, vector in zip(sorted({speaker for speaker, _ in lines}), tuned["speaker_loss.weight"], strict=True):
+        own = [encoder.embed(corpus / "train" / file) for name, file in lines if name == speaker]
+        assert torch.cosine_similarity(torch.from_numpy(np.mean(own, axis=0)), vector, dim=0) > 0.9999
     assert torch.allclose(tuned["speaker_encoder.fc6.weight"], weights["speaker_encoder.fc6.weight"], atol=1e-6)
     # Again the same command: it goes on, and does not start from the model once more.
     assert "took its" not in command(trainSpeakerNet, *flags, "--save_path", tmp_path / "new")[1]
@@ -407,6 +413,12 @@ def test_large_margin_fine_tuning_takes_the_true_speakers_along(command, corpus,
         after["weights"]["speaker_loss.weight"], before["weights"]["speaker_loss.weight"][:4], rtol=0, atol=1e-7
     )
     assert after["settings"]["m"] == 0.5 and after["settings"]["sub_centres"] == 2
+    # Fine-tuning may do harm: the model that it began with is one of those to choose from.
+    eers = [record["lists"]["valid"]["eer"] for record in results(tmp_path / "e")]
+    best, start = (torch.load(tmp_path / "e" / "model" / name, weights_only=True)
+                   for name in ("best.model", "model_0000.model"))  # fmt: skip
+    assert len(eers) == 2 and best["epoch"] == np.argmin(eers) and start["epoch"] == 0
+    assert all(torch.equal(start["weights"][key], value) for key, value in before["weights"].items() if "enc" in key)
     assert (tmp_path / "e" / "scores" / "valid_trials.txt").read_text() == (
         undisturbed / "scores" / "valid_trials.txt"
     ).read_text()
@@ -451,7 +463,7 @@ def test_fine_tuning_a_stranger(command, corpus, tmp_path, system):
     still = [*flags, *named, "--lr", 1e-12, "--max_epoch", 1, "--eval_list", "--save_path", tmp_path / "still"]
     status, printed, error = command(trainSpeakerNet, *still)
     assert status == 0, error
-    assert "took its encoder; " in printed and ": a new one for 6 speakers\n" in printed
+    assert "took its encoder; " in printed and ": a new one of the mean embeddings of 6 speakers\n" in printed
     theirs = load_pretrained(model, system).network.state_dict()
     ours = state(tmp_path / "still")["weights"]
     for key, value in theirs.items():
@@ -475,6 +487,23 @@ def test_fine_tuning_a_stranger(command, corpus, tmp_path, system):
     longer = [*data_flags(corpus), *SMALL[2:], "--max_epoch", 9, "--lr", 0.003, "--save_path", tmp_path / "tuned"]
     status, printed, error = command(trainSpeakerNet, *longer)
     assert status == 0 and "resuming after step" in printed, error
+
+
+@pytest.mark.parametrize("classes", [6, 18, 7])
+def test_a_classifier_without_names_is_taken_on_the_users_word(command, corpus, tmp_path, classes):
+    """Of as many classes as speakers, or of three times as many, in which those at their own speed come first."""
+    theirs = published.random_state(published.taoruijie_shapes(8, classes))
+    torch.save(theirs, tmp_path / "theirs.pt")
+    flags = [*data_flags(corpus), *SMALL[2:], "--lr", 1e-12, "--max_epoch", 1, "--eval_list", "--initial_classifier",
+             "--initial_model", tmp_path / "theirs.pt", "--save_path", tmp_path / "e"]  # fmt: skip
+    status, printed, error = command(trainSpeakerNet, *flags)
+    if classes == 7:
+        assert status == 2 and error.count("\n") == 1
+        assert "--initial_classifier" in error and "of 7 classes" in error and "has 6 speakers" in error
+    else:
+        assert status == 0 and f"took its encoder and 6 of the {classes} classes" in printed, error
+        weight = state(tmp_path / "e")["weights"]["speaker_loss.weight"]
+        torch.testing.assert_close(weight, theirs["speaker_loss.weight"][:6], rtol=0, atol=1e-7)
 
 
 def test_evaluating_and_not_training_the_x_vector(command, corpus, tmp_path):
@@ -527,6 +556,7 @@ def test_a_model_keeps_the_thresholds_of_its_evaluation(trained, corpus):
     (["--eval", "--initial_model", "{model}", "--C", 64], "--C 64, but {model} has C=8"),
     (["--eval", "--initial_model", "{model}", "--eval_list"], "--eval needs --eval_list"),
     (["--demo"], "--demo generates its own data: remove --eval_list --eval_path --musan_path"),
+    (["--initial_classifier"], "--initial_classifier needs --initial_model FILE"),
     (["--finetune_margin"], "--finetune_margin needs --initial_model FILE"),
     (["--valid_speakers", 7], "--valid_speakers 7: must be from 2 to 4, because 6 of the 6 speakers"),
     (["--m", 30], "--m must be less than pi/2, not 30.0"),

@@ -123,6 +123,12 @@ def batch_norms(network):
     return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
+def freeze_statistics(network):
+    """Let batch norm use its running statistics and keep them, until the next network.train()."""
+    for norm in batch_norms(network):
+        norm.eval()
+
+
 def average_statistics(network):
     """Average the running statistics of batch norm over the processes, each of which saw other rows."""
     for norm in batch_norms(network):

@@ -73,7 +73,7 @@ class Training:
         lines = np.resize(np.arange(len(train_list)), max(len(train_list), 1000 * args.batch_size))
         loader, self.augmentation = make_loader(self.args, train_list.subset(lines), self.source, device)
         self.augmentation.redraw(1)
-        self.network = make_network(self.args, ECAPA_TDNN(C=args.C), device)
+        self.network = make_network(self.args, ECAPA_TDNN(C=args.C, keep_spectrum=args.keep_spectrum), device)
         self.optimizer = make_optimizer(self.args, self.network.parameters(), device)
         self.batches = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count(1))
         self.ahead, self.number = copied_ahead(self.batches, device), itertools.count()

@@ -11,15 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
+from evaluation.backend import make_cohort
+from inference.encoder import SpeakerEncoder
 from inference.systems import SYSTEMS, build_network
 from loss import AAMsoftmax
 from tools import InputError, RunError, load_checkpoint, rank, save_checkpoint, size
 from training import distributed
+from training.settings import SPEEDS, same_speakers
 from training.state import save_state
-
-SPEEDS = 3  # with speed perturbation each speaker is three classes: at its own speed, slower, faster
 
 
 class SpeakerNet(torch.nn.Module):
@@ -111,7 +113,7 @@ class Run:
     sums: the meter's up to there. Random numbers have no state to keep: they are functions of the position (see
     dataLoader). Of several processes each has its own Run, and the first one writes.
     about: what every file of the run says beside the weights: {"speakers", "valid_speakers", "earlier_speakers",
-    "train_list_sha256"}.
+    "trained_on", "train_list_sha256"}; the third are of the models before it, the fourth of both, by their folders.
     """
 
     def __init__(self, args, network, optimizer, about):
@@ -123,14 +125,14 @@ class Run:
 
     # ---- states ------------------------------------------------------------------------------------------------------
 
-    def resume(self, state, last_is_damaged):
-        """Continue from a training state."""
+    def resume(self, state):
+        """Continue from a training state, as ``load_state`` returns it."""
         self.network.load_state_dict(state["weights"])
         # It may have been written on another device.
         state["optimizer"]["param_groups"][0]["fused"] = self.optimizer.param_groups[0]["fused"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step, self.sums = state["epoch"], state["step"], state["sums"]
-        self.saved_at, self.last_is_damaged = (self.epoch, self.step), last_is_damaged
+        self.saved_at, self.last_is_damaged = (self.epoch, self.step), state["last_is_damaged"]
 
     def save_is_due(self):
         return time.monotonic() - self.saved_time >= 60 * self.args.save_minutes
@@ -169,11 +171,12 @@ class Run:
         return self.folder / "model" / f"{kind}_{epoch:04d}.model"
 
     def save_model(self, kind, network, results, best=False):
-        """Write <kind>_<epoch>.model with its evaluation results; ``best``: as best.model, too."""
+        """Write <kind>_<epoch>.model (0000 before the first step) with its results; best: as best.model, too."""
         if rank():
             return
-        model = {**self._contents("model"), "weights": network.state_dict(), "scores": results}
-        save_checkpoint(self.model_file(kind, self.epoch), model)
+        epoch = self.epoch if self.step else 0
+        model = {**self._contents("model"), "epoch": epoch, "weights": network.state_dict(), "scores": results}
+        save_checkpoint(self.model_file(kind, epoch), model)
         if best:
             save_checkpoint(self.folder / "model" / "best.model", model)
 
@@ -197,25 +200,37 @@ def mean_of_models(paths, last):
     return {**last, **{key: (value / (len(paths) + 1)).to(last[key].dtype) for key, value in sums.items()}}
 
 
-def take_classifier(network, initial, train_list, args):
+def take_classifier(network, initial, train_list, source, args):
     """Copy a Pretrained model's classifier into a SpeakerNet if it has the same speakers. Returns what was done.
 
-    InputError if it has not and --finetune_margin was asked for, whose learning rate is too small for a new classifier.
+    If it has not, a class vector begins as the mean embedding of the speaker (Qi et al., "Low-shot learning with
+    imprinted weights", CVPR 2018), at most 20 utterances of the Folder or Pack ``source``, with a new one's length.
+
+    InputError if it has not and --initial_classifier or --finetune_margin, whose learning rate is too small for a new
+    classifier, was asked for.
     """
     theirs, ours = initial.classifier, network.speaker_loss.weight
     if theirs is None:
         reason = "the file has no classifier"
-    elif initial.speakers != train_list.speakers or theirs[: len(ours)].shape != ours.shape:
+    elif not same_speakers(initial, train_list, args) or theirs[: len(ours)].shape != ours.shape:
         reason = f"its classifier of {len(theirs)} classes is for other speakers, speeds or sub-centres"
     else:
         ours.data.copy_(theirs[: len(ours)])  # the first of speed perturbation's are the speakers at their own speed
         return f"encoder and {len(ours)} of the {len(theirs)} classes of its classifier"
-    if args.finetune_margin:
+    if args.initial_classifier or args.finetune_margin:
+        flag = "--initial_classifier" if args.initial_classifier else "--finetune_margin"
         raise InputError(
-            f"--finetune_margin {args.initial_model}: {reason}, and the learning rate is too small for a new one; use "
-            "the --train_list, --valid_speakers and --n_class of its training"
+            f"{flag} {args.initial_model}: {reason}, {train_list.path} has {len(train_list.speakers)} speakers"
+            f"{', and the learning rate is too small for a new one' * args.finetune_margin}; use the --train_list, "
+            "--valid_speakers and --n_class of its training"
         )
-    return f"encoder; {reason}: a new one for {args.n_class} speakers"
+    encoder = SpeakerEncoder(network.speaker_encoder, ours.device, initial)
+    means = torch.from_numpy(make_cohort(encoder, train_list, source, args.n_cpu).vectors).to(ours)
+    if len(means) == len(train_list.speakers):  # else one has no readable file
+        speeds = len(ours) // args.n_class
+        centres = ours.data.view(speeds, args.n_class, -1, ours.shape[-1])[:, : len(means), 0]
+        centres.copy_(F.normalize(means) * centres.norm(dim=-1, keepdim=True))
+    return f"encoder; {reason}: a new one of the mean embeddings of {args.n_class} speakers"
 
 
 def describe(network):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from inference.hub import local_model
 from model import ECAPA_TDNN
-from tools import InputError, count, read_text
+from tools import InputError, count, rank, read_text
 from training.state import has_state
 
+SPEEDS = 3  # with speed perturbation each speaker is three classes: at its own speed, slower, faster
 DATA_FLAGS = {"train_list", "train_path", "eval_list", "eval_path", "musan_path", "rir_path"}
 
 # What a resumed run may change: where things lie, how often it evaluates, how long it trains, how it is computed.
@@ -18,6 +19,9 @@ FREE_TO_CHANGE = DATA_FLAGS | {
     "save_path", "max_epoch", "test_step", "n_cpu", "device", "compile", "no_compile", "accumulate", "tensorboard",
     "wandb", "save_minutes", "paths_anywhere", "no_check",
 }  # fmt: skip
+
+RESUME = "to resume it use the same, for a new run another --save_path"
+
 
 class Settings(argparse.Namespace):
     """Read-only settings. ``given``: names of the flags on the command line."""
@@ -40,8 +44,8 @@ class Settings(argparse.Namespace):
 def read_settings(parser, arguments, demo=None):
     """Command line (list of strings) -> Settings, checked. Raises InputError naming the flag.
 
-    @FILE stands for the flags in that file. --recipe and --finetune_margin fill in those of training/<name>.args.
-    demo: {flag: default} that replace the parser's with --demo.
+    @FILE stands for the flags in that file. demo: {flag: default} that replace the parser's with --demo. What --recipe
+    and --finetune_margin set is filled in by ``with_recipe``.
     """
     arguments = [each for one in arguments for each in (file_arguments(one[1:]) if one.startswith("@") else [one])]
     given = {argument[2:].split("=")[0] for argument in arguments if argument.startswith("--")}
@@ -50,9 +54,6 @@ def read_settings(parser, arguments, demo=None):
         given |= set(demo)
     args = parser.parse_args(arguments)
     args.eval_list = [path for path in args.eval_list if path]  # '' for none, as for other paths
-    recipe = "finetune_margin" if args.finetune_margin else args.recipe
-    if recipe != "customary":
-        vars(args).update(recipe_settings(parser, recipe, args, given))
     if "save_path" not in given and args.eval:
         args.save_path = "exps/eval"  # never over an experiment's own scores
     settings = Settings(**vars(args), given=given)
@@ -61,7 +62,59 @@ def read_settings(parser, arguments, demo=None):
     return settings
 
 
-# ---- recipes ---------------------------------------------------------------------------------------------------------
+# ---- sizes and recipes -----------------------------------------------------------------------------------------------
+
+LARGE_LIST = 100_000  # utterances: from here on the customary sizes, which were published for a million
+LARGE_RUN = 10_000_000  # crops, of all epochs: from here on --recipe strong is the published one, for 164 million
+SMALL_RUN = 130_000  # crops: ten minutes with C=64 on two cores
+FINE_TUNING = 6_000  # crops: with more the encoder forgets what it knew of other speakers (docs/results.md)
+
+
+def with_sizes(parser, args, train_list, device):
+    """Settings with the sizes that fit a TrainingList, where none were given, and with the recipe for them.
+
+    From LARGE_LIST utterances on, these are the defaults. Prints what was chosen for a smaller list.
+    """
+    utterances, sizes = len(train_list), {}
+    if utterances < LARGE_LIST:
+        finetuning = bool(args.initial_model) and not args.finetune_margin and args.recipe == "customary"
+        least, crops, most = (2, FINE_TUNING, 20) if finetuning else (80, SMALL_RUN, 200)
+        sizes = {
+            "C": 64 if device.type == "cpu" else 512,
+            "batch_size": 32 if utterances < 10_000 else 64,
+            "max_epoch": min(most, max(least, round(crops / utterances))),
+        }
+        if args.initial_model:
+            del sizes["C"]  # the model has it
+        if args.finetune_margin:
+            del sizes["max_epoch"]  # the recipe has it
+        if finetuning:
+            sizes |= {"lr": 1e-4, "freeze_bn": "on"}
+        sizes = {name: size for name, size in sizes.items() if name not in args.given}
+        if "max_epoch" in sizes and not finetuning and "lr_decay" not in args.given:  # the same in all
+            args = args.replace(lr_decay=args.lr_decay ** (args.max_epoch / sizes["max_epoch"]))
+    args = with_recipe(parser, args.replace(**sizes), utterances, sizes)
+    if sizes and rank() == 0:
+        chosen = ", ".join(f"--{name} {getattr(args, name)}" for name in sizes)
+        few = f"{count(utterances, 'utterance')} of {count(len(train_list.speakers), 'speaker')}"
+        better = "" if args.initial_model else "; better with so few: fine-tune a published model (--initial_model)"
+        print(f"{few}: {chosen}{better}")
+    return args
+
+
+def with_recipe(parser, args, utterances, chosen=()):
+    """Settings with what --recipe and --finetune_margin set, for this number of training utterances.
+
+    chosen: names of settings that stay as they are, as if they had been given.
+    """
+    name = "finetune_margin" if args.finetune_margin else args.recipe
+    given = args.given | set(chosen)
+    if name == "strong" and "max_epoch" in given and args.max_epoch * utterances < LARGE_RUN:
+        name = "strong_small"
+    if name != "customary":
+        args = args.replace(**recipe_settings(parser, name, args, given))
+    _check_schedule(args)
+    return args
 
 
 def file_arguments(path):
@@ -72,8 +125,9 @@ def file_arguments(path):
 def recipe_settings(parser, name, args, given):
     """{flag: value} of training/<name>.args for the flags that were not given, scaled to this run.
 
-    Learning rates are proportional to the batch size (published for 64), epochs of warm-up and margin to max_epoch, and
-    at most a fifth of the epochs is averaged. InputError for another optimizer without learning rates of its own.
+    Learning rates, given for a batch of 64, are proportional to the batch size, with Adam to its square root; epochs of
+    warm-up and margin to max_epoch, and at most a fifth of the epochs is averaged. InputError for another optimizer
+    without learning rates of its own.
     """
     arguments = file_arguments(Path(__file__).parent / f"{name}.args")
     flags = [argument[2:] for argument in arguments if argument.startswith("--")]
@@ -85,6 +139,8 @@ def recipe_settings(parser, name, args, given):
         )
     max_epoch = args.max_epoch if "max_epoch" in given else published["max_epoch"]
     batches, share = args.batch_size / 64, max_epoch / published["max_epoch"]
+    if published["optimizer"] != "sgd":
+        batches = math.sqrt(batches)
     scaled = {
         **published,
         "lr": published["lr"] * batches,
@@ -110,6 +166,8 @@ def _check_mode(args):
     started = not args.eval and has_state(args.save_path)  # the weights are in there
     if args.initial_model and not started:
         local_model(args.initial_model, "--initial_model")  # before all else: it may have to be downloaded
+    if args.initial_classifier and not args.initial_model:
+        raise InputError("--initial_classifier needs --initial_model FILE")
     if not args.initial_model and (args.eval or (args.finetune_margin and not started)):
         raise InputError(f"--{modes[0]} needs --initial_model FILE")
     if args.eval and has_state(args.save_path):
@@ -139,18 +197,21 @@ def _check_numbers(args):
     for name in ("lr", "lr_final", "s"):
         if not 0 < getattr(args, name) < math.inf:
             raise InputError(f"--{name} must be more than 0, not {getattr(args, name)}")
+    if args.m >= math.pi / 2:
+        raise InputError(f"--m must be less than pi/2, not {args.m}: it is in radians, customarily 0.2 to 0.5")
+    if args.C < 8 or args.C % 8:
+        raise InputError(f"--C must be a multiple of 8, not {args.C}")
+
+
+def _check_schedule(args):
     unused = "lr_final" if args.schedule == "step" else "lr_decay"
     if unused in args.given:
         raise InputError(f"--{unused} has no effect with --schedule {args.schedule}: remove it")
-    if args.m >= math.pi / 2:
-        raise InputError(f"--m must be less than pi/2, not {args.m}: it is in radians, customarily 0.2 to 0.5")
     start, end = args.margin_rise
     if not 0 <= start <= end <= args.max_epoch:
         raise InputError(f"--margin_rise must be two epochs, 0 <= start <= end <= --max_epoch, not {args.margin_rise}")
     if args.average == 1 or args.average > args.max_epoch:
         raise InputError(f"--average must be 0 or from 2 to --max_epoch, not {args.average}")
-    if args.C < 8 or args.C % 8:
-        raise InputError(f"--C must be a multiple of 8, not {args.C}")
 
 
 # ---- what the data, a training state or a pretrained model decide ----------------------------------------------------
@@ -171,20 +232,17 @@ def with_classes(args, train_list):
     return args.replace(n_class=args.n_class or speakers)
 
 
-def of_resumed_run(args, state, train_list):
-    """Settings that continue a training state; InputError if they would make it another experiment."""
-    before, kept = state["settings"], {"system": args.system or state["settings"].get("system", "ours")}
-    if "amp" not in args.given:  # the device may be of another kind
-        kept["amp"] = before["amp"]
-    if "initial_model" not in args.given:
-        kept["initial_model"] = before["initial_model"]
-    if kept.get("initial_model", args.initial_model):  # which decided these
-        kept |= {name: before[name] for name in ("C", "sub_centres", "s") if name not in args.given and name in before}
-    args = args.replace(**kept)
-    fix = "to resume it use the same, for a new run another --save_path"
+def of_resumed_run(args, state):
+    """Settings that continue a training state: those that are not given stay as they were.
+
+    InputError for what would make it another experiment.
+    """
+    before = state["settings"]
+    kept = (before.keys() & vars(args).keys()) - args.given - (FREE_TO_CHANGE - {"max_epoch"})
+    args = args.replace(**{"system": "ours", **{name: before[name] for name in kept}})
     free = FREE_TO_CHANGE - (set() if schedule_is_open(args) else {"max_epoch"})
     if args.max_epoch < state["epoch"]:
-        raise InputError(f"{args.save_path} is in epoch {state['epoch']}, past --max_epoch {args.max_epoch}: {fix}")
+        raise InputError(f"{args.save_path} is in epoch {state['epoch']}, past --max_epoch {args.max_epoch}: {RESUME}")
     changed = []
     for name, value in before.items():
         now = getattr(args, name, value)  # flags that have gone are ignored
@@ -192,10 +250,14 @@ def of_resumed_run(args, state, train_list):
         if switched or (name not in free and now != value):
             changed.append(f"--{name} {value}, not {now}")
     if changed:
-        raise InputError(f"{args.save_path} was started with {'; '.join(changed)}: {fix}")
-    if state["speakers"] != train_list.speakers or state["train_list_sha256"] != train_list.sha256:
-        raise InputError(f"{args.save_path} was started with a --train_list of other content: {fix}")
+        raise InputError(f"{args.save_path} was started with {'; '.join(changed)}: {RESUME}")
     return args
+
+
+def check_resumed_list(args, state, train_list):
+    """InputError unless this is the TrainingList of a training state."""
+    if state["speakers"] != train_list.speakers or state["train_list_sha256"] != train_list.sha256:
+        raise InputError(f"{args.save_path} was started with a --train_list of other content: {RESUME}")
 
 
 def of_pretrained_run(args, initial, train_list, held_out):
@@ -209,16 +271,27 @@ def of_pretrained_run(args, initial, train_list, held_out):
             f"that {args.initial_model} was trained on: use the --valid_speakers of that run"
         )
     args = with_width(args, initial.network).replace(system=initial.system)
-    if initial.classifier is not None and initial.speakers == train_list.speakers:
+    if initial.classifier is not None and same_speakers(initial, train_list, args):
         sub_centres = initial.classifier.shape[1] if initial.classifier.dim() == 3 else 1
-        kept = {"sub_centres": sub_centres, "s": initial.scale}
+        kept = {"sub_centres": sub_centres, "s": initial.scale or args.s}
         args = args.replace(**{name: value for name, value in kept.items() if name not in args.given})
     return args
 
 
+def same_speakers(initial, train_list, args):
+    """Whether a Pretrained model's classifier is of a list's speakers: by name, or on the word of --initial_classifier.
+
+    Files of other systems have no names. Their classes, too, are those of all speakers at their own speed, then slower.
+    """
+    if not args.initial_classifier or initial.speakers == train_list.speakers:
+        return initial.speakers == train_list.speakers
+    speakers = len(train_list.speakers)
+    return len(initial.speakers or initial.classifier) in (speakers, SPEEDS * speakers * (not initial.speakers))
+
+
 def with_width(args, network):
-    """Settings with the channels C of a loaded network; InputError if another --C was given."""
+    """Settings with the channels and the features of a loaded network; InputError if another --C was given."""
     width = getattr(network, "C", args.C)
     if "C" in args.given and width != args.C:
         raise InputError(f"--C {args.C}, but {args.initial_model} has C={width}: remove --C")
-    return args.replace(C=width)
+    return args.replace(C=width, keep_spectrum=getattr(network, "keep_spectrum", False))

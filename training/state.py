@@ -34,7 +34,7 @@ def save_state(folder, content, last_is_damaged=False):
 
 
 def load_state(folder):
-    """(the last whole state, or None if there is none; whether the very last one is damaged, which is then printed).
+    """The last whole state; None if there is none. ``last_is_damaged``: whether the very last one is, which is printed.
 
     InputError when there are states but none is whole, RunError when one cannot be read for another reason.
     """
@@ -48,10 +48,10 @@ def load_state(folder):
                 continue
             if path.name == BEFORE:
                 print(f"{'; '.join(complaints) or f'{folder}/{LAST} is missing'}: resuming from {path}")
-            return content, bool(complaints)
+            return {**content, "last_is_damaged": bool(complaints)}
     if complaints:
         raise InputError(f"{'; '.join(complaints)}: to start again, choose another --save_path")
-    return None, False
+    return None
 
 
 def has_state(folder):

@@ -1,5 +1,7 @@
 """Each kind of mistake, planted in a small corpus, is found, counted and named; a clean corpus has none."""
 
+import itertools
+import json
 import shutil
 from pathlib import Path
 
@@ -12,8 +14,8 @@ from test_trainSpeakerNet import SMALL
 import prepareData
 import trainSpeakerNet
 from corpora import check as check_module
-from corpora.check import SEVERITIES, check, check_trials, quick_check, table, which_list
-from corpora.lists import TrialList
+from corpora.check import SEVERITIES, check, check_training_list, check_trials, quick_check, table, which_list
+from corpora.lists import TrainingList, TrialList
 from training.settings import read_settings
 
 TRAIN, EVAL = "train/id00001/session0/00000.wav", "eval/id00007/session0/00000.wav"
@@ -198,6 +200,46 @@ def test_lists_with_few_same_speaker_trials_are_right(form, share):
     assert len(fitting(findings, "error", "the labels of list.txt are reversed")) == ("flac" not in form)
 
 
+# ---- labels that are not names of folders ----------------------------------------------------------------------------
+
+# Ten files (t) of each of 30 speakers (s) in four sessions: {layout: (folder of the speaker or None, path)}
+LAYOUTS = {
+    "speakers": ("id{s}", "id{s}/{t}.wav"),
+    "sessions": ("id{s}", "train/wav/id{s}/{s}{session}/{t}.wav"),
+    "groups": ("id{s}", "{s3}/id{s}/s{session}/{t}.wav"),
+    "copies": ("id{s}", "copy{session}/id{s}/{t}.wav"),
+    "three corpora": ("10{s10}", "corpus{corpus}/10{s10}/{t}.wav"),
+    "a folder for each file": ("id{s}", "id{s}/{s}{t}/audio.wav"),
+    "flat": (None, "id{s}_{t}.wav"),
+    "only groups": (None, "{s3}/id{s}_{t}.wav"),
+    "only days": (None, "day{t}/{s}.wav"),
+    "only a folder for each file": (None, "{t}/{s}{t}/audio.wav"),
+}
+# {labels: (label, (severity, whether folders are counted, lines) of the finding)}
+LABELS = {
+    "indices": (lambda s, t: s, None), "names": (lambda s, t: f"speaker-{s}", None),
+    "merged": (lambda s, t: s % 7, ("error", True, 230)), "pairs": (lambda s, t: s // 2, ("error", True, 150)),
+    "merged names": (lambda s, t: f"speaker-{s % 7}", ("warning", True, 230)),
+    "split": (lambda s, t: 2 * s + t % 2, ("warning", False, 150)),
+    "shifted": (lambda s, t: s + (t > 7), ("warning", False, 60)),
+    "mistakes": (lambda s, t: s + (s == t), ("warning", False, 10)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_labels_are_compared_with_folders_of_speakers(layout, labels):
+    (folder, path), (label, expected), lines = LAYOUTS[layout], LABELS[labels], []
+    for s, t in itertools.product(range(30), range(10)):
+        names = {"s": s, "t": t, "session": t // 3, "s3": s % 3, "s10": s % 10, "corpus": s // 10}
+        lines.append((str(label(s, t)), path.format(**names), folder and folder.format(**names)))
+    given, files, speakers = zip(*lines)
+    names, findings = check_training_list(TrainingList.of("list", given, files))
+    found = [(each.severity, "labels for 30 folders" in each.what, each.count) for each in findings]
+    assert found == ([expected] if expected and folder else [])
+    assert names == set(speakers if folder else given)
+
+
 # ---- the quick check before training and evaluation ------------------------------------------------------------------
 
 
@@ -208,8 +250,15 @@ def on_both_sides(root):
     return ["--train_path", root / "eval"]
 
 
+def numbered_on_both_sides(root):
+    more = on_both_sides(root)
+    train_lines(lambda lines: [f"{int(line[2:7])} {line.split()[1]}" for line in lines])(root)
+    return more
+
+
 @pytest.mark.parametrize("plant, named", [
     (on_both_sides, "speakers are both in training and in trials.txt: 1, such as id00006"),
+    (numbered_on_both_sides, "speakers are both in training and in trials.txt: 1, such as id00006"),
     (MISTAKES["labels reversed"][0], "the labels of trials.txt are reversed"),
     (raw(EVAL, GARBAGE), f"such as {{root}}/{EVAL} ("),
 ])  # fmt: skip
@@ -222,21 +271,25 @@ def test_training_does_not_begin_with_errors(own, tmp_path, command, plant, name
 
 
 @pytest.mark.slow
-def test_no_check_goes_on_and_the_model_knows_its_speakers(own, tmp_path, command):
+@pytest.mark.parametrize("both_sides", [on_both_sides, numbered_on_both_sides])
+def test_no_check_goes_on_and_the_model_knows_its_speakers(own, tmp_path, command, both_sides):
     said = "warning: speakers of trials.txt were in the model's training: 1, such as id00006"
     model = "model/model_0001.model"
-    flags = [*data_flags(own), *SMALL, "--no_check", *on_both_sides(own)]
+    flags = [*data_flags(own), *SMALL, "--no_check", *both_sides(own)]
     status, printed, _ = command(trainSpeakerNet, *flags, "--save_path", tmp_path / "exp")
     assert status == 0 and "epoch 1/2" in printed and "error:" not in printed
     flags = ["--eval", *data_flags(own), "--initial_model", tmp_path / "exp" / model, "--device", "cpu"]
     assert said in command(trainSpeakerNet, *flags, "--save_path", tmp_path / "eval")[1]
     assert "warning" not in command(trainSpeakerNet, *flags, "--no_check", "--save_path", tmp_path / "eval")[1]
     # A model fine-tuned from it on other speakers does not forget.
-    train_lines(lambda lines: [line for line in lines if not line.startswith("id00006 ")])(own)
+    train_lines(lambda lines: [line for line in lines if " id00006/" not in line])(own)
     flags = [*data_flags(own), *SMALL[2:], "--initial_model", tmp_path / "exp" / model]
     assert said in command(trainSpeakerNet, *flags, "--save_path", tmp_path / "tuned")[1]
     flags = ["--eval", *data_flags(own), "--initial_model", tmp_path / "tuned" / model, "--device", "cpu"]
     assert said in command(trainSpeakerNet, *flags, "--save_path", tmp_path / "eval2")[1]
+    for name in ("exp", "tuned"):
+        for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines():
+            assert json.loads(line)["lists"]["trials"]["speakers_in_training"] == 1
 
 
 def test_quick_check_of_a_part_of_the_files(own, monkeypatch):

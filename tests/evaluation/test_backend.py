@@ -1,14 +1,13 @@
 """Cohorts of generated voices, and scores of simulated embeddings."""
 
 import shutil
-import types
 
 import numpy as np
 import pytest
 from test_model import small_network
 
 import tools
-from corpora.lists import TrainingList
+from corpora.lists import TrainingList, TrialList
 from evaluation import backend, scoring
 from evaluation.backend import Cohort, TrialScorer, cohort_beside, make_cohort, read_cohort
 from evaluation.calibration import actual_dcf, cllr, min_cllr
@@ -148,10 +147,8 @@ def simulated(seed, speakers, takes=6):
 
 def all_pairs(utterances, speakers):
     (first, second), files = np.triu_indices(len(speakers), 1), list(utterances)
-    return types.SimpleNamespace(
-        label=(speakers[first] == speakers[second]).astype(int),
-        enrol=[files[i] for i in first], test=[files[i] for i in second],
-    )  # fmt: skip
+    label = (speakers[first] == speakers[second]).astype(int)
+    return TrialList.of("pairs", label, [files[i] for i in first], [files[i] for i in second])
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from evaluation.calibration import RIDGE, actual_dcf, cllr, fit_llr, min_cllr
+from evaluation.calibration import RIDGE, actual_dcf, cllr, fit_if_quality_helps, fit_llr, min_cllr
 from tools import min_dcf
 
 
@@ -108,3 +108,47 @@ def test_a_constant_feature_has_no_weight():
     fitted = fit_llr(np.stack([scores, np.full(len(labels), 0.1), np.zeros(len(labels))], axis=1), labels)
     assert fitted.weights[1:].tolist() == [0, 0]
     assert fitted.apply([[1.0, 99.0, 5.0]]) == pytest.approx(fit_llr(scores[:, None], labels).apply([[1.0]]), abs=1e-6)
+
+
+def trials_of(speakers, several_corpora):
+    """Features (N, 2), labels, and the halves of the sides (N, 1), by the mean quality of their speakers.
+
+    The quality adds to the score, or is that of one of two corpora, the first of which has most same-speaker trials.
+    """
+    random = np.random.default_rng(0)
+    first, second = np.triu_indices(4 * speakers, 1)
+    enrol, test = first // 4, second // 4
+    labels = (enrol == test).astype(int)
+    if several_corpora:
+        keep = (labels == 0) | (enrol < speakers / 2) | (random.random(len(labels)) < 0.1)
+        enrol, test, labels = enrol[keep], test[keep], labels[keep]
+    of_speaker = (np.arange(speakers) < speakers / 2) + 0.1 * random.standard_normal(speakers)
+    quality = of_speaker[enrol] + of_speaker[test] + random.standard_normal(len(labels)) * (not several_corpora)
+    scores = random.standard_normal(len(labels)) + 2.5 * labels + 1.5 * quality * (not several_corpora)
+    high = of_speaker > np.median(of_speaker)
+    return np.stack([scores, quality], axis=1), labels, high[enrol][:, None], high[test][:, None]
+
+
+@pytest.mark.parametrize("several_corpora", [False, True])
+def test_quality_counts_if_it_helps_speakers_of_other_quality(several_corpora):
+    """Where it only tells corpora apart, it lowers Cllr on the trials of the fit, and is not used."""
+    features, labels, enrol, test = trials_of(40, several_corpora)
+    found, costs = fit_if_quality_helps(features, labels, enrol, test), []
+    for columns in ([0], [0, 1]):
+        ratios, those = [], []
+        for half in (False, True):
+            fit, check = (np.array([e == t == each for (e,), (t,) in zip(enrol, test)]) for each in (half, not half))
+            ratios += fit_llr(features[fit][:, columns], labels[fit]).apply(features[check][:, columns]).tolist()
+            those += labels[check].tolist()
+        costs.append(cllr(ratios, those))
+    assert found.across == pytest.approx(np.array([costs]), rel=1e-6) and (costs[1] < costs[0]) != several_corpora
+    together, alone = fit_llr(features, labels), fit_llr(features[:, :1], labels)
+    assert cllr(together.apply(features), labels) < cllr(alone.apply(features[:, :1]), labels)
+    expected = [alone.weights[0], 0] if several_corpora else together.weights
+    assert found.weights == pytest.approx(expected)
+
+
+def test_where_no_half_can_be_held_out_the_score_is_calibrated_alone():
+    features, labels, enrol, test = trials_of(3, several_corpora=False)  # one half has a single speaker
+    found = fit_if_quality_helps(features, labels, enrol, test)
+    assert found.across.shape == (0, 2) and found.weights[0] > 0 and found.weights[1] == 0

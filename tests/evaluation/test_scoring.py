@@ -42,6 +42,7 @@ def test_held_out_speakers_are_not_trained_on_and_choose_the_best(held, corpus):
     assert len(heard) == 2 and heard == set(model["valid_speakers"]) == everybody - set(model["speakers"])
     assert len(model["weights"]["speaker_loss.weight"]) == 4
     records = history(held)[1:]
+    assert {result["speakers_in_training"] for record in history(held) for result in record["lists"].values()} == {0}
     scores = [float(line.split()[0]) for line in (held / "scores" / "valid.txt").read_text().splitlines()]
     assert records[-1]["lists"]["valid"]["eer"] == pytest.approx(sklearn_eer(scores, trials.label), abs=1e-2)
     chosen = min(records, key=lambda record: record["lists"]["valid"]["eer"])["epoch"]
@@ -104,6 +105,7 @@ def test_all_results_say_on_what_they_rest(evaluated, held, corpus):
         scores = column(folder / "scores" / f"{name}.txt")
         assert result["eer"] == pytest.approx(sklearn_eer(scores, labels), abs=1e-2)
         assert result["trials"] == len(scores) == len(labels) and result["speakers"] == 4
+        assert result["speakers_in_training"] == 0
         low, high = result["interval"]["eer"]
         assert low <= result["eer"] <= high
         assert ("cohort" in result) == name.endswith(("mean", "as_norm", "calibrated"))
@@ -121,6 +123,7 @@ def test_calibration_is_learned_from_held_out_speakers(evaluated, command, corpu
     learned = json.loads((folder / "results.json").read_text())["calibration"]
     assert set(learned["speakers"]) == set(SpeakerEncoder.from_checkpoint(model).held_out)
     assert f"calibrated on {learned['trials']} trials of 2 speakers\n" in printed
+    assert learned["weights"][0] and not any(learned["weights"][1:])  # two speakers cannot show that quality helps
     torch.save({**torch.load(model, weights_only=True), "valid_speakers": []}, tmp_path / "none.model")
     status, printed, complained = command(
         trainSpeakerNet, *data_flags(corpus), "--eval", "--calibrate", "--top_n", 3, "--device", "cpu",
@@ -138,6 +141,16 @@ def test_an_unreadable_file_of_a_trial_is_named(evaluated, command, corpus, tmp_
         "--eval_path", tmp_path / "eval", "--save_path", tmp_path / "e"
     )  # fmt: skip
     assert status == 2 and f"{damaged} " in error and "or remove its lines from the list" in error
+
+
+def test_results_say_how_many_speakers_were_in_training(held, command, corpus, tmp_path):
+    model = torch.load(held / "model" / "model_0002.model", weights_only=True)
+    torch.save({**model, "trained_on": ["id00001", "id00006", "id00008"]}, tmp_path / "a.model")
+    flags = ["--eval", *data_flags(corpus), "--initial_model", tmp_path / "a.model", "--no_check", "--device", "cpu"]
+    printed = command(trainSpeakerNet, *flags, "--save_path", tmp_path)[1]
+    assert json.loads((tmp_path / "results.json").read_text())["results"]["trials"]["speakers_in_training"] == 2
+    page = report.write_report(tmp_path).read_text()
+    assert "2 speakers in training" in printed and page.count("2 speakers of 4 in training") == 2
 
 
 def test_a_cohort_may_come_from_a_file(evaluated, corpus, tmp_path):

@@ -1,5 +1,6 @@
 """Schedules against torch's own schedulers and loops; optimizers against their definitions; what the recipes set."""
 
+import math
 from argparse import Namespace
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 import torch
 
 import trainSpeakerNet
+from corpora.lists import TrainingList
 from tools import InputError
 from training.run import make_optimizer
-from training.settings import Settings, read_settings, recipe_settings
+from training.settings import Settings, read_settings, recipe_settings, with_recipe, with_sizes
 from trainSpeakerNet import learning_rate
 from trainSpeakerNet import margin_at as margin
 
@@ -43,7 +45,7 @@ def test_learning_rates_are_those_of_torchs_schedulers(schedule, warmup):
     }[schedule]()
     expected = []
     for step in range(total):
-        ramp = 1.0 if step >= warmup * STEPS else min(1.0, (step + 1) / (1.5 * STEPS))
+        ramp = 1.0 if step >= warmup * STEPS else step / (1.5 * STEPS)
         expected.append(optimizer.param_groups[0]["lr"] * ramp)
         optimizer.step()
         scheduler.step()
@@ -83,9 +85,9 @@ def test_schedules_count_crops(schedule):
         assert margin(args, step, STEPS) == pytest.approx(margin(args, 2 * step, 2 * STEPS), rel=1e-12)
     fine = [learning_rate(args, step, 2 * STEPS) for step in range(24 * STEPS)]
     assert rates(args)[2 * STEPS :] == pytest.approx(fine[4 * STEPS :: 2], rel=1e-12)
-    ramp = settings(warmup=2.0, lr_decay=1.0)  # which ends with a step, as the decay begins with one
+    ramp = settings(warmup=2.0, lr_decay=1.0)
     fine = [learning_rate(ramp, step, 2 * STEPS) for step in range(24 * STEPS)]
-    assert rates(ramp) == pytest.approx(fine[1::2], rel=1e-12)
+    assert rates(ramp) == pytest.approx(fine[::2], rel=1e-12)
 
 
 # ---- optimizer -------------------------------------------------------------------------------------------------------
@@ -114,6 +116,12 @@ def of_recipe(name, given=(), **values):
     return recipe_settings(trainSpeakerNet.build_parser(), name, settings(**values), set(given))
 
 
+def for_list(utterances, *flags, speakers=10, device="cpu"):
+    """The settings of these flags for a training list of this size."""
+    train_list = TrainingList.of("list.txt", *zip(*((f"s{i % speakers}", f"{i}.wav") for i in range(utterances))))
+    return with_sizes(trainSpeakerNet.build_parser(), resolved(*flags), train_list, torch.device(device))
+
+
 def test_settings_are_read_only():
     args = resolved("--lr", 0.1)
     with pytest.raises(AttributeError, match="read-only"):
@@ -129,11 +137,49 @@ def test_a_file_of_flags(tmp_path):
     assert args.given == {"lr", "margin_rise", "max_epoch"}
 
 
+def test_strong_has_wespeakers_schedule_at_the_size_of_voxceleb2():
+    """Against the formulas of wespeaker/utils/schedulers.py, whose iterations count from 0."""
+    args = with_recipe(trainSpeakerNet.build_parser(), resolved("--recipe", "strong", "--batch_size", 256), 1_092_009)
+    steps = 1_092_009 // 256
+    for step in [0, 1, 2, *range(500, 150 * steps, 7919), 19 * steps, 39 * steps - 1, 39 * steps, 150 * steps - 1]:
+        ramp = min(1.0, step / (6 * steps))
+        rate = 256 / 64 * ramp * 0.1 * math.exp(step / (150 * steps) * math.log(0.00005 / 0.1))
+        assert learning_rate(args, step, steps) == pytest.approx(rate, rel=1e-12)
+        rising = (step - 19 * steps) / (20 * steps)
+        ratio = 1 - math.exp(rising * math.log(1e-3 / (1 + 1e-6))) if 0 <= rising < 1 else float(rising >= 1)
+        assert margin(args, step, steps) == pytest.approx(0.2 * ratio, abs=1e-6)
+    assert (args.optimizer, args.weight_decay, args.s, args.average) == ("sgd", 1e-4, 32, 10)
+
+
+def test_sizes_that_fit_the_list(capsys):
+    def sizes(args):
+        return args.C, args.batch_size, args.max_epoch
+
+    large = for_list(100_000)
+    assert (sizes(large), capsys.readouterr().out) == ((1024, 400, 80), "")
+    small = for_list(306, speakers=48)
+    assert small.C < 1024 and 306 / small.batch_size >= 9 and small.max_epoch * 306 >= 50_000
+    assert "306 utterances of 48 speakers: --C 64, --batch_size 32, --max_epoch 200" in capsys.readouterr().out
+    assert for_list(306, device="cuda").C > small.C
+    assert sizes(for_list(3000, "--C", 32, "--batch_size", 16, "--max_epoch", 3)) == (32, 16, 3)
+    margin = for_list(3000, "--finetune_margin", "--initial_model", __file__)
+    assert (margin.max_epoch, margin.freeze_bn) == (5, "auto")
+
+
+def test_fine_tuning_on_a_small_list_is_short_and_gentle(capsys):
+    tuned = for_list(300, "--initial_model", __file__)
+    assert (tuned.lr, tuned.freeze_bn, tuned.batch_size) == (1e-4, "on", 32)
+    assert tuned.max_epoch <= 0.1 * for_list(300).max_epoch
+    assert "--lr 0.0001, --freeze_bn on" in capsys.readouterr().out
+    assert for_list(300, "--initial_model", __file__, "--lr", 0.01, "--freeze_bn", "off").lr == 0.01
+    assert for_list(100_000, "--initial_model", __file__).freeze_bn == "auto"
+
+
 def test_strong_follows_the_batch_and_the_number_of_epochs():
     found = of_recipe("strong", {"max_epoch", "batch_size"}, max_epoch=30, batch_size=512)
     assert "max_epoch" not in found and "batch_size" not in found
     assert (found["lr"], found["lr_final"]) == pytest.approx((0.8, 4e-4))
-    assert found["warmup"] == pytest.approx(6 / 5) and found["margin_rise"] == pytest.approx([4, 8])
+    assert found["warmup"] == pytest.approx(6 / 5) and found["margin_rise"] == pytest.approx([3.8, 7.8])
     averages = [of_recipe("strong", {"max_epoch"}, max_epoch=n)["average"] for n in (4, 15, 45, 50, 300)]
     assert averages == [2, 3, 9, 10, 10]
     assert of_recipe("strong", max_epoch=30)["warmup"] == 6  # the default max_epoch was not chosen

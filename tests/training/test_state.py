@@ -21,9 +21,9 @@ def test_the_last_two_states_are_kept(tmp_path):
     for number in range(4):
         state.save_state(tmp_path, content(number))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state.pt", "state_before.pt"]
-    assert state.load_state(tmp_path)[0]["number"] == 3
+    assert state.load_state(tmp_path)["number"] == 3
     (tmp_path / "state.pt").unlink()
-    assert state.load_state(tmp_path)[0]["number"] == 2
+    assert state.load_state(tmp_path)["number"] == 2
 
 
 @pytest.mark.parametrize("place", [0.01, 0.3, 0.5, 0.8, 0.99])
@@ -35,22 +35,21 @@ def test_a_bit_that_has_turned_is_noticed(tmp_path, capsys, place):
     spoilt = bytearray(whole)
     spoilt[int(place * len(whole))] ^= 4
     (tmp_path / "state.pt").write_bytes(spoilt)
-    found, last_is_damaged = state.load_state(tmp_path)
+    found = state.load_state(tmp_path)
     expected = content(found["number"])
     assert torch.equal(found["weights"]["w"], expected["weights"]["w"])
     if found["number"] == 0:
-        assert last_is_damaged and "resuming from" in capsys.readouterr().out
+        assert found["last_is_damaged"] and "resuming from" in capsys.readouterr().out
 
 
 def test_a_damaged_state_never_takes_the_place_of_the_good_one(tmp_path):
     for number in range(2):
         state.save_state(tmp_path, content(number))
     (tmp_path / "state.pt").write_bytes(b"torn")
-    _, last_is_damaged = state.load_state(tmp_path)
-    state.save_state(tmp_path, content(2), last_is_damaged)
+    state.save_state(tmp_path, content(2), state.load_state(tmp_path)["last_is_damaged"])
     assert (tmp_path / "state_damaged.pt").read_bytes() == b"torn"
     (tmp_path / "state.pt").write_bytes(b"torn again")
-    assert state.load_state(tmp_path)[0]["number"] == 0
+    assert state.load_state(tmp_path)["number"] == 0
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(13, "Permission denied")])
@@ -62,7 +61,7 @@ def test_a_state_that_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, e
 
 
 def test_without_any_whole_state_nothing_is_begun(tmp_path):
-    assert state.load_state(tmp_path) == (None, False)
+    assert state.load_state(tmp_path) is None
     (tmp_path / "state.pt").write_bytes(b"")
     with pytest.raises(InputError, match="choose another --save_path"):
         state.load_state(tmp_path)
