@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import ctypes
 import difflib
+import errno
 import hashlib
 import os
 import pathlib
@@ -396,7 +397,8 @@ def load_tensors(path, stand_in_for=()):
     """Read what ``torch.save`` wrote, onto the CPU: tensors, numbers, strings and containers of them.
 
     Nothing in the file is executed (weights_only). Classes of the packages ``stand_in_for`` become Placeholders; a file
-    that names any other is refused. InputError when it is that, absent, or damaged.
+    that names any other is refused. InputError when it is that, absent, or damaged; RunError when the disk or the
+    memory fails.
     """
     path = pathlib.Path(path)
     check_is_file(path, path)
@@ -409,6 +411,8 @@ def load_tensors(path, stand_in_for=()):
             warnings.simplefilter("ignore")  # about odd pickles: the error below says what a user needs
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged file raises depends on the damage
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.EIO, errno.EACCES, errno.ESTALE):
+            raise RunError(f"{path} cannot be read: {getattr(error, 'strerror', 'out of memory')}") from error
         asked = re.search(r"(?:GLOBAL|function|class) <?(\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and asked:
             raise InputError(f"{path} is refused: it could run code on loading, it asks for {asked[1]}") from error

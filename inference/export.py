@@ -24,7 +24,6 @@ def export_onnx(encoder, path):
     except ImportError as error:
         raise InputError(f"--export needs two more packages: pip install onnx onnxruntime ({error})") from error
     network = copy.deepcopy(encoder.network).cpu().eval()
-    original = copy.deepcopy(network)
     if isinstance(getattr(network, "torchfbank", None), LogMel):
         network.torchfbank = ExportableFilterbank(network.torchfbank)
     exported = torch.nn.Sequential(network)  # hides the other arguments of forward, which would become inputs
@@ -40,8 +39,7 @@ def export_onnx(encoder, path):
     worst = 0.0
     for batch, samples in ((1, shortest), (3, 16000 + shortest), (1, 100_000)):
         waveform = 0.1 * torch.randn(batch, samples, generator=random)
-        with torch.inference_mode():
-            expected = original(waveform)
+        expected = encoder.embed_batch(waveform)
         found = torch.from_numpy(session.run(None, {"waveform": waveform.numpy()})[0])
         worst = max(worst, float((found - expected).norm() / expected.norm()))
     if not worst < 1e-4:

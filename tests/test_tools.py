@@ -77,18 +77,6 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert os.listdir(path.parent) == ["file.txt"]
 
 
-@pytest.mark.parametrize(("content", "complaint"), [
-    (None, "does not exist"), ([1, 2], "is not a model of this repository$"),
-    ({"kind": "training state"}, "is not a model of this repository but a training state"),
-])  # fmt: skip
-def test_no_checkpoint(tmp_path, content, complaint):
-    """Damaged and hostile ones are in test_hostile.py and training/test_state.py."""
-    if content is not None:
-        tools.save_checkpoint(tmp_path / "a.model", content)
-    with pytest.raises(InputError, match=rf"a\.model {complaint}"):
-        tools.load_checkpoint(tmp_path / "a.model", "model")
-
-
 @pytest.mark.parametrize("content", ["text".encode("utf-16"), b"caf\xe9", b"a\0"])
 def test_text_in_another_encoding(tmp_path, content):
     (tmp_path / "a.txt").write_bytes(content)

@@ -563,6 +563,7 @@ def test_a_model_keeps_the_thresholds_of_its_evaluation(trained, corpus):
     (["--rir_path", "{tmp}"], "--rir_path {tmp} has no room responses"),
     (["--n_class", 3], "--n_class 3, but {corpus}/train_list.txt has 6 speakers"),
     (["--train_list", "{tmp}/one.txt"], "one.txt has a single speaker"),
+    (["--train_list", "{tmp}/out.txt"], "out.txt line 1: ../x.wav leads out of --train_path"),
     (["--C", 12], "--C must be a multiple of 8, not 12"),
     (["--lr", "nan"], "--lr must be more than 0"),
     (["--device", "cuda:77"], "--device cuda:77"),
@@ -587,6 +588,7 @@ def test_a_model_keeps_the_thresholds_of_its_evaluation(trained, corpus):
 def test_misuse_gets_one_line(command, corpus, tmp_path, trained, flags, complaint):
     (tmp_path / "trials.txt").write_text("1 a b\n0 a c\n")
     (tmp_path / "one.txt").write_text("id00000 id00000/session0/00000.wav\n")
+    (tmp_path / "out.txt").write_text("a ../x.wav\nb b/1.wav\n")
     names = {"tmp": tmp_path, "corpus": corpus, "model": trained / "model" / "model_0001.model"}
     flags = [str(flag).format(**names) for flag in flags]
     status, _, error = command(trainSpeakerNet, *data_flags(corpus), *SMALL[2:], "--save_path", tmp_path / "e", *flags)

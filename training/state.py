@@ -36,7 +36,7 @@ def save_state(folder, content, last_is_damaged=False):
 def load_state(folder):
     """The last whole state; None if there is none. ``last_is_damaged``: whether the very last one is, which is printed.
 
-    InputError when there are states but none is whole.
+    InputError when there are states but none is whole, RunError when one cannot be read for another reason.
     """
     complaints = []
     for path in (Path(folder) / LAST, Path(folder) / BEFORE):

@@ -8,7 +8,7 @@ import soundfile
 
 import prepareData
 from corpora import demo as module
-from corpora.demo import draw_speaker, draw_trials, make_demo, sentences, utterance
+from corpora.demo import draw_speaker, draw_trials, make_demo, utterance
 from tools import InputError
 
 pytest.importorskip("espeakng_loader")
@@ -96,13 +96,6 @@ def test_trials_are_balanced_and_half_of_the_non_targets_are_hard(corpus):
         hard += [group[one] == group[other]] * (label == "0")
     assert np.mean(hard) == 0.5
     assert len(draw_trials(0, [draw_speaker(0, "eval", n) for n in range(100)])) == 4000
-
-
-@pytest.mark.parametrize("language", module.LANGUAGES)
-def test_sentences_are_many_and_espeak_reads_them(language):
-    texts = list(sentences(language, np.random.default_rng(0)))
-    assert len(texts) == len(set(texts)) == 10_000
-    assert len(module.read_aloud(iter(texts), language, ["pitch 80 120"], 170, seconds=1)) >= 22050
 
 
 def test_a_finished_corpus_is_left_alone_and_an_interrupted_one_completed(fewer, tmp_path, monkeypatch):

@@ -2,11 +2,12 @@
 
 import copy
 import resource
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from tools import InputError, save_checkpoint
+from tools import InputError, RunError, save_checkpoint
 from training import state
 from training.run import mean_of_models
 
@@ -49,6 +50,14 @@ def test_a_damaged_state_never_takes_the_place_of_the_good_one(tmp_path):
     assert (tmp_path / "state_damaged.pt").read_bytes() == b"torn"
     (tmp_path / "state.pt").write_bytes(b"torn again")
     assert state.load_state(tmp_path)["number"] == 0
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(13, "Permission denied")])
+def test_a_state_that_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, error):
+    state.save_state(tmp_path, content(0))
+    monkeypatch.setattr(torch, "load", Mock(side_effect=error))
+    with pytest.raises(RunError, match=r"state\.pt cannot be read: (out of memory|Permission denied)"):
+        state.load_state(tmp_path)
 
 
 def test_without_any_whole_state_nothing_is_begun(tmp_path):
