@@ -106,8 +106,9 @@ def build_parser():
     add("--demo",          False,   "generate a small corpus of speech and train on it, in minutes on a CPU")
 
     group = parser.add_argument_group("training")
-    add("--recipe",        "customary", "customary: these defaults, TaoRuijie's; strong: training/strong.args, scaled "
-                                    "to --batch_size and --max_epoch", choices=["customary", "strong"])
+    add("--recipe",        "customary", "customary: these defaults, TaoRuijie's, with smaller sizes for a small list; "
+                                    "strong: training/strong.args or, below ten million crops, strong_small.args",
+                                    choices=["customary", "strong"])
     add("--finetune_margin", False, "large-margin fine-tuning of --initial_model: training/finetune_margin.args, "
                                     "scaled likewise")
     add("--num_frames",    200,     "length of a crop in frames of 10 ms: num_frames*160+240 samples")
@@ -124,7 +125,8 @@ def build_parser():
     add("--weight_decay",  2e-5,    "L2 penalty on all weights")
     add("--clip",          0.0,     "largest gradient norm of a step; 0: no clipping")
     add("--freeze_bn",     "auto",  "batch norm keeps its running statistics, as in evaluation; auto: in fine-tuning "
-                                    "(--initial_model) on fewer than 100,000 utterances", choices=["auto", "on", "off"])
+                                    "(--initial_model, no recipe) on fewer than 100,000 utterances",
+                                    choices=["auto", "on", "off"])
     add("--speed_perturb", False,   "speech at 0.9 and 1.1 times its speed, as further speakers")
     add("--average",       0,       "at the end evaluate also the mean of the models of the last N epochs; 0: none")
     add("--test_step",     1,       "evaluate, and keep a model, every N epochs")

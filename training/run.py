@@ -231,11 +231,12 @@ def take_classifier(network, initial, train_list, source, args):
         )
     encoder = SpeakerEncoder(network.speaker_encoder, ours.device, initial)
     means = torch.from_numpy(make_cohort(encoder, train_list, source, args.n_cpu).vectors).to(ours)
-    if len(means) == len(train_list.speakers):  # else one has no readable file
-        speeds = len(ours) // args.n_class
-        centres = ours.data.view(speeds, args.n_class, -1, ours.shape[-1])[:, : len(means), 0]
-        centres.copy_(F.normalize(means) * centres.norm(dim=-1, keepdim=True))
-    return f"encoder; {reason}: a new one of the mean embeddings of {args.n_class} speakers"
+    if len(means) < len(train_list.speakers):  # one has no readable file
+        return f"encoder; {reason}: a new one for {args.n_class} speakers"
+    speeds = len(ours) // args.n_class
+    centres = ours.data.view(speeds, args.n_class, -1, ours.shape[-1])[:, : len(means), 0]
+    centres.copy_(F.normalize(means) * centres.norm(dim=-1, keepdim=True))
+    return f"encoder; {reason}: a new one of the mean embeddings of {len(means)} speakers"
 
 
 def describe(network):

@@ -83,13 +83,14 @@ def with_sizes(parser, args, train_list, device):
             if fine_tunes(args):
                 epochs = min(20, max(2, round(FINE_TUNING / utterances)))
                 sizes |= {"max_epoch": epochs, "lr": 3e-4, "freeze_bn": "on"}
-        sizes = {name: size for name, size in sizes.items() if name not in args.given}
+        fixed = args.given - ({"freeze_bn"} if args.freeze_bn == "auto" else set())
+        sizes = {name: size for name, size in sizes.items() if name not in fixed}
     args = with_recipe(parser, args.replace(**sizes), utterances, sizes)
     if sizes and rank() == 0:
         chosen = ", ".join(f"--{name} {getattr(args, name)}" for name in sizes)
         few = f"{count(utterances, 'utterance')} of {count(len(train_list.speakers), 'speaker')}"
-        better = "" if args.initial_model else "; better with so few: fine-tune a published model (--initial_model)"
-        print(f"{few}: {chosen}{better}")
+        better = "; better with so few: fine-tune a published model (--initial_model)"
+        print(f"{few}: {chosen}{better * (utterances < 10_000 and not args.initial_model)}")
     return args
 
 
@@ -109,6 +110,8 @@ def with_recipe(parser, args, utterances, chosen=()):
         name = "strong_small"
     if name != "customary":
         args = args.replace(**recipe_settings(parser, name, args, given))
+        if rank() == 0:
+            print(f"recipe: training/{name}.args")
     _check_schedule(args)
     return args
 
@@ -205,9 +208,12 @@ def _check_schedule(args):
         raise InputError(f"--{unused} has no effect with --schedule {args.schedule}: remove it")
     start, end = args.margin_rise
     if not 0 <= start <= end <= args.max_epoch:
-        raise InputError(f"--margin_rise must be two epochs, 0 <= start <= end <= --max_epoch, not {args.margin_rise}")
+        raise InputError(
+            f"--margin_rise must be two epochs, 0 <= start <= end <= --max_epoch {args.max_epoch}, "
+            f"not {start:g} {end:g}"
+        )
     if args.average == 1 or args.average > args.max_epoch:
-        raise InputError(f"--average must be 0 or from 2 to --max_epoch, not {args.average}")
+        raise InputError(f"--average must be 0 or from 2 to --max_epoch {args.max_epoch}, not {args.average}")
 
 
 # ---- what the data, a training state or a pretrained model decide ----------------------------------------------------
@@ -235,7 +241,8 @@ def of_resumed_run(args, state):
     """
     before = state["settings"]
     kept = (before.keys() & vars(args).keys()) - args.given - (FREE_TO_CHANGE - {"max_epoch"})
-    args = args.replace(**{"system": "ours", **{name: before[name] for name in kept}})
+    args = args.replace(**{name: before[name] for name in kept})
+    args = args.replace(system=args.system or before.get("system", "ours"))
     free = FREE_TO_CHANGE - (set() if schedule_is_open(args) else {"max_epoch"})
     if args.max_epoch < state["epoch"]:
         raise InputError(f"{args.save_path} is in epoch {state['epoch']}, past --max_epoch {args.max_epoch}: {RESUME}")
@@ -279,8 +286,9 @@ def same_speakers(initial, train_list, args):
 
     Files of other systems have no names. Their classes, too, are those of all speakers at their own speed, then slower.
     """
-    if not args.initial_classifier or initial.speakers == train_list.speakers:
-        return initial.speakers == train_list.speakers
+    if not args.initial_classifier:  # numbers may be names of other people: their folders tell
+        known = train_list.speaker_names() <= set(initial.trained_on())
+        return initial.speakers == train_list.speakers and known
     speakers = len(train_list.speakers)
     return len(initial.speakers or initial.classifier) in (speakers, SPEEDS * speakers * (not initial.speakers))
 
@@ -290,4 +298,7 @@ def with_width(args, network):
     width = getattr(network, "C", args.C)
     if "C" in args.given and width != args.C:
         raise InputError(f"--C {args.C}, but {args.initial_model} has C={width}: remove --C")
-    return args.replace(C=width, keep_spectrum=getattr(network, "keep_spectrum", False))
+    keep_spectrum = getattr(network, "keep_spectrum", False)
+    if "keep_spectrum" in args.given and not keep_spectrum:
+        raise InputError(f"--keep_spectrum, but {args.initial_model} was trained without it: remove it")
+    return args.replace(C=width, keep_spectrum=keep_spectrum)

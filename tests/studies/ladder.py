@@ -1,6 +1,7 @@
 """What the components of the recipes do on small real speech: every rung changes one thing, and each is compared with
 the customary recipe on five trial lists, by paired intervals over speakers.
 
+    python tests/studies/ladder.py prepare                # lists, links and noisy speech under exps/ladder
     python tests/studies/ladder.py run --part 0/2 &       # every second run, on a core of its own
     python tests/studies/ladder.py run --part 1/2
     python tests/studies/ladder.py table                  # of the runs that are there
@@ -42,10 +43,9 @@ LISTS = {"O": "data/trials_O.txt", "H": "data/trials_H.txt", "A": "data2/trials_
 NOISY, SNR = "N", (0, 15)  # dB, uniformly
 
 
-def prepare(data, folder):
+def prepare(args):
     """Lists <name>.txt, the audio they name under audio/, and the noises for training under musan/."""
-    if (folder / f"{NOISY}.txt").exists():
-        return
+    data, folder = Path(args.data), Path(args.save_path)
     noises = sorted((data / "data/musan").rglob("*.wav"))
     for file in set(noises) - set(noises[::4]):
         link(file, folder / "musan" / file.relative_to(data / "data/musan"))
@@ -98,7 +98,6 @@ def place(args, rung, seed):
 def run(args):
     part, parts = map(int, args.part.split("/"))
     data, folder = Path(args.data), Path(args.save_path)
-    prepare(data, folder)
     train = [*COMMON, "--train_list", data / "data2/train_list_all.txt", "--train_path", data, "--eval_list",
              "--musan_path", folder / "musan", "--rir_path", data / "data/rirs"]  # fmt: skip
     evaluate = ["--eval", "--n_cpu", "1", "--eval_path", folder / "audio", "--eval_list",
@@ -151,11 +150,11 @@ def table(args):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("what", choices=["prepare", "run", "table"])
     parser.add_argument("--data", default="../shared", help="the folder with the two packages of real speech")
     parser.add_argument("--save_path", default="exps/ladder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rungs", nargs="+", choices=list(RUNGS), help="only these")
     parser.add_argument("--part", default="0/1", help="which part of the runs, of how many")
     arguments = parser.parse_args()
-    {"run": run, "table": table}[arguments.what](arguments)
+    {"prepare": prepare, "run": run, "table": table}[arguments.what](arguments)

@@ -11,7 +11,7 @@ import trainSpeakerNet
 from corpora.lists import TrainingList
 from tools import InputError
 from training.run import make_optimizer
-from training.settings import Settings, read_settings, recipe_settings, with_recipe, with_sizes
+from training.settings import Settings, of_resumed_run, read_settings, recipe_settings, with_recipe, with_sizes
 from trainSpeakerNet import learning_rate
 from trainSpeakerNet import margin_at as margin
 
@@ -173,6 +173,17 @@ def test_fine_tuning_on_a_small_list_is_short_and_gentle(capsys):
     assert "--lr 0.0003, --freeze_bn on" in capsys.readouterr().out
     assert for_list(300, "--initial_model", __file__, "--lr", 0.01, "--freeze_bn", "off").lr == 0.01
     assert for_list(100_000, "--initial_model", __file__).freeze_bn == "auto"
+
+
+def test_a_resumed_run_keeps_what_is_not_given():
+    before = resolved("--lr", 0.01, "--recipe", "strong", "--system", "taoruijie").as_dict() | {"amp": "off"}
+    state = {"settings": before, "epoch": 1}
+    for flags in ([], ["--lr", 0.01, "--system", "taoruijie"], ["--n_cpu", 2]):
+        found = of_resumed_run(resolved(*flags), state)
+        assert (found.lr, found.recipe, found.system, found.amp) == (0.01, "strong", "taoruijie", "off")
+        assert found.n_cpu == (2 if "--n_cpu" in flags else 4)
+    with pytest.raises(InputError, match=r"--lr 0\.01, not 0\.02"):
+        of_resumed_run(resolved("--lr", 0.02), state)
 
 
 def test_strong_knows_the_number_of_crops():
