@@ -71,10 +71,10 @@ def read(file):
         return audio.read().astype(np.float64)
 
 
-def link(file, place):
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if not place.exists():
-        place.symlink_to(file.resolve())
+def link(file, to):
+    to.parent.mkdir(parents=True, exist_ok=True)
+    if not to.exists():
+        to.symlink_to(file.resolve())
 
 
 def short(file):
@@ -107,8 +107,8 @@ def run(args):
         where = place(args, rung, seed)
         if not (where / "eval" / "results.json").exists():
             start(*train, *flags, "--seed", seed, "--save_path", where)
-            models = {path.name.split("_")[0]: path for path in sorted((where / "model").iterdir())}
-            start(*evaluate, "--initial_model", models.get("average", models["model"]), "--save_path", where / "eval")
+            model = where / "model" / f"model_{EPOCHS:04d}.model"
+            start(*evaluate, "--initial_model", model, "--save_path", where / "eval")
 
 
 def start(*flags):
