@@ -101,7 +101,7 @@ def check_training_list(train_list):
         findings += found("error", what, train_list.speakers, "a line must be '<speaker> <path>'")
     folder_of, others = train_list.speaker_folders()
     folders = len(set(folder_of.values()))
-    severity, what, fix = "warning", "training lines name another speaker than their folder", "fix them"
+    severity, what, fix = "warning", "training lines have another speaker than most files of their folder", "fix them"
     if len(others) > (1 - AGREEMENT) * len(train_list) and folders > count:
         severity = "error" if all(map(str.isdecimal, train_list.speakers)) else "warning"  # sessions may be meant
         what = f"the training list has {count} labels for {folders} folders of speakers"

@@ -80,7 +80,8 @@ def _weights_in(folder, system):
         found += next(filter(None, matches), [])  # wespeaker's average comes before the models it is made of
     ours = [*folder.glob("*.model"), *folder.glob("model/*.model")] if system in (None, "ours") else []
     if ours and not found:  # the best one, else the last, and their average rather than the last one itself
-        found = [max(ours, key=lambda path: (path.stem == "best", path.stem[-4:], path.stem.startswith("average")))]
+        epoch = {path: path.stem.rpartition("_")[2].zfill(9) for path in ours}
+        found = [max(ours, key=lambda path: (path.stem == "best", epoch[path], path.stem.startswith("average")))]
         if rank() == 0:
             print(f"{folder}: took {found[0].relative_to(folder)}", file=sys.stderr)
     if not found:

@@ -325,6 +325,8 @@ def test_the_demo_trains_on_what_it_generates(command, tmp_path, monkeypatch):
     assert f"{tmp_path}/demo/training.png" in page and page.endswith(f"python -m evaluation.report {tmp_path}/demo")
     status, printed, _ = command(verify, *shlex.split(pair)[2:])
     assert status in (0, 1) and "threshold" in printed
+    status, printed, error = command(trainSpeakerNet, "--demo", "--save_path", tmp_path / "demo")  # as it began
+    assert status == 0 and "2 epochs done" in printed, error
 
 
 # ---- evaluating and fine-tuning --------------------------------------------------------------------------------------

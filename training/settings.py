@@ -51,8 +51,9 @@ def read_settings(parser, arguments, demo=None):
     given = {argument[2:].split("=")[0] for argument in arguments if argument.startswith("--")}
     if "demo" in given:
         parser.set_defaults(**demo)
-        given |= set(demo)
     args = parser.parse_args(arguments)
+    if args.demo and not has_state(args.save_path):  # a resumed one stays as it began
+        given |= set(demo)
     args.eval_list = [path for path in args.eval_list if path]  # '' for none, as for other paths
     if "save_path" not in given and args.eval:
         args.save_path = "exps/eval"  # never over an experiment's own scores
@@ -251,7 +252,7 @@ def of_resumed_run(args, state):
         now = getattr(args, name, value)  # flags that have gone are ignored
         switched = name in ("musan_path", "rir_path") and bool(now) != bool(value)
         if switched or (name not in free and now != value):
-            changed.append(f"--{name} {value}, not {now}")
+            changed.append(f"--{name} {value!r}, not {now!r}")
     if changed:
         raise InputError(f"{args.save_path} was started with {'; '.join(changed)}: {RESUME}")
     return args

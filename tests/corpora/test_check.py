@@ -96,7 +96,7 @@ MISTAKES = {
     "utterance for speaker": (train_lines(lambda lines: [f"u{i} {x.split()[1]}" for i, x in enumerate(lines)]),
                               "error", "another speaker in every line", 24, "u0"),
     "speaker not the folder": (train_lines(lambda lines: [lines[0].replace("id00000", "id9", 1), *lines[1:]]),
-                               "warning", "another speaker than their folder", 1, "line 1: id9"),
+                               "warning", "another speaker than most files of their folder", 1, "line 1: id9"),
     "trial of both labels": (trial_lines(lambda lines: [*lines, "0" + lines[0][1:]]), "error", "both 1 and 0", 1,
                              "line 121"),
     "speaker on both sides": (train_lines(lambda lines: [*lines, "id00007 id00001/session0/00000.wav"]), "warning",

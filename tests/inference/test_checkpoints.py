@@ -282,7 +282,7 @@ def test_a_folder_of_a_run(tmp_path, capsys):
     """Its best model, else the last: after training the average, which is better than what it is the average of."""
     weights = {f"{PREFIX}{key}": value for key, value in ECAPA_TDNN(C=8).state_dict().items()}
     (tmp_path / "metrics.jsonl").write_text("")
-    for name in ("model_0009", "model_0010", "average_0010", "best"):
+    for name in ("model_0009", "model_0010", "average_0010", "model_10000", "best"):
         path = tmp_path / "model" / f"{name}.model"
         save_checkpoint(path, {"kind": "model", "settings": {}, "weights": weights, "speakers": [name]})
         assert load_pretrained(tmp_path).speakers == load_pretrained(tmp_path / "model", "ours").speakers == [name]
