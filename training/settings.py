@@ -236,12 +236,13 @@ def with_classes(args, train_list):
 
 
 def of_resumed_run(args, state):
-    """Settings that continue a training state: those that are not given stay as they were.
+    """Settings that continue a training state: those that are not given stay as they were, paths if they still exist.
 
     InputError for what would make it another experiment.
     """
     before = state["settings"]
-    kept = (before.keys() & vars(args).keys()) - args.given - (FREE_TO_CHANGE - {"max_epoch"})
+    stay = {"max_epoch", "test_step"} | {name for name in DATA_FLAGS & before.keys() if exists(before[name])}
+    kept = (before.keys() & vars(args).keys()) - args.given - (FREE_TO_CHANGE - stay)
     args = args.replace(**{name: before[name] for name in kept})
     args = args.replace(system=args.system or before.get("system", "ours"))
     free = FREE_TO_CHANGE - (set() if schedule_is_open(args) else {"max_epoch"})
@@ -256,6 +257,11 @@ def of_resumed_run(args, state):
     if changed:
         raise InputError(f"{args.save_path} was started with {'; '.join(changed)}: {RESUME}")
     return args
+
+
+def exists(paths):
+    """Whether all of these paths (a string, or a list of strings) exist; '' stands for none."""
+    return all(Path(path).exists() for path in ([paths] if isinstance(paths, str) else paths))
 
 
 def check_resumed_list(args, state, train_list):
