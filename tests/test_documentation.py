@@ -9,7 +9,8 @@ from functools import cache
 import pytest
 from conftest import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "lists/README.md", ROOT / "exps/README.md"]
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "docs/use.ipynb"]
+PAGES += [ROOT / folder / "README.md" for folder in ("", "lists", "exps")]
 
 
 def anchors(page):
