@@ -4,12 +4,16 @@ VoxCeleb2 dev is 8 speakers in m4a (made with ffmpeg), VoxCeleb1 test 6 in wav, 
 trial list has as many trials of each kind as Vox1-O cleaned.
 """
 
+import hashlib
 import io
 import itertools
+import re
 import subprocess
 import tarfile
 import tempfile
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +118,45 @@ def make_download(folder):
         (folder / name).write_bytes(content)
     lines = trial_lines(random, [file.removeprefix("wav/") for file in test])
     (folder / "veri_test2.txt").write_text("".join(lines))
+
+
+class Site:
+    """A web server on 127.0.0.1 with the files ``content`` ({name: bytes}); its ways can be changed while it runs."""
+
+    def __init__(self, content):
+        self.content, self.requests = content, []  # of each request: name, first byte or None, Authorization
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"site": self}))
+        self.server.handle_error = lambda *_: None  # the client may hang up
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.behave()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def behave(self):
+        self.status, self.ranges, self.type, self.authorization = 200, True, "application/octet-stream", None
+        self.announce, self.write = (lambda size: size), (lambda file, body: file.write(body))
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        site, name = self.site, re.split("[/=]", self.path)[-1]
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        site.requests.append((name, asked and int(asked[1]), self.headers["Authorization"]))
+        content, first = site.content.get(name, b""), int(asked[1]) if asked and site.ranges else None
+        status = 404 if name not in site.content else 206 if first is not None else site.status
+        if first and first >= len(content):
+            status = 416
+        if site.authorization not in (None, self.headers["Authorization"]):
+            status = 401
+        self.send_response(status)
+        body, size = (content[first or 0 :], site.announce(len(content))) if status < 400 else (b"an error", 8)
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {first}-{size - 1}/{size}")
+            size -= first
+        self.send_header("Content-Length", size)
+        self.send_header("Content-Type", site.type)
+        self.send_header("ETag", hashlib.md5(content).hexdigest())
+        self.end_headers()
+        site.write(self.wfile, body)
+
+    def log_message(self, *_):
+        pass
