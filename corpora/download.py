@@ -36,9 +36,7 @@ def download(what, to, user=None, mirror=None, any_md5=False):
     wanted = [name for name in progress_bar(iterable=chosen, desc="MD5", unit=" files")
               if not (to / name).is_file() or fault(to / name, name, any_md5)]  # fmt: skip
     password = os.environ.get("VOXCELEB_PASSWORD", "")
-    if user and not password and any(name.startswith("vox") for name in wanted):
-        if not sys.stdin.isatty():
-            raise InputError("--user needs the environment variable VOXCELEB_PASSWORD, or a terminal to ask on")
+    if user and not password and sys.stdin.isatty():
         password = getpass.getpass(f"password of {user}: ")
     auth = (user.encode(), password.encode()) if user else None
     files = [(moved.get(name, FILES[name][2]), to / name, auth if name.startswith("vox") else None) for name in wanted]
@@ -82,7 +80,7 @@ def fetch(url, path, auth, bar=None):
     Without a bar, only ask for the size. The part's name has a checksum of size and ETag in it, which tells whether the
     file has changed on the server. RunError after some tries that bring nothing new.
     """
-    name, done, furthest, failed = re.sub(SECRETS, "", f"{path.name} ({url})"), 0, 0, 0
+    name, done, furthest, failed = re.sub(SECRETS, "", f"{path.name} from {url}"), 0, 0, 0
     while failed < TRIES:
         old = next(path.parent.glob(f"{path.name}.*.part"), None)
         start = max(0, old.stat().st_size - 1) if old else 0  # the last byte again: nothing would be an error (416)
@@ -91,12 +89,12 @@ def fetch(url, path, auth, bar=None):
             answer = requests.get(url, auth=auth, headers=headers, stream=True, timeout=TIMEOUT)
             status = answer.status_code
             if status in (401, 403, 404):
-                raise InputError(f"{name} answers {status} {answer.reason}: check --user and the password (from "
-                                 f"{APPLY}), or give another URL with --from")  # fmt: skip
+                raise InputError(f"{name}: {status} {answer.reason}: check --user and VOXCELEB_PASSWORD (both come "
+                                 f"from {APPLY}), or give another URL with --from")  # fmt: skip
             if status != 416 or not old:
                 answer.raise_for_status()
             if "html" in answer.headers.get("Content-Type", ""):
-                raise RunError(f"{name} is a web page, not the file: read in a browser what it says")
+                raise RunError(f"{name}: this is a web page, not the file: read in a browser what it says")
             continues = re.fullmatch(rf"bytes {start}-\d+/(\d+)", answer.headers.get("Content-Range", ""))
             size = int(continues[1]) if continues else answer.raw.length_remaining or 0
             version = f"{size} {answer.headers.get('ETag') or answer.headers.get('Last-Modified')}"
@@ -122,5 +120,5 @@ def fetch(url, path, auth, bar=None):
             error = re.sub(SECRETS, "", str(caught))
         failed, furthest = 0 if done > furthest else failed + 1, max(furthest, done)
         time.sleep(PAUSE)
-    raise RunError(f"{name} cannot be downloaded ({error}), {done} bytes are here: repeat the command to continue, or "
+    raise RunError(f"{name}: {error}; {done} bytes are here: repeat the command to continue, or "
                    "give another URL with --from")  # fmt: skip
