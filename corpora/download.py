@@ -61,7 +61,8 @@ def read_mirror(mirror):
         return {name: f"{mirror}{'' if mirror[-1] in '/=' else '/'}{name}" for name in FILES}
     lines = [line.split() for line in read_text(mirror, "--from").splitlines() if line.strip()] if mirror else []
     if wrong := [line for line in lines if len(line) != 2 or line[0] not in FILES]:
-        raise InputError(f"--from {mirror}: expected '<file name> <URL>', got '{' '.join(wrong[0])}' (names: --help)")
+        got = re.sub(SECRETS, "", " ".join(wrong[0]))
+        raise InputError(f"--from {mirror}: expected '<file name> <URL>', got '{got}' (names: --help)")
     return dict(lines)
 
 
