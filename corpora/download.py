@@ -104,7 +104,7 @@ def fetch(url, path, auth, bar=None):
                 old.unlink()
                 raise requests.ConnectionError("it has changed on the server")
             start = start if continues else 0
-            if not bar:
+            if bar is None:  # a bar of unknown length is false
                 return part, size, start
             bar.set_description(path.name, refresh=False)
             with open(part, "ab") as file:

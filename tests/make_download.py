@@ -149,10 +149,11 @@ class Handler(BaseHTTPRequestHandler):
         if site.authorization not in (None, authorization) or not content or first >= len(content):
             status = 404 if not content else 416 if first else 401
         self.send_response(status)
-        self.send_header("Content-Length", size - first if status < 400 else 0)
+        if size:
+            self.send_header("Content-Length", size - first if status < 400 else 0)
         self.send_header("Content-Type", site.type)
         self.send_header("ETag", hashlib.md5(content).hexdigest())
-        if status == 206:
+        if status == 206 and size:
             self.send_header("Content-Range", f"bytes {first}-{size - 1}/{size}")
         self.end_headers()
         if status < 400:

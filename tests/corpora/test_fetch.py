@@ -63,6 +63,7 @@ FAULTS = {
     "always breaks off, without ranges": ({"write": cut(200_000), "ranges": False}, "more expected.*--from"),
     "has changed later": ({"content": {NAME: CONTENT[::-1]}, "write": cut(None, 200_000, 0)}, "more expected"),
     "is shorter later": ({"content": {NAME: CONTENT * 2}, "write": cut(None, 700_000, 0)}, "more expected"),
+    "announces no length": ({"announce": lambda size: 0, "ranges": False}, None),
     "hangs": ({"write": hang, "ranges": False}, "timed out"),
     "announces too much": ({"announce": lambda size: size + 1000}, "1000 more expected"),
     "announces too little": ({"announce": lambda size: size - 1000}, "not the published file and was removed.*MD5"),
