@@ -1,5 +1,6 @@
-"""Prepare corpora: unpack and convert downloads, make lists, check and pack the data, generate a demo corpus.
+"""Prepare corpora: download, unpack and convert them, make lists, check and pack the data, generate a demo corpus.
 
+    python prepareData.py --download WHAT ... --to DOWNLOADS                download lists, musan, rirs, voxceleb1, ...
     python prepareData.py --unpack DOWNLOADS --to DIR                       unpack VoxCeleb, MUSAN, RIRS_NOISES
     python prepareData.py --convert FOLDER --to DIR                         convert audio to 16 kHz mono wav
     python prepareData.py --lists ROOT --to FOLDER                          lists of your own recordings under ROOT
@@ -18,12 +19,22 @@ from corpora.check import SEVERITIES, table
 from corpora.check import check as check_data
 from corpora.convert import convert_folder
 from corpora.demo import make_demo
+from corpora.download import CHOICES
+from corpora.download import download as download_files
 from corpora.lists import TrainingList, check_files
 from corpora.make_lists import from_folder, from_kaldi, write_lists
 from corpora.pack import write_pack
 from corpora.unpack import unpack as unpack_archives
 from tools import InputError, Parser, RunError, count, run_command
 from training.settings import LARGE_LIST
+
+
+def download(args):
+    """Download trial lists, MUSAN, RIRS_NOISES, VoxCeleb, or single files, to DIR. Repeat the command to continue."""
+    files, new = download_files(args.folder, args.to, args.user, args.mirror, args.any_md5)
+    print(f"{args.to}: {count(files, 'file')}, {new} of them new")
+    command = ["python", "prepareData.py", "--unpack", args.to, "--to", "/data", *["--any_md5"] * args.any_md5]
+    print(f"go on: {shlex.join(command)}")
 
 
 def unpack(args):
@@ -83,11 +94,13 @@ def demo(args):
     print(f"{folder}: train_list.txt over train/wav, trials.txt over eval/wav, musan/, rirs/")
 
 
-ACTIONS = {act.__name__: act for act in (unpack, convert, lists, check, pack, demo)}
+ACTIONS = {act.__name__: act for act in (download, unpack, convert, lists, check, pack, demo)}
 # (actions that have it, flag, its settings)
 FLAGS = [
-    ({unpack, convert, lists}, "--to", {"metavar": "DIR", "required": True, "help": "folder to write to"}),
-    ({unpack}, "--any_md5", {"action": "store_true", "help": "accept archives with another MD5"}),
+    ({download, unpack, convert, lists}, "--to", {"metavar": "DIR", "required": True, "help": "folder to write to"}),
+    ({download}, "--user", {"metavar": "NAME", "help": "for VoxCeleb; password: VOXCELEB_PASSWORD, or asked for"}),
+    ({download}, "--from", {"dest": "mirror", "help": "what all URLs begin with, or a file of lines <name> <URL>"}),
+    ({download, unpack}, "--any_md5", {"action": "store_true", "help": "accept files with another MD5"}),
     ({convert}, "--format", {"choices": ["wav", "flac"], "default": "wav", "help": "of the results (%(default)s)"}),
     ({lists}, "--kaldi", {"metavar": "DIR", "help": "use Kaldi's wav.scp and utt2spk"}),
     ({lists}, "--valid_speakers", {"type": int, "help": "held out for trials (a tenth, at most 100); 0: no trials"}),
@@ -118,6 +131,8 @@ def read_arguments(arguments):
         added.set_defaults(act=act)
         if act is check:
             added.add_argument("check", nargs="?", default="headers", choices=["headers", "full"])
+        elif act is download:
+            added.add_argument("folder", nargs="+", metavar="WHAT", choices=CHOICES, help=", ".join(CHOICES))
         else:
             added.add_argument("folder", metavar="DIR")
         for acts, flag, settings in FLAGS:

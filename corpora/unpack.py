@@ -12,8 +12,10 @@ import zlib
 from corpora.audio import check_folder
 from tools import InputError, RunError, check_writable, file_hash, in_order, progress_bar, whole_file
 
-# {file: MD5} from voxceleb_trainer's lists (fileparts.txt, files.txt, augment.txt).
-MD5 = dict(line.split()[::-1] for line in pathlib.Path(__file__).with_name("archives.md5").read_text().splitlines())
+# [[group, file, MD5 (of a list: number of trials), URL]], "-" where there is none. MD5s: voxceleb_trainer's lists
+# (fileparts.txt, files.txt, augment.txt); URLs: its lists, and the download_data.sh of wespeaker.
+PUBLISHED = [line.split() for line in pathlib.Path(__file__).with_name("published.txt").read_text().splitlines()]
+MD5 = {name: md5 for group, name, md5, _ in PUBLISHED if group != "lists"}
 # Paths in VoxCeleb's archives begin with wav/ or dev/aac/, those in the others with musan/ or RIRS_NOISES/.
 FOLDERS = {"vox1": "voxceleb1", "vox2": "voxceleb2"}
 
@@ -21,16 +23,18 @@ FOLDERS = {"vox1": "voxceleb1", "vox2": "voxceleb2"}
 def unpack(source, to, threads=4, any_md5=False):
     """Unpack all known archives in the folder ``source`` into ``to`` -> (number of files, number of new files).
 
-    They land in voxceleb1/wav, voxceleb2/dev/aac, musan and RIRS_NOISES, where the defaults of training are.
-    Files that exist with the right size are skipped, so the same call continues after an interruption. InputError:
-    missing parts, a wrong MD5 (unless any_md5), a path that leaves ``to``. RunError: a damaged archive, a full disk.
+    They land in voxceleb1/wav, voxceleb2/dev/aac, musan and RIRS_NOISES, where the defaults of training are; trial
+    lists are copied to voxceleb1. Files that exist with the right size are skipped, so the same call continues after an
+    interruption. InputError: missing parts, a wrong MD5 (unless any_md5), a path that leaves ``to``. RunError: a
+    damaged archive, a full disk.
     """
     source, to = pathlib.Path(source), pathlib.Path(to)
     check_folder(source, "--unpack")
     known = {name: list(parts) for name, parts in itertools.groupby(MD5, lambda part: part.partition("_part")[0])}
     archives = {name: parts for name, parts in known.items() if any((source / part).is_file() for part in parts)}
     missing = [part for parts in archives.values() for part in parts if not (source / part).is_file()]
-    if missing or not archives:
+    lists = [source / name for group, name, *_ in PUBLISHED if group == "lists" and (source / name).is_file()]
+    if missing or not (archives or lists):
         what = ", ".join(missing) or f"all of {', '.join(known)}"
         raise InputError(f"--unpack {source} lacks {what}: download what is missing")
     if not any_md5:
@@ -38,7 +42,8 @@ def unpack(source, to, threads=4, any_md5=False):
         if wrong := [part for part in parts if file_hash(source / part, "md5") != MD5[part]]:
             raise InputError(f"--unpack {source}: wrong MD5, download again or give --any_md5: {', '.join(wrong)}")
     check_writable(to, "--to")
-    is_new = []
+    copies = [(path.name, path.stat().st_size, functools.partial(open, path, "rb")) for path in lists]
+    is_new = [extract_member(source, to / "voxceleb1", each) for each in copies]
     for name, parts in archives.items():
         extract = functools.partial(extract_member, name, to / FOLDERS.get(name[:4], ""))
         try:

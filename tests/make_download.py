@@ -1,15 +1,19 @@
 """A small download of VoxCeleb, MUSAN and RIRS_NOISES, generated: the archives' names and layouts are the real ones.
 
-VoxCeleb2 dev is 8 speakers in m4a (made with ffmpeg), VoxCeleb1 test 6 in wav, MUSAN and RIRS_NOISES a few files. The
-trial list has as many trials of each kind as Vox1-O cleaned.
+VoxCeleb2 dev is 8 speakers in m4a (made with ffmpeg), VoxCeleb1 test 6 in wav and dev 1, MUSAN and RIRS_NOISES a few
+files. The trial lists have as many trials of each kind as Vox1-O cleaned.
 """
 
+import hashlib
 import io
 import itertools
+import re
 import subprocess
 import tarfile
 import tempfile
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -101,16 +105,59 @@ def trial_lines(random, files):
     return [f"{int(same[i])} {files[a[i]]} {files[b[i]]}\n" for i in np.sort(np.concatenate(chosen))]
 
 
-def make_download(folder):
-    """Write the archives and the trial list to a folder."""
+def make_download():
+    """The archives and the trial lists, {name: bytes}."""
     random = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    test, dev = voxceleb1(), zip_of(voxceleb2(random))
-    size = -(-len(dev) // 8)
-    files = {f"vox2_dev_aac_parta{letter}": dev[i * size : (i + 1) * size] for i, letter in enumerate("abcdefgh")}
-    files |= {"vox1_test_wav.zip": zip_of(test), "musan.tar.gz": tar_of(musan(random)),
-              "rirs_noises.zip": zip_of(rirs_noises(random))}  # fmt: skip
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    lines = trial_lines(random, [file.removeprefix("wav/") for file in test])
-    (folder / "veri_test2.txt").write_text("".join(lines))
+    test, train = voxceleb1(), zip_of(voxceleb2(random))
+    dev = zip_of({"wav/id10001/AA/00001.wav": wav(voice(100, 1.0, 0))})
+    files = {"vox1_test_wav.zip": zip_of(test), "musan.tar.gz": tar_of(musan(random)),
+             "rirs_noises.zip": zip_of(rirs_noises(random))}  # fmt: skip
+    files |= in_parts("vox1_dev_wav", dev, 4) | in_parts("vox2_dev_aac", train, 8)
+    trials = "".join(trial_lines(random, [file.removeprefix("wav/") for file in test])).encode()
+    lists = ("veri_test", "list_test_all", "list_test_hard")
+    return files | {f"{name}{number}.txt": trials for name in lists for number in ("", "2")}
+
+
+def in_parts(name, archive, number):
+    size = -(-len(archive) // number)
+    return {f"{name}_parta{'abcdefgh'[i]}": archive[i * size : (i + 1) * size] for i in range(number)}
+
+
+class Site:
+    """A web server on 127.0.0.1 with the files ``content`` ({name: bytes}); its ways can be changed while it runs."""
+
+    def __init__(self, content):
+        self.content, self.requests = content, []  # of each request: name, first byte or None, Authorization
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"site": self}))
+        self.server.handle_error = lambda *_: None  # the client may hang up
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.behave()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def behave(self):
+        self.status, self.ranges, self.type, self.authorization = 200, True, "application/octet-stream", None
+        self.announce, self.write = (lambda size: size), (lambda file, body: file.write(body))
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        site, name, authorization = self.site, re.split("[/=]", self.path)[-1], self.headers["Authorization"]
+        first = int(self.headers.get("Range", "bytes=0-")[6:-1]) if site.ranges else 0
+        site.requests.append((name, first, authorization))
+        content, status = site.content.get(name, b""), 206 if site.ranges else site.status
+        size = site.announce(len(content))
+        if site.authorization not in (None, authorization) or not content or first >= len(content):
+            status = 404 if not content else 416 if first else 401
+        self.send_response(status)
+        if size:
+            self.send_header("Content-Length", size - first if status < 400 else 0)
+        self.send_header("Content-Type", site.type)
+        self.send_header("ETag", hashlib.md5(content).hexdigest())
+        if status == 206 and size:
+            self.send_header("Content-Range", f"bytes {first}-{size - 1}/{size}")
+        self.end_headers()
+        if status < 400:
+            site.write(self.wfile, content[first:])
+
+    def log_message(self, *_):
+        pass

@@ -1,6 +1,7 @@
 """From a download to a trained model with the commands of the documentation."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -10,7 +11,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
-from make_download import make_download
+from make_download import Site, make_download
 
 pytestmark = [
     pytest.mark.slow,
@@ -19,7 +20,8 @@ pytestmark = [
 DOCUMENTATION = [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"]  # where the commands are read
 SMALL = ["--C", "8", "--num_frames", "60", "--batch_size", "4", "--max_epoch", "1", "--bank_mb", "5", "--device", "cpu",
          "--amp", "off", "--n_cpu", "1"]  # fmt: skip
-PREPARE = ["python prepareData.py --unpack downloads", "python prepareData.py --convert /data",
+PREPARE = ["python prepareData.py --download lists", "python prepareData.py --download voxceleb1",
+           "python prepareData.py --unpack downloads", "python prepareData.py --convert /data",
            "python prepareData.py --lists /data", "python prepareData.py --check --train_list /data"]  # fmt: skip
 
 
@@ -33,11 +35,11 @@ def documented(begin):
 
 
 class Walk:
-    """A folder with downloads/ and what becomes of it in data/."""
+    """A folder with downloads/ and what becomes of it in data/, and the site that it comes from."""
 
     def __init__(self, home):
         self.home, self.data = home, home / "data"
-        make_download(home / "downloads")
+        self.site = Site(make_download())
         self.data_flags = {"--train_list": self.data / "voxceleb2/train_list.txt",
                            "--train_path": self.data / "voxceleb2/wav", "--eval_list": home / "part.txt",
                            "--eval_path": self.data / "voxceleb1/wav", "--musan_path": self.data / "musan",
@@ -48,7 +50,8 @@ class Walk:
         line = documented(begin).replace("model_0080", "model_0001").replace("python ", f"{sys.executable} ", 1)
         line = re.sub(r"(?<![\w/])/?(data|downloads|exps)(?![\w.])", rf"{self.home}/\1", line)
         command = shlex.split(line) + [str(flag) for flag in flags]
-        ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+        ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300,
+                               env={**os.environ, "VOXCELEB_PASSWORD": "secret"})  # fmt: skip
         assert ended.returncode == 0, f"{shlex.join(command)}\n{ended.stdout}{ended.stderr}"
         return ended.stdout
 
@@ -60,9 +63,10 @@ class Walk:
 def walk(tmp_path_factory):
     """The download, prepared by the documented commands: what each of them has to say is looked up here."""
     walk = Walk(tmp_path_factory.mktemp("walk"))
-    unpack, convert, lists, check = PREPARE
-    assert "527 files" in walk.run(unpack, "--any_md5")
-    shutil.copy(walk.home / "downloads/veri_test2.txt", walk.data / "voxceleb1/veri_test2.txt")
+    free, voxceleb, unpack, convert, lists, check = PREPARE
+    assert "8 files, 8 of them new" in walk.run(free, "--any_md5", "--from", walk.site.url)
+    assert "13 files, 13 of them new" in walk.run(voxceleb, "--any_md5", "--from", walk.site.url)
+    assert "534 files" in walk.run(unpack, "--any_md5")
     assert "32 files written" in walk.run(convert)
     assert "train_list.txt: 32 utterances of 8 speakers" in walk.run(lists)
     said = walk.run(check, "full")

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 from conftest import SHARED
-from make_download import tar_of, zip_of
+from make_download import in_parts, tar_of, zip_of
 
 import prepareData
 from corpora import unpack as module
@@ -34,11 +34,6 @@ def downloads(tmp_path, monkeypatch):
     return put
 
 
-def in_parts(archive):
-    size = -(-len(archive) // 8)
-    return {f"vox2_dev_aac_parta{'abcdefgh'[i]}": archive[i * size : (i + 1) * size] for i in range(8)}
-
-
 def tree(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -56,24 +51,25 @@ def test_the_md5_are_the_published_ones():
 
 def test_all_archives_are_unpacked_and_again_only_what_is_missing(tmp_path, downloads, command):
     rirs = {"RIRS_NOISES/simulated_rirs/Room1/1.wav": b"r" * 999, "RIRS_NOISES/README": b""}
-    archives = {"musan.tar.gz": tar_of(MUSAN), "rirs_noises.zip": zip_of(rirs), "notes.txt": b""}
-    flags = ("--unpack", downloads(in_parts(zip_of(CONTENT)) | archives), "--to", tmp_path / "data")
+    trials = {"veri_test2.txt": b"1 a b"}
+    archives = {"musan.tar.gz": tar_of(MUSAN), "rirs_noises.zip": zip_of(rirs), "notes.txt": b"", **trials}
+    flags = ("--unpack", downloads(in_parts("vox2_dev_aac", zip_of(CONTENT), 8) | archives), "--to", tmp_path / "data")
     status, printed, complained = command(prepareData, *flags)
     assert status == 0, complained
-    assert tree(tmp_path / "data") == UNPACKED | MUSAN | rirs
-    assert "31 files, 31 of them new" in printed
+    assert tree(tmp_path / "data") == UNPACKED | MUSAN | rirs | {"voxceleb1/veri_test2.txt": b"1 a b"}
+    assert "32 files, 32 of them new" in printed
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*") if path.is_file()}
     (tmp_path / "data/musan/music/set/1.wav").write_bytes(b"short")
     (tmp_path / "data/voxceleb2/dev/aac/id00002/ab-1/00005.m4a").unlink()
     status, printed, _ = command(prepareData, *flags)
-    assert status == 0 and "31 files, 2 of them new" in printed
-    assert tree(tmp_path / "data") == UNPACKED | MUSAN | rirs
+    assert status == 0 and "32 files, 2 of them new" in printed
+    assert tree(tmp_path / "data") == UNPACKED | MUSAN | rirs | {"voxceleb1/veri_test2.txt": b"1 a b"}
     changed = [path.name for path in before if path.stat().st_mtime_ns != before[path]]
     assert sorted(changed) == ["00005.m4a", "1.wav"]
 
 
 def test_missing_and_damaged_parts_are_named(tmp_path, downloads):
-    parts = in_parts(zip_of(CONTENT))
+    parts = in_parts("vox2_dev_aac", zip_of(CONTENT), 8)
     source = downloads(parts)
     (source / "vox2_dev_aac_partac").write_bytes(parts["vox2_dev_aac_partac"][:-1] + b"?")
     with pytest.raises(InputError, match=r"wrong MD5, download again.*: vox2_dev_aac_partac$"):
