@@ -30,10 +30,7 @@ def write_report(folder):
     InputError if the folder contains no experiment.
     """
     folder = Path(folder)
-    found = [folder / name for name in ("settings.json", "results.json") if (folder / name).exists()]
-    if not found:
-        raise InputError(f"{folder} has no settings.json and no results.json: it is not the folder of an experiment")
-    about = json.loads(found[0].read_text(encoding="utf-8"))
+    about = read_about(folder)
     history = [] if "results" in about else read_history(folder / "metrics.jsonl")
     results = collect_results(history, about)
     scored, errors = read_scored(folder, results, about["settings"])
@@ -49,6 +46,31 @@ def write_report(folder):
     with whole_file(folder / "report.html") as file:
         file.write(page.encode("utf-8", "backslashreplace"))  # a file name may be invalid UTF-8
     return folder / "report.html"
+
+
+def read_about(folder):
+    """The content of the settings.json of a training, or of the results.json of an --eval. InputError."""
+    found = [folder / name for name in ("settings.json", "results.json") if (folder / name).exists()]
+    if not found:
+        raise InputError(f"{folder} has no settings.json and no results.json: it is not the folder of an experiment")
+    return json.loads(found[0].read_text(encoding="utf-8"))
+
+
+def scores_of(encoder, folder):
+    """(list name, results, scores (N,), labels (N,)) of the first trial list on which an encoder was evaluated.
+
+    folder: that of a training or an --eval, or the file of a model in it. InputError if there are no such scores.
+    """
+    folder = folder if folder.is_dir() else folder.parent.parent
+    about = read_about(folder)
+    if about.get("model", encoder.fingerprint()) != encoder.fingerprint():
+        raise InputError(f"{folder} is the evaluation of another model")
+    results = {name: each for name, each in about.get("results", encoder.results).items() if "list_sha256" in each}
+    rows = {name: [{"model": "", "result": each, "is_scored": True}] for name, each in results.items()}
+    for name, (_, trials, scores) in read_scored(folder, rows, about["settings"])[0].items():
+        if abs(equal_error_rate(scores, trials.label)[0] - results[name]["eer"]) < 1e-3:
+            return name, results[name], scores, trials.label
+    raise InputError(f"{folder} has no scores of this model on a trial list that is still there")
 
 
 def collect_results(history, about):
