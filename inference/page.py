@@ -118,17 +118,13 @@ class Page:
         return gallery
 
     def speakers(self, windows, threshold):
-        """[(speaker, score)] of the Windows: the cosine with an enrolled speaker, or the mean one with its cluster."""
-        if windows.enrolled:
-            scores, names = windows.vectors @ np.stack(list(windows.enrolled.values())).T, list(windows.enrolled)
-            best = [(names[i], score) for i, score in zip(scores.argmax(axis=1), scores.max(axis=1).tolist())]
-            return [(name if self.encoder.decide(s, threshold).same_speaker else NOBODY, s) for name, s in best]
-        settings = {"metric": "cosine", "linkage": "average", "distance_threshold": 1 - threshold}
-        many = len(windows.vectors) > 1
-        labels = AgglomerativeClustering(None, **settings).fit_predict(windows.vectors) if many else np.zeros(1, int)
-        names = {label: f"Speaker {number}" for number, label in enumerate(dict.fromkeys(labels), 1)}
-        means = {label: windows.vectors[labels == label].mean(axis=0) for label in names}
-        return [(names[label], float(vector @ means[label])) for label, vector in zip(labels, windows.vectors)]
+        """[(speaker, score)] of the Windows: the cosine with an enrolled speaker, or the mean one with a cluster."""
+        means = windows.enrolled or clusters(windows.vectors, threshold)
+        names, scores = list(means), windows.vectors @ np.stack(list(means.values())).T
+        best = [(names[i], score) for i, score in zip(scores.argmax(axis=1), scores.max(axis=1).tolist())]
+        if not windows.enrolled:
+            return best
+        return [(name if self.encoder.decide(s, threshold).same_speaker else NOBODY, s) for name, s in best]
 
     def show_comparison(self, found, threshold):
         (score, remarks), told = found, self._threshold(threshold, self.encoder.threshold)
@@ -163,6 +159,20 @@ class Page:
         """The slider has four decimals: where it is at the model's own threshold, that is taken."""
         value = own if own is not None and abs(value - own) < 1e-4 else value
         return {"value": value, "own": own, "origin": self.encoder.origin}
+
+
+def clusters(vectors, threshold):
+    """{"Speaker 1": mean of the windows' unit embeddings (D,), ...}: merged while their mean cosine is above it.
+
+    A cluster without three windows in a row is left out if there are others: it is one of changes of speaker.
+    """
+    if len(vectors) == 1:
+        return {"Speaker 1": vectors[0]}
+    settings = {"metric": "cosine", "linkage": "average", "distance_threshold": 1 - threshold}
+    labels = AgglomerativeClustering(None, **settings).fit_predict(vectors)
+    turns = [(label, len(list(windows))) for label, windows in itertools.groupby(labels)]
+    kept = dict.fromkeys(label for label, length in turns if length >= WINDOW / STEP) or dict.fromkeys(labels)
+    return {f"Speaker {i}": vectors[labels == label].mean(axis=0) for i, label in enumerate(kept, 1)}
 
 
 def outline(scores):
