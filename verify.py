@@ -15,6 +15,7 @@ speechbrain/spkrec-ecapa-voxceleb.
 """
 
 import argparse
+import contextlib
 import os
 import struct
 import sys
@@ -164,19 +165,16 @@ def export(encoder, args, _):
 def page(encoder, args, _):
     """Serve a page to try the model on, until it is interrupted."""
     from evaluation.report import scores_of  # here, because these modules take seconds to import
-    from inference.page import import_gradio, serve
+    from inference.page import serve
 
     evaluation, demo = None, "exps/demo/corpus/eval/wav"
-    try:
+    with contextlib.nullcontext() if args.evaluation else contextlib.suppress(InputError):
         evaluation = scores_of(encoder, Path(args.evaluation or args.model))
-    except InputError:
-        if args.evaluation:
-            raise
     if evaluation and encoder.threshold is None:
-        name, results = evaluation[:2]
-        encoder.threshold, encoder.origin = results["thresholds"]["EER"], f"equal error rate on {name}"
+        results, encoder.origin = evaluation[1], f"equal error rate on {evaluation[0]}"
+        encoder.threshold = results["thresholds"]["EER"]
         encoder.cosine_threshold = results.get("cosine_threshold", encoder.threshold)
-    serve(import_gradio(), encoder, args.model, evaluation, args.gallery, args.examples or demo, args.host, args.port)
+    serve(encoder, args.model, evaluation, args.gallery, args.examples or demo, args.host, args.port)
 
 
 def scoring_vectors(encoder, files, args):

@@ -56,21 +56,19 @@ def read_about(folder):
     return json.loads(found[0].read_text(encoding="utf-8"))
 
 
-def scores_of(encoder, folder):
+def scores_of(encoder, path):
     """(list name, results, scores (N,), labels (N,)) of the first trial list on which an encoder was evaluated.
 
-    folder: that of a training or an --eval, or the file of a model in it. InputError if there are no such scores.
+    path: the folder of a training or an --eval, or a model of the training. InputError if its scores are not there.
     """
-    folder = folder if folder.is_dir() else folder.parent.parent
+    folder = path if path.is_dir() else path.parent.parent
     about = read_about(folder)
-    if about.get("model", encoder.fingerprint()) != encoder.fingerprint():
-        raise InputError(f"{folder} is the evaluation of another model")
-    results = {name: each for name, each in about.get("results", encoder.results).items() if "list_sha256" in each}
-    rows = {name: [{"model": "", "result": each, "is_scored": True}] for name, each in results.items()}
+    results = about["results"] if about.get("model") == encoder.fingerprint() else encoder.results
+    rows = {name: [{"model": "", "result": result, "is_scored": True}] for name, result in results.items()}
     for name, (_, trials, scores) in read_scored(folder, rows, about["settings"])[0].items():
-        if abs(equal_error_rate(scores, trials.label)[0] - results[name]["eer"]) < 1e-3:
+        if abs(equal_error_rate(scores, trials.label)[0] - results[name]["eer"]) < 1e-3:  # not of another epoch
             return name, results[name], scores, trials.label
-    raise InputError(f"{folder} has no scores of this model on a trial list that is still there")
+    raise InputError(f"{folder} has no scores of this model, or their trial list is no longer there")
 
 
 def collect_results(history, about):
@@ -109,7 +107,7 @@ def read_scored(folder, results, settings):
             trials = opened[stem] = opened.get(stem) or TrialList(lists[stem], "the trial list")
             scores = read_scores(folder / "scores" / f"{name}.txt", trials)
             row = next((row for row in rows if row["is_scored"]), rows[0])
-            if row["result"]["list_sha256"] != trials.sha256:
+            if row["result"].get("list_sha256") != trials.sha256:
                 raise InputError(f"{trials.path} has changed since it was evaluated")
             scored[name] = row["model"], trials, scores
         except InputError as error:

@@ -4,7 +4,7 @@ Gradio is optional: only ``import_gradio`` imports it. Results are drawn by page
 """
 
 import base64
-import csv
+import contextlib
 import io
 import itertools
 import os
@@ -12,7 +12,6 @@ import tempfile
 import threading
 import warnings
 from pathlib import Path
-from typing import NamedTuple
 
 import jinja2
 import numpy as np
@@ -32,15 +31,6 @@ CLUSTERS, ENROLLED, NOBODY = "each other (clusters)", "the enrolled speakers", "
 UNSET = 0.5  # where the slider begins for a model without a threshold
 LOADER = jinja2.FileSystemLoader(Path(__file__).parent)
 DRAW = jinja2.Environment(loader=LOADER, autoescape=True, trim_blocks=True).get_template("page.html").module
-
-
-class Windows(NamedTuple):
-    """The windows of a file that are not silent."""
-
-    vectors: np.ndarray  # (N, D) unit embeddings
-    times: np.ndarray  # (N, 2) start and end, seconds
-    seconds: float  # of the file
-    enrolled: dict | None  # {name: mean unit embedding (D,)} to compare them with; None: with each other
 
 
 def read(function, *files):
@@ -68,9 +58,9 @@ def read(function, *files):
 
 
 class Page:
-    """What the buttons do -> (result, remarks about the recordings), and that as HTML. Errors are InputErrors.
+    """What the buttons do: methods of files that return (result, remarks about the files), or raise InputError.
 
-    gallery: the file of the enrolled speakers, which may not exist yet. evaluation: as from ``scores_of``, or None.
+    gallery: path of the enrolled speakers, which need not exist yet. evaluation: as from ``scores_of``, or None.
     """
 
     def __init__(self, encoder, model, gallery, evaluation=None):
@@ -95,13 +85,15 @@ class Page:
         return gallery.identify(vector), remarks
 
     def windows(self, file, against=CLUSTERS):
-        """The Windows of a file."""
-        enrolled, encoder = None, self.encoder
+        """The windows of a file that are not silent: (unit embeddings (N, D), start and end in seconds (N, 2),
+        seconds of the file, {speaker: mean unit embedding (D,)} of the enrolled or {} for clusters).
+        """
+        speakers, scale = {}, np.sqrt(2) if self.encoder.system.crops else 1
         if against == ENROLLED:  # scoring vectors begin with those of whole utterances, to which windows compare
-            speakers, scale = self._enrolled().speakers, np.sqrt(2) if encoder.system.crops else 1
-            enrolled = {name: scale * mean[: encoder.dimension] for name, (mean, _) in speakers.items()}
-        (vectors, times), remarks = read(lambda files: encoder.embed_windows(files[0], WINDOW, STEP), file)
-        with AudioFile(file, encoder.channel) as audio:
+            means = {name: mean[: self.encoder.dimension] for name, (mean, _) in self._enrolled().speakers.items()}
+            speakers = {name: scale * mean for name, mean in means.items()}
+        (vectors, times), remarks = read(lambda files: self.encoder.embed_windows(files[0], WINDOW, STEP), file)
+        with AudioFile(file, self.encoder.channel) as audio:
             waveform = audio.read()
         parts = [waveform[start:end] for start, end in np.rint(times * SAMPLE_RATE).astype(int)]
         level = np.array([np.sqrt(np.mean(np.square(part))) for part in parts])
@@ -109,7 +101,7 @@ class Page:
         if not audible.any():
             raise InputError(f"{Path(file).name} is silent.")
         vectors = vectors[audible] / np.linalg.norm(vectors[audible], axis=1, keepdims=True)
-        return Windows(vectors, times[audible], len(waveform) / SAMPLE_RATE, enrolled), remarks
+        return (vectors, times[audible], len(waveform) / SAMPLE_RATE, speakers), remarks
 
     def _enrolled(self):
         gallery = Gallery(self.gallery, self.encoder)  # read again: the command line may have enrolled somebody
@@ -117,48 +109,42 @@ class Page:
             raise InputError("Nobody is enrolled yet: enrol speakers first (Who is it?).")
         return gallery
 
-    def speakers(self, windows, threshold):
-        """[(speaker, score)] of the Windows: the cosine with an enrolled speaker, or the mean one with a cluster."""
-        means = windows.enrolled or clusters(windows.vectors, threshold)
-        names, scores = list(means), windows.vectors @ np.stack(list(means.values())).T
-        best = [(names[i], score) for i, score in zip(scores.argmax(axis=1), scores.max(axis=1).tolist())]
-        if not windows.enrolled:
-            return best
-        return [(name if self.encoder.decide(s, threshold).same_speaker else NOBODY, s) for name, s in best]
+    # ---- for page.html -----------------------------------------------------------------------------------------------
 
-    def show_comparison(self, found, threshold):
-        (score, remarks), told = found, self._threshold(threshold, self.encoder.threshold)
-        curves, rates = [], None
-        if self.evaluation:
-            _, _, scores, labels = self.evaluation
-            accepted = scores > told["value"] if self.encoder.system.above else scores >= told["value"]
-            rates = 100 * accepted[labels == 0].mean(), 100 * (~accepted[labels == 1]).mean()
-            curves = [(name, outline(scores[labels == label])) for label, name in enumerate(("different", "same"))]
-        same = self.encoder.decide(score, told["value"]).same_speaker
-        return DRAW.comparison(score, same, told, curves, rates, self.evaluation, remarks)
+    def speakers(self):
+        """{name: number of recordings} of the gallery."""
+        return {name: number for name, (_, number) in Gallery(self.gallery, self.encoder).speakers.items()}
 
-    def show_enrolled(self, found=(None, ()), _=None):
-        return DRAW.enrolled(*found, Gallery(self.gallery, self.encoder).speakers)
+    def error_rates(self, threshold):
+        """In the model's evaluation: % of same-speaker trials rejected, of different-speaker trials accepted."""
+        _, _, scores, labels = self.evaluation
+        accepted = scores > threshold if self.encoder.system.above else scores >= threshold
+        return 100 * (~accepted[labels == 1]).mean(), 100 * accepted[labels == 0].mean()
 
-    def show_ranking(self, found, threshold):
-        (ranking, remarks), told = found, self._threshold(threshold, self.encoder.threshold)
-        known = self.encoder.decide(ranking[0][0], told["value"]).same_speaker
-        return DRAW.ranking(ranking, known, told, remarks)
+    def histograms(self):
+        """{kind: 80 heights from 0 to 1} of the evaluation's scores from -1 to 1."""
+        _, _, scores, labels = self.evaluation
+        counts = [np.histogram(scores[labels == label], 80, (-1, 1))[0] for label in (0, 1)]
+        return {kind: (each / each.max()).tolist() for kind, each in zip(("different", "same"), counts)}
 
-    def show_timeline(self, found, threshold):
-        (windows, remarks), told = found, self._threshold(threshold, self.encoder.cosine_threshold)
-        spoken = self.speakers(windows, told["value"])
-        rows = [(*times, *each) for times, each in zip(windows.times.tolist(), spoken)]
-        names = sorted(dict(spoken), key=NOBODY.__eq__)  # in the order in which they speak, nobody last
-        lanes = {name: [row for row in rows if row[2] == name] for name in names}
-        csv.writer(table := io.StringIO()).writerows([("start", "end", "speaker", "score"), *rows])
-        drawn = picture(windows), table.getvalue()
-        return DRAW.timeline(lanes, NOBODY, rows, windows.seconds, STEP, told, remarks, *drawn)
+    def rows(self, windows, threshold):
+        """[(start, end, speaker, score)] of windows: the cosine with a speaker, or the mean one with a cluster."""
+        vectors, times, _, enrolled = windows
+        means = enrolled or clusters(vectors, threshold)
+        names, scores = list(means), vectors @ np.stack(list(means.values())).T
+        rows = [(*time, names[row.argmax()], float(row.max())) for time, row in zip(times.tolist(), scores)]
+        if not enrolled:
+            return rows
+        known = [self.encoder.decide(score, threshold).same_speaker for *_, score in rows]
+        return [row if each else (*row[:2], NOBODY, row[3]) for row, each in zip(rows, known)]
 
-    def _threshold(self, value, own):
-        """The slider has four decimals: where it is at the model's own threshold, that is taken."""
-        value = own if own is not None and abs(value - own) < 1e-4 else value
-        return {"value": value, "own": own, "origin": self.encoder.origin}
+    def picture(self, windows):
+        """The cosines of all pairs of windows, in time, as a PNG in base64; silent parts are transparent."""
+        vectors, at = windows[0], np.rint(windows[1][:, 0] / STEP).astype(int)
+        cosines = np.full((at.max() + 1, at.max() + 1), np.nan)
+        cosines[np.ix_(at, at)] = vectors @ vectors.T
+        imsave(file := io.BytesIO(), np.ma.masked_invalid(cosines), vmin=0, vmax=1, cmap="viridis", format="png")
+        return base64.b64encode(file.getvalue()).decode()
 
 
 def clusters(vectors, threshold):
@@ -175,22 +161,6 @@ def clusters(vectors, threshold):
     return {f"Speaker {i}": vectors[labels == label].mean(axis=0) for i, label in enumerate(kept, 1)}
 
 
-def outline(scores):
-    """The histogram of scores as the points of an SVG polygon, x from -1 to 1, y from 1 up to 0."""
-    counts, edges = np.histogram(scores, 80, (-1, 1))
-    heights = [0, *np.repeat(counts / max(counts.max(), 1), 2), 0]
-    return " ".join(f"{x:.3f},{1 - y:.3f}" for x, y in zip(np.repeat(edges, 2), heights))
-
-
-def picture(windows):
-    """The cosines of all pairs of windows, in time, as a PNG in base64; silent parts are transparent."""
-    at = np.rint(windows.times[:, 0] / STEP).astype(int)
-    cosines = np.full((at.max() + 1, at.max() + 1), np.nan)
-    cosines[np.ix_(at, at)] = windows.vectors @ windows.vectors.T
-    imsave(file := io.BytesIO(), np.ma.masked_invalid(cosines), vmin=0, vmax=1, cmap="viridis", format="png")
-    return base64.b64encode(file.getvalue()).decode()
-
-
 def example_pairs(folder):
     """{label: [file, file]} of the first three speakers' folders in a folder: each with itself and with the next."""
     named = sorted((str(path.relative_to(folder)), str(path)) for path in find_audio(folder))
@@ -203,13 +173,12 @@ def example_pairs(folder):
 def import_gradio():
     """The module gradio, told to send nothing. InputError without a version that fits."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
+    with contextlib.suppress(ImportError):
         import gradio
-    except ImportError:
-        gradio = None
-    if not gradio or not gradio.__version__.startswith("6."):
-        raise InputError("--page needs Gradio 6, which is optional: python -m pip install 'gradio>=6,<7'")
-    return gradio
+
+        if gradio.__version__.startswith("6."):
+            return gradio
+    raise InputError("--page needs Gradio 6, which is optional: python -m pip install 'gradio>=6,<7'")
 
 
 def build(gr, page, pairs):
@@ -219,23 +188,27 @@ def build(gr, page, pairs):
     def audio(label):
         return gr.Audio(sources=["upload", "microphone"], type="filepath", label=label, buttons=[], editable=False)
 
-    def action(label, inputs, compute, show, own=None, **slider):
-        """A button that computes and shows the result, and a slider that shows it again. Returns where."""
-        button, state = gr.Button(label, variant="primary"), gr.State()
-        value = UNSET if own is None else round(own, 4)
-        slider = gr.Slider(-1, 1, value, step=0.0001, label="Threshold", buttons=[], **slider)
+    def action(label, inputs, compute, draw, own=None, **slider):
+        """A button that computes and draws the result, and a slider that draws it again. Returns where."""
+        start = UNSET if own is None else round(own, 4)
+
+        def show(found, threshold):
+            unmoved = own is not None and abs(threshold - own) < 1e-4  # the slider has four decimals
+            return str(draw(page, *found, own if unmoved else threshold, own))
 
         def click(threshold, *given):
             try:
                 found = compute(*given)
-                return found, str(show(found, threshold))
+                return found, show(found, threshold)
             except (InputError, OSError) as error:
                 return None, str(DRAW.refusal(str(error)))
 
         def move(threshold, found):
-            return gr.skip() if found is None else str(show(found, threshold))
+            return gr.skip() if found is None else show(found, threshold)
 
-        output = gr.HTML()  # one click at a time: caught warnings are the whole process's
+        button, state = gr.Button(label, variant="primary"), gr.State()
+        slider, output = gr.Slider(-1, 1, start, step=0.0001, label="Threshold", buttons=[], **slider), gr.HTML()
+        # One click at a time: the warnings that are caught are those of the whole process.
         button.click(click, [slider, *inputs], [state, output], concurrency_id="encoder", **private)
         slider.change(move, [slider, state], output, show_progress="hidden", trigger_mode="always_last", **private)
         return output
@@ -247,35 +220,34 @@ def build(gr, page, pairs):
                 files = [audio("First recording"), audio("Second recording")]
             if pairs:
                 gr.Examples(list(pairs.values()), files, example_labels=list(pairs), cache_examples=False, **private)
-            action("Compare", files, page.compare, page.show_comparison, page.encoder.threshold)
+            action("Compare", files, page.compare, DRAW.comparison, page.encoder.threshold)
         with gr.Tab("Who is it?"), gr.Row():
             with gr.Column():
                 inputs = [gr.Textbox(label="Name", max_length=60), audio("A recording of this speaker")]
-                enrolled = action("Enrol", inputs, page.enrol, page.show_enrolled, visible=False)
-                blocks.load(lambda: str(page.show_enrolled()), None, enrolled, **private)
+                enrolled = action("Enrol", inputs, page.enrol, DRAW.enrolled, visible=False)
+                blocks.load(lambda: str(DRAW.enrolled(page)), None, enrolled, **private)
             with gr.Column():
-                inputs = [audio("Who speaks here?")]
-                action("Identify", inputs, page.identify, page.show_ranking, page.encoder.threshold)
+                action("Identify", [audio("Who speaks here?")], page.identify, DRAW.ranking, page.encoder.threshold)
         with gr.Tab("Who speaks when?"):
             inputs = [audio("A recording of several speakers")]
             inputs += [gr.Radio([CLUSTERS, ENROLLED], value=CLUSTERS, label="Compare its windows with")]
-            action("Find", inputs, page.windows, page.show_timeline, page.encoder.cosine_threshold)
+            action("Find", inputs, page.windows, DRAW.timeline, page.encoder.cosine_threshold)
         with gr.Tab("About"):
-            gr.HTML(DRAW.about(page.encoder, page.model, page.evaluation, MAX_MB, MAX_MINUTES))
+            gr.HTML(DRAW.about(page, MAX_MB, MAX_MINUTES))
     return blocks
 
 
-def serve(gr, encoder, model, evaluation, gallery, examples, host, port):
+def serve(encoder, model, evaluation, gallery, examples, host, port):
     """Serve the page until the process is interrupted; then all is removed that it wrote but a gallery with a name."""
+    gr, pairs = import_gradio(), example_pairs(examples)
+    theme = gr.themes.Default(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["monospace"])
     with tempfile.TemporaryDirectory(prefix="page_", ignore_cleanup_errors=True) as folder:
         tempfile.tempdir, os.environ["GRADIO_TEMP_DIR"] = folder, os.path.join(folder, "uploads")
-        page, pairs = Page(encoder, model, gallery or f"{folder}/gallery.npz", evaluation), example_pairs(examples)
-        blocks = build(gr, page, pairs)
-        theme = gr.themes.Default(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["monospace"])
+        blocks = build(gr, Page(encoder, model, gallery or f"{folder}/gallery.npz", evaluation), pairs)
         _, url, _ = blocks.launch(
-            server_name=host or "127.0.0.1", server_port=port, share=False, quiet=True, prevent_thread_lock=True, ssr_mode=False,
-            run_history=False, enable_monitoring=False, footer_links=[], max_file_size=MAX_MB * 2**20, theme=theme,
-            css=str(DRAW.style()), allowed_paths=list(itertools.chain(*pairs.values())),
+            server_name=host or "127.0.0.1", server_port=port, share=False, quiet=True, prevent_thread_lock=True,
+            ssr_mode=False, run_history=False, enable_monitoring=False, footer_links=[], max_file_size=MAX_MB * 2**20,
+            theme=theme, css=str(DRAW.style()), allowed_paths=list(itertools.chain(*pairs.values())),
         )  # fmt: skip
         print(f"{url} (Ctrl-C ends it)")
         try:
