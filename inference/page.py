@@ -239,10 +239,11 @@ def build(gr, page, pairs):
 
 def serve(encoder, model, evaluation, gallery, examples, host, port):
     """Serve the page until the process is interrupted; then all is removed that it wrote but a gallery with a name."""
-    gr, pairs = import_gradio(), example_pairs(examples)
-    theme = gr.themes.Default(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    pairs = example_pairs(examples)
     with tempfile.TemporaryDirectory(prefix="page_", ignore_cleanup_errors=True) as folder:
-        tempfile.tempdir, os.environ["GRADIO_TEMP_DIR"] = folder, os.path.join(folder, "uploads")
+        tempfile.tempdir, os.environ["GRADIO_TEMP_DIR"] = folder, os.path.join(folder, "uploads")  # before the import
+        gr = import_gradio()
+        theme = gr.themes.Default(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["monospace"])
         blocks = build(gr, Page(encoder, model, gallery or f"{folder}/gallery.npz", evaluation), pairs)
         _, url, _ = blocks.launch(
             server_name=host or "127.0.0.1", server_port=port, share=False, quiet=True, prevent_thread_lock=True,
