@@ -8,12 +8,14 @@
     python verify.py --identify PATH ... --gallery FILE     closest speakers of the gallery
     python verify.py --classify PATH ...                    the most similar training speaker
     python verify.py --export FILE.onnx                     for onnxruntime: waveform in, embedding out
+    python verify.py --page                                 a page to try the model on, in the browser
 
 A PATH may be audio, a folder, or a list of audio (.txt, .lst, .list, Kaldi's .scp). --model M takes another model than
 speechbrain/spkrec-ecapa-voxceleb.
 """
 
 import argparse
+import contextlib
 import os
 import struct
 import sys
@@ -160,6 +162,21 @@ def export(encoder, args, _):
     print(export_onnx(encoder, args.export))
 
 
+def page(encoder, args, _):
+    """Serve a page to try the model on, until it is interrupted."""
+    from evaluation.report import scores_of  # here, because these modules take seconds to import
+    from inference.page import serve
+
+    evaluation, demo = None, "exps/demo/corpus/eval/wav"
+    with contextlib.nullcontext() if args.evaluation else contextlib.suppress(InputError):
+        evaluation = scores_of(encoder, Path(args.evaluation or args.model))
+    if evaluation and encoder.threshold is None:
+        results, encoder.origin = evaluation[1], f"equal error rate on {evaluation[0]}"
+        encoder.threshold = results["thresholds"]["EER"]
+        encoder.cosine_threshold = results.get("cosine_threshold", encoder.threshold)
+    serve(encoder, args.model, evaluation, args.gallery, args.examples or demo, args.host, args.port)
+
+
 def scoring_vectors(encoder, files, args):
     """{file: scoring vector (V,)} of the readable files."""
     unreadable = []
@@ -216,10 +233,17 @@ def build_parser():
     add("--identify",   nargs="+", metavar="PATH", help="find the speaker of each file in the --gallery")
     add("--classify",   nargs="+", metavar="PATH", help="find the most similar training speaker of each file")
     add("--export",     metavar="FILE", help="write the model as ONNX to this .onnx file")
+    add("--page",       action="store_const", const=True, help="serve a page to try the model on (needs gradio)")
     add = parser.add_argument_group("comparing and galleries").add_argument
     add("--threshold",  metavar="T", help="a score; for our models also 1%% or 0.1%%: at this false-alarm "
                                           "rate on its trial list (default: the model's own)")
-    add("--gallery",    metavar="FILE", help="the .npz of the enrolled speakers, for --enrol and --identify")
+    add("--gallery",    metavar="FILE", help="the .npz of the enrolled speakers, for --enrol, --identify and --page")
+    add = parser.add_argument_group("with --page").add_argument
+    add("--host",       metavar="H", help="address to serve on (127.0.0.1: this machine only; 0.0.0.0: all)")
+    add("--port",       type=int, metavar="N", help="port to serve on (the first free one from 7860)")
+    add("--examples",   metavar="DIR", help="a folder of speakers' folders to take examples from (the demo corpus)")
+    add("--evaluation", metavar="DIR", help="--save_path of an --eval of this model: for histograms and, where it has "
+                                            "none, its threshold (the folder of its run)")
     add = parser.add_argument_group("with --embed").add_argument
     add("--out",        metavar="FILE", help="the .npz to write, or Kaldi's .ark with an .scp beside")
     add("--window",     type=float, metavar="S", help="length of a sliding window in seconds")
@@ -233,8 +257,9 @@ def build_parser():
 
 
 ONLY_WITH = {"out": ["embed"], "window": ["embed"], "step": ["embed"], "start": ["embed"], "end": ["embed"],
-             "last": ["embed"], "gallery": ["enrol", "identify"], "threshold": ["compare", "identify"]}  # fmt: skip
-ACTIONS = {act.__name__: act for act in (compare, embed, score, matrix, enrol, identify, classify, export)}
+             "last": ["embed"], "gallery": ["enrol", "identify", "page"], "threshold": ["compare", "identify", "page"],
+             "host": ["page"], "port": ["page"], "examples": ["page"], "evaluation": ["page"]}  # fmt: skip
+ACTIONS = {act.__name__: act for act in (compare, embed, score, matrix, enrol, identify, classify, export, page)}
 
 
 def read_arguments(arguments):
@@ -245,19 +270,19 @@ def read_arguments(arguments):
     for flag, actions in ONLY_WITH.items():
         if flag in given and action not in actions:
             raise InputError(f"--{flag} is only for {' and '.join(actions)}")
-        if flag in ("out", "gallery") and action in actions and flag not in given:
+        if flag in ("out", "gallery") and action in actions and flag not in given and action != "page":
             raise InputError(f"--{action} needs --{flag}, a file whose name ends in .npz")
     for flag, suffixes in (("out", [".npz", ".ark"]), ("gallery", [".npz"]), ("export", [".onnx"])):
         if flag in given and Path(given[flag]).suffix not in suffixes:  # never overwrite a recording or a model
             raise InputError(f"--{flag} {given[flag]}: the file's name must end in {' or '.join(suffixes)}")
-        if flag in given and (flag != "gallery" or action == "enrol"):
+        if flag in given and (flag != "gallery" or action != "identify"):
             check_writable(Path(given[flag]).parent, f"--{flag}")
     if args.window is not None:
         args.step = args.window if args.step is None else args.step
         window_of(args.window, args.step)  # an error now, not one for each file
     elif given.keys() & {"step", "last"}:
         raise InputError("--step and --last need --window")
-    if action in ("score", "export") and args.files:
+    if action in ("score", "export", "page") and args.files:
         raise InputError(f"--{action} takes no further files, such as {args.files[0]}")
     if action == "enrol" and (not args.enrol.strip() or os.path.isfile(args.enrol)):
         raise InputError(f"--enrol {args.enrol}: give the speaker's name first, then the files")
@@ -273,7 +298,7 @@ def read_arguments(arguments):
         args.pairs = read_pairs(args.score, args.paths_anywhere)
         root = args.root or os.path.dirname(args.score)
         files = [os.path.join(root, file) for pair in args.pairs for file in pair]
-    if len(files) < {"export": 0, "compare": 2}.get(action, 1):
+    if len(files) < {"export": 0, "page": 0, "compare": 2}.get(action, 1):
         actions = "--embed, --matrix, --enrol NAME, --identify or --classify"
         raise InputError(f"give files: two to compare, or some with {actions}")
     absent = [file for file in files if not os.path.exists(file)]

@@ -30,10 +30,7 @@ def write_report(folder):
     InputError if the folder contains no experiment.
     """
     folder = Path(folder)
-    found = [folder / name for name in ("settings.json", "results.json") if (folder / name).exists()]
-    if not found:
-        raise InputError(f"{folder} has no settings.json and no results.json: it is not the folder of an experiment")
-    about = json.loads(found[0].read_text(encoding="utf-8"))
+    about = read_about(folder)
     history = [] if "results" in about else read_history(folder / "metrics.jsonl")
     results = collect_results(history, about)
     scored, errors = read_scored(folder, results, about["settings"])
@@ -49,6 +46,29 @@ def write_report(folder):
     with whole_file(folder / "report.html") as file:
         file.write(page.encode("utf-8", "backslashreplace"))  # a file name may be invalid UTF-8
     return folder / "report.html"
+
+
+def read_about(folder):
+    """The content of the settings.json of a training, or of the results.json of an --eval. InputError."""
+    found = [folder / name for name in ("settings.json", "results.json") if (folder / name).exists()]
+    if not found:
+        raise InputError(f"{folder} has no settings.json and no results.json: it is not the folder of an experiment")
+    return json.loads(found[0].read_text(encoding="utf-8"))
+
+
+def scores_of(encoder, path):
+    """(list name, results, scores (N,), labels (N,)) of the first trial list on which an encoder was evaluated.
+
+    path: the folder of a training or an --eval, or a model of the training. InputError if its scores are not there.
+    """
+    folder = path if path.is_dir() else path.parent.parent
+    about = read_about(folder)
+    results = about["results"] if about.get("model") == encoder.fingerprint() else encoder.results
+    rows = {name: [{"model": "", "result": result, "is_scored": True}] for name, result in results.items()}
+    for name, (_, trials, scores) in read_scored(folder, rows, about["settings"])[0].items():
+        if abs(equal_error_rate(scores, trials.label)[0] - results[name]["eer"]) < 1e-3:  # not of another epoch
+            return name, results[name], scores, trials.label
+    raise InputError(f"{folder} has no scores of this model, or their trial list is no longer there")
 
 
 def collect_results(history, about):
@@ -87,7 +107,7 @@ def read_scored(folder, results, settings):
             trials = opened[stem] = opened.get(stem) or TrialList(lists[stem], "the trial list")
             scores = read_scores(folder / "scores" / f"{name}.txt", trials)
             row = next((row for row in rows if row["is_scored"]), rows[0])
-            if row["result"]["list_sha256"] != trials.sha256:
+            if row["result"].get("list_sha256") != trials.sha256:
                 raise InputError(f"{trials.path} has changed since it was evaluated")
             scored[name] = row["model"], trials, scores
         except InputError as error:

@@ -31,6 +31,7 @@ class Pretrained(NamedTuple):
     cosine_threshold: float | None = None  # ours: equal error rate of whole utterances' cosines on it
     scale: float | None = None  # ours: s of its loss
     held_out: list | None = None  # ours: names of speakers in its training list that it was not trained on
+    results: dict = {}  # ours: {trial list: error rates on it, as in metrics.jsonl}
     heard: list | None = None  # ours: names of all speakers that it, or a model before it, was trained on
 
     def trained_on(self):
@@ -125,13 +126,14 @@ def _load_ours(path, content):
     system = settings.get("system", "ours")  # another one, if it was fine-tuned from that
     if system not in SYSTEMS:
         raise InputError(f"{path} is based on a system that is not known: {system!r}")
-    trial_list, results = next(iter((checkpoint.get("scores") or {}).items()), ("", {}))
+    all_results = checkpoint.get("scores") or {}
+    trial_list, results = next(iter(all_results.items()), ("", {}))
     thresholds = results.get("thresholds") or {}
     origin = f"equal error rate on {trial_list}" if thresholds.get("EER") is not None else ""
     return Pretrained(
         system, _network(path, weights, system, PREFIX), classifier, checkpoint.get("speakers") or None,
         thresholds.get("EER"), origin, thresholds, trial_list, scale=float(settings.get("s", 30)),
-        held_out=checkpoint.get("valid_speakers") or [],
+        held_out=checkpoint.get("valid_speakers") or [], results=all_results,
         cosine_threshold=results.get("cosine_threshold"), heard=checkpoint.get("trained_on") or sorted(
             {*(checkpoint.get("speakers") or ()), *(checkpoint.get("earlier_speakers") or ())}),  # of earlier versions
     )  # fmt: skip

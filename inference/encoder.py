@@ -88,9 +88,9 @@ class SpeakerEncoder:
     threshold: the lowest score that counts as the same speaker (with ``system.above``: scores must be above it), or
     None; origin: where it comes from, for printing; thresholds: further ones of our own models, {"1%": at 1 % false
     alarms, ...}, set on the trial list ``trial_list``. cosine_threshold: the one for cosines of embeddings, which are
-    another score where crops are scored, too (``system.crops``). channel: of several channels take this one; None: the
-    system's default. held_out: speakers held out of its training, or None; trained_on: the known training speakers of
-    this model and of those that it was fine-tuned from.
+    another score where crops are scored, too (``system.crops``). results: {trial list: error rates} of our own models.
+    channel: of several channels take this one; None: the system's default. held_out: speakers held out of its training,
+    or None; trained_on: the known training speakers of this model and of those that it was fine-tuned from.
     """
 
     def __init__(self, network, device="cpu", pretrained=None):
@@ -104,7 +104,7 @@ class SpeakerEncoder:
         self.classifier, self.speakers = pretrained.classifier, pretrained.speakers
         self.held_out, self.trained_on = pretrained.held_out, pretrained.trained_on()
         self.vector_size = self.dimension * (2 if self.system.crops else 1)  # of scoring vectors
-        self.channel = None
+        self.channel, self.results = None, pretrained.results
 
     @classmethod
     def from_checkpoint(cls, path, device="cpu", system=None):
