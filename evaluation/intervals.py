@@ -140,11 +140,14 @@ def bootstrap_intervals(scores, labels, enrol_speaker, test_speaker, replicates=
 def compare(first_scores, second_scores, labels, enrol_speaker, test_speaker, replicates=1000, seed=0):
     """{metric: Difference} of METRICS of two systems on the same trials. Negative: the second is better.
 
-    Each replicate has the same speakers for both systems, so the difficulty that they share cancels. The p-value is at
-    least 1 / (replicates + 1). Other arguments as for ``bootstrap_intervals``.
+    Scores are (N,), or (runs, N) of several seeds, whose metrics are averaged. Each replicate has the same speakers for
+    both systems, so the difficulty that they share cancels. The p-value is at least 1 / (replicates + 1). Other
+    arguments as for ``bootstrap_intervals``.
     """
-    systems = [WeightedTrials(scores, labels, enrol_speaker, test_speaker) for scores in (first_scores, second_scores)]
-    estimate, drawn = _bootstrap(systems, replicates, seed)
+    first, second = np.atleast_2d(first_scores), np.atleast_2d(second_scores)
+    systems = [WeightedTrials(scores, labels, enrol_speaker, test_speaker) for scores in (*first, *second)]
+    measured = [np.split(each, [len(first)], axis=-2) for each in _bootstrap(systems, replicates, seed)]
+    estimate, drawn = (np.stack([runs.mean(axis=-2) for runs in both], axis=-2) for both in measured)
     difference = estimate[1] - estimate[0]
     spread, degrees = _spread(drawn[:, 1] - drawn[:, 0], systems[0])
     half = student.ppf(0.975, degrees) * spread
