@@ -91,6 +91,8 @@ def test_what_is_shown(page, files, run):
     for score, words in ((threshold, "Same speaker"), (threshold - 1e-6, "Different speakers")):
         assert words in DRAW.comparison(page, score, [], threshold, threshold)
     assert f"{eer:.2f} %" in DRAW.about(page, 50, 10) and eer == pytest.approx(sklearn_eer(*page.evaluation[2:]))
+    with pytest.raises(InputError, match="no scores of this model"):
+        scores_of(SpeakerEncoder(small_network(1)), run)
     assert np.mean(page.error_rates(threshold)) == pytest.approx(eer, abs=1.5)  # of 24 and 96 trials
 
 
