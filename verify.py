@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from corpora.audio import SAMPLE_RATE, AudioFile, UnreadableAudio
+from corpora.audio import SAMPLE_RATE, AudioFile, UnreadableAudio, check_folder
 from corpora.lists import audio_of, read_pairs
 from inference.encoder import AudioWarning, SpeakerEncoder, choose_device, window_of
 from inference.export import export_onnx
@@ -277,6 +277,8 @@ def read_arguments(arguments):
             raise InputError(f"--{flag} {given[flag]}: the file's name must end in {' or '.join(suffixes)}")
         if flag in given and (flag != "gallery" or action != "identify"):
             check_writable(Path(given[flag]).parent, f"--{flag}")
+    if args.examples:
+        check_folder(args.examples, "--examples")
     if args.window is not None:
         args.step = args.window if args.step is None else args.step
         window_of(args.window, args.step)  # an error now, not one for each file

@@ -63,8 +63,9 @@ def scores_of(encoder, path):
     """
     folder = path if path.is_dir() else path.parent.parent
     about = read_about(folder)
-    results = about["results"] if about.get("model") == encoder.fingerprint() else encoder.results
-    rows = {name: [{"model": "", "result": result, "is_scored": True}] for name, result in results.items()}
+    own, names = encoder.fingerprint(), {VALID, *(Path(path).stem for path in about["settings"]["eval_list"])}
+    results = about.get("results", encoder.results) if about.get("model", own) == own else {}
+    rows = {name: [{"model": "", "result": results[name], "is_scored": True}] for name in results if name in names}
     for name, (_, trials, scores) in read_scored(folder, rows, about["settings"])[0].items():
         if abs(equal_error_rate(scores, trials.label)[0] - results[name]["eer"]) < 1e-3:  # not of another epoch
             return name, results[name], scores, trials.label
