@@ -118,15 +118,18 @@ def data_flags(corpus):
             "--musan_path", corpus / "musan", "--rir_path", corpus / "rirs"]  # fmt: skip
 
 
-def start_script(*arguments):
-    command = [sys.executable, "trainSpeakerNet.py", *map(str, arguments)]
+def start_script(*arguments, processes=0):
+    """Start trainSpeakerNet.py, with ``processes`` by torchrun."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes else []
+    command = [sys.executable, *torchrun, "trainSpeakerNet.py", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
 
 
-def run_script(*arguments, check=False):
-    process = start_script(*arguments)
-    printed, complained = process.communicate()
+def run_script(*arguments, processes=0, check=True):
+    """(exit status, what was printed, what was complained) of trainSpeakerNet.py; check: it has to end well."""
+    process = start_script(*arguments, processes=processes)
+    printed, complained = process.communicate(timeout=600)
     assert not check or process.returncode == 0, complained
     return process.returncode, printed, complained
