@@ -112,6 +112,18 @@ def command(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def succeeds(command):
+    """succeeds(module, *arguments) -> what was printed by a command that has to end with status 0."""
+
+    def run(module, *arguments):
+        status, printed, complained = command(module, *arguments)
+        assert status == 0, complained
+        return printed
+
+    return run
+
+
 def data_flags(corpus):
     return ["--train_list", corpus / "train_list.txt", "--train_path", corpus / "train",
             "--eval_list", corpus / "trials.txt", "--eval_path", corpus / "eval",

@@ -210,10 +210,9 @@ def test_wandb_is_told_the_same_by_a_run_and_its_continuation(held):
         assert re.search(rf"training/loss\W*{record['loss']}".encode(), told) and b"valid/eer/model" in told
 
 
-def test_a_report_of_a_run_and_of_an_evaluation(command, held, evaluated):
+def test_a_report_of_a_run_and_of_an_evaluation(succeeds, held, evaluated):
     """What it shows is tested in test_report.py; here, that it finds what the trainer leaves."""
     for folder, shown in ((held, "best on valid"), (evaluated[0], "trials.calibrated")):
-        status, printed, error = command(report, folder)
-        assert status == 0 and printed.strip() == str(folder / "report.html"), error
+        assert succeeds(report, folder).strip() == str(folder / "report.html")
         page = (folder / "report.html").read_text()
         assert shown in page and "No scores to look at" not in page
