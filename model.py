@@ -86,12 +86,15 @@ class ECAPA_TDNN(nn.Module):
         """The network after the front end: features (B, 80, T) -> (B, embedding_size)."""
         x, valid = x.unsqueeze(2), None if valid is None else valid.unsqueeze(2)
         x = self.bn1(self.relu(self.conv1(x, valid)))
-        x1 = self.layer1(x, valid)
-        x2 = self.layer2(x + x1, valid)
-        x3 = self.layer3(x + x1 + x2, valid)
-        x = self.bn4(self.relu(self.layer4(torch.cat([x1, x2, x3], dim=1))))
+        x = self.bn4(self.relu(self.layer4(torch.cat(self.blocks(x, valid), dim=1))))
         counted = valid if weights is None else resample(weights, x.squeeze(2)).unsqueeze(2)
         return self.bn6(self.fc6(self.bn5(self.pool(x, counted))))
+
+    def blocks(self, x, valid):
+        """The outputs of the SE-Res2 blocks, each of which takes the sum of all outputs before it."""
+        x1 = self.layer1(x, valid)
+        x2 = self.layer2(x + x1, valid)
+        return x1, x2, self.layer3(x + x1 + x2, valid)
 
     def pool(self, x, valid=None):
         """Attentive statistics with global context: (B, C, 1, T) -> (B, 2 C), weighted means, standard deviations."""

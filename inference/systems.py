@@ -12,7 +12,7 @@ from torch import nn
 from inference.campplus import CAMPPlus
 from inference.filterbanks import KaldiFilterbank, SpeechBrainFilterbank
 from inference.xvector import XVectorSincNet
-from model import ECAPA_TDNN, LogMel, SERes2Block, convolve, mean_and_variance, reflect, resample, softmax_over_time
+from model import ECAPA_TDNN, LogMel, SERes2Block, convolve, mean_and_variance, reflect, softmax_over_time
 
 # ---- networks --------------------------------------------------------------------------------------------------------
 
@@ -24,15 +24,10 @@ class SequentialECAPA(ECAPA_TDNN):
         super().__init__(*widths, **named)
         self.bn6 = nn.Identity()
 
-    def embed(self, x, valid=None, weights=None):
-        x, valid = x.unsqueeze(2), None if valid is None else valid.unsqueeze(2)
-        x = self.bn1(self.relu(self.conv1(x, valid)))
+    def blocks(self, x, valid):
         x1 = self.layer1(x, valid)
         x2 = self.layer2(x1, valid)
-        x3 = self.layer3(x2, valid)
-        x = self.bn4(self.relu(self.layer4(torch.cat([x1, x2, x3], dim=1))))
-        counted = valid if weights is None else resample(weights, x.squeeze(2)).unsqueeze(2)
-        return self.bn6(self.fc6(self.bn5(self.pool(x, counted))))
+        return x1, x2, self.layer3(x2, valid)
 
 
 class WeSpeakerECAPA(SequentialECAPA):

@@ -112,21 +112,36 @@ def command(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def succeeds(command):
+    """succeeds(module, *arguments) -> what was printed by a command that has to end with status 0."""
+
+    def run(module, *arguments):
+        status, printed, complained = command(module, *arguments)
+        assert status == 0, complained
+        return printed
+
+    return run
+
+
 def data_flags(corpus):
     return ["--train_list", corpus / "train_list.txt", "--train_path", corpus / "train",
             "--eval_list", corpus / "trials.txt", "--eval_path", corpus / "eval",
             "--musan_path", corpus / "musan", "--rir_path", corpus / "rirs"]  # fmt: skip
 
 
-def start_script(*arguments):
-    command = [sys.executable, "trainSpeakerNet.py", *map(str, arguments)]
+def start_script(*arguments, processes=0):
+    """Start trainSpeakerNet.py, with ``processes`` by torchrun."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes else []
+    command = [sys.executable, *torchrun, "trainSpeakerNet.py", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
 
 
-def run_script(*arguments, check=False):
-    process = start_script(*arguments)
-    printed, complained = process.communicate()
+def run_script(*arguments, processes=0, check=True):
+    """(exit status, what was printed, what was complained) of trainSpeakerNet.py; check: it has to end well."""
+    process = start_script(*arguments, processes=processes)
+    printed, complained = process.communicate(timeout=600)
     assert not check or process.returncode == 0, complained
     return process.returncode, printed, complained

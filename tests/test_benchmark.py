@@ -25,12 +25,11 @@ def small_demo(monkeypatch, folder):
 
 
 @pytest.mark.parametrize("what", ["demo", "corpus"])
-def test_every_stage_is_in_the_table(command, corpus, tmp_path, monkeypatch, what):
+def test_every_stage_is_in_the_table(succeeds, corpus, tmp_path, monkeypatch, what):
     if what == "demo":
         small_demo(monkeypatch, tmp_path)
     more = ("--amp", "bf16") if what == "demo" else (*audio_flags(corpus), "--speed_perturb", "--sub_centres", 2)
-    status, printed, error = command(benchmark, *TINY, *more)
-    assert status == 0, error
+    printed = succeeds(benchmark, *TINY, *more)
     rows = re.findall(r"^([a-z].{23}) +([\d,.]+) +([\d,.]+) \.\. ([\d,.]+) ", printed, re.MULTILINE)
     assert [name.strip() for name, *_ in rows] == ["read", "augment", "training step", "end to end"]
     rates = [[float(number.replace(",", "")) for number in numbers] for _, *numbers in rows]
@@ -59,12 +58,11 @@ class Wrong(GPUCheck):
         raise ValueError("broken\nin two lines")
 
 
-def test_gpu_check_finds_differences_and_survives_errors(command, tmp_path, monkeypatch):
+def test_gpu_check_finds_differences_and_survives_errors(succeeds, tmp_path, monkeypatch):
     small_demo(monkeypatch, tmp_path / "demo")
     monkeypatch.setattr(benchmark, "GPU_CHECK", tmp_path / "check")
     monkeypatch.setattr(benchmark, "GPUCheck", Wrong)
-    status, printed, error = command(benchmark, *TINY, "--gpu_check")
-    assert status == 0, error
+    printed = succeeds(benchmark, *TINY, "--gpu_check")
     rows = json.loads((tmp_path / "check.json").read_text())["rows"]
     results = {(check, what): result for check, what, result, _ in rows}
     assert (tmp_path / "check.md").read_text() in printed and printed.count("\n| ") == len(results) + 1

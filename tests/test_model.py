@@ -46,19 +46,6 @@ def network_of(system, C=16):
     return with_statistics(about.network(C=C, front_end=about.front_end(), **widths))
 
 
-@pytest.mark.parametrize("utterance", [0, 1, 2])
-def test_golden_vectors_of_the_original_recipe(golden, utterance):
-    data = golden("taoruijie")
-    prefix = "state/speaker_encoder."
-    state = {key.removeprefix(prefix): torch.tensor(data[key]) for key in data.files if key.startswith(prefix)}
-    network = ECAPA_TDNN(C=64).eval()
-    network.load_state_dict(state, strict=True)
-    waveform = torch.tensor(data[f"wav_{utterance}"])[None]
-    with torch.no_grad():
-        assert relative_error(network.features(waveform)[0], data[f"feat_{utterance}"]) < 1e-4
-        assert relative_error(network(waveform)[0], data[f"emb_{utterance}"]) < 1e-4
-
-
 def test_keys_and_shapes_are_those_of_the_public_checkpoint():
     network = ECAPA_TDNN(C=1024)
     found = {f"speaker_encoder.{key}": tuple(value.shape) for key, value in network.state_dict().items()}

@@ -204,12 +204,6 @@ def test_files_that_are_not_a_gallery_of_this_model(use, folder):
     complained = use("--enrol", "bo", "wav/b0.wav", "--gallery", "g.npz", model="other.model")[2]
     assert "g.npz was made with another model" in complained
     assert (folder / "g.npz").read_bytes() == before
-    (folder / "bad.npz").write_bytes(before[:100])
-    np.savez(folder / "evil.npz", names=np.array([print, 1], dtype=object), model="x", vectors=[], counts=[])
-    np.savez(folder / "embeddings.npz", files=["a.wav"], embeddings=np.ones((1, 192)), model="x")
-    for name in ("bad", "evil", "embeddings"):
-        complained = use("--identify", "wav/a0.wav", "--gallery", f"{name}.npz")[2]
-        assert f"{name}.npz is not a gallery" in complained
     assert "none.npz does not exist: enrol speakers first" in use("--identify", "wav", "--gallery", "none.npz")[2]
 
 

@@ -49,21 +49,19 @@ def test_the_md5_are_the_published_ones():
         assert re.search(rf"`{name}`[^0-9a-f]*(?:\([^)]*\) )?{module.MD5[name]}", text), name
 
 
-def test_all_archives_are_unpacked_and_again_only_what_is_missing(tmp_path, downloads, command):
+def test_all_archives_are_unpacked_and_again_only_what_is_missing(tmp_path, downloads, succeeds):
     rirs = {"RIRS_NOISES/simulated_rirs/Room1/1.wav": b"r" * 999, "RIRS_NOISES/README": b""}
     trials = {"veri_test2.txt": b"1 a b"}
     archives = {"musan.tar.gz": tar_of(MUSAN), "rirs_noises.zip": zip_of(rirs), "notes.txt": b"", **trials}
     flags = ("--unpack", downloads(in_parts("vox2_dev_aac", zip_of(CONTENT), 8) | archives), "--to", tmp_path / "data")
-    status, printed, complained = command(prepareData, *flags)
-    assert status == 0, complained
-    assert tree(tmp_path / "data") == UNPACKED | MUSAN | rirs | {"voxceleb1/veri_test2.txt": b"1 a b"}
-    assert "32 files, 32 of them new" in printed
+    unpacked = UNPACKED | MUSAN | rirs | {"voxceleb1/veri_test2.txt": b"1 a b"}
+    assert "32 files, 32 of them new" in succeeds(prepareData, *flags)
+    assert tree(tmp_path / "data") == unpacked
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*") if path.is_file()}
     (tmp_path / "data/musan/music/set/1.wav").write_bytes(b"short")
     (tmp_path / "data/voxceleb2/dev/aac/id00002/ab-1/00005.m4a").unlink()
-    status, printed, _ = command(prepareData, *flags)
-    assert status == 0 and "32 files, 2 of them new" in printed
-    assert tree(tmp_path / "data") == UNPACKED | MUSAN | rirs | {"voxceleb1/veri_test2.txt": b"1 a b"}
+    assert "32 files, 2 of them new" in succeeds(prepareData, *flags)
+    assert tree(tmp_path / "data") == unpacked
     changed = [path.name for path in before if path.stat().st_mtime_ns != before[path]]
     assert sorted(changed) == ["00005.m4a", "1.wav"]
 

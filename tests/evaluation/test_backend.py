@@ -104,25 +104,15 @@ def test_a_cohort_from_a_file(encoder, tmp_path):
     assert cohort.about == f"5 embeddings of cohort.npz (sha256 {tools.file_hash(path)[:8]})"
 
 
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        (None, "does not exist"),
-        (b"hello", "not an .npz"),
-        ({"embeddings": np.ones(192)}, "no array 'embeddings'"),
-        ({"embeddings": np.ones((4, 256))}, "no array 'embeddings'"),
-        ({"embeddings": np.ones((3, 192)), "model": "another"}, "another model"),
-    ],
-)
+@pytest.mark.parametrize(("content", "complaint"), [
+    ({"embeddings": np.ones(192)}, "contains no array 'embeddings'"),
+    ({"embeddings": np.ones((4, 256))}, "contains no array 'embeddings'"),
+    ({"embeddings": np.ones((3, 192)), "model": "another"}, "was made with another model"),
+])  # fmt: skip
 def test_no_cohort(encoder, tmp_path, content, complaint):
-    path = tmp_path / "cohort.npz"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content:
-        np.savez(path, **content)
-    with pytest.raises(InputError, match=complaint) as error:
-        read_cohort(path, encoder)
-    assert str(error.value).startswith(f"--cohort {path} ")
+    np.savez(tmp_path / "cohort.npz", **content)
+    with pytest.raises(InputError, match=f"^--cohort {tmp_path}/cohort.npz {complaint}"):
+        read_cohort(tmp_path / "cohort.npz", encoder)
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------

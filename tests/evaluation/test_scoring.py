@@ -26,7 +26,7 @@ def held(corpus, tmp_path_factory):
     wandb = ["--wandb"] * bool(importlib.util.find_spec("wandb"))
     flags = [*data_flags(corpus), *SMALL, "--valid_speakers", 2, "--tensorboard", *wandb, "--save_path", folder]
     for epochs in (1, 2):
-        run_script(*flags, "--max_epoch", epochs, check=True)
+        run_script(*flags, "--max_epoch", epochs)
     return folder
 
 
@@ -60,9 +60,8 @@ def evaluated(held, corpus, tmp_path_factory):
     (folder / "part.txt").write_text("".join(lines[::2]))
     flags = [*data_flags(corpus), "--eval_list", corpus / "trials.txt", folder / "part.txt", "--device", "cpu"]
     model = held / "model" / "model_0002.model"
-    found = run_script("--eval", "--initial_model", model, "--calibrate", "--top_n", 3, *flags, "--save_path", folder)
-    assert found[0] == 0, found[2]
-    return folder, found[1], model
+    flags += ["--eval", "--initial_model", model, "--calibrate", "--top_n", 3, "--save_path", folder]
+    return folder, run_script(*flags)[1], model
 
 
 def column(path):
@@ -157,8 +156,7 @@ def test_a_cohort_may_come_from_a_file(evaluated, corpus, tmp_path):
     folder, _, model = evaluated
     flags = ["--eval", "--initial_model", model, "--as_norm", "--top_n", 3, "--device", "cpu", "--save_path", tmp_path,
              "--eval_list", corpus / "trials.txt", "--eval_path", corpus / "eval"]  # fmt: skip
-    status, _, complained = run_script(*flags, "--cohort", f"{model}.cohort.npz")  # and no training list
-    assert status == 0, complained
+    run_script(*flags, "--cohort", f"{model}.cohort.npz")  # and no training list
     same = [column(where / "scores" / "trials.as_norm.txt") for where in (folder, tmp_path)]
     np.testing.assert_allclose(*same, rtol=1e-4, atol=1e-4)
 
@@ -212,10 +210,9 @@ def test_wandb_is_told_the_same_by_a_run_and_its_continuation(held):
         assert re.search(rf"training/loss\W*{record['loss']}".encode(), told) and b"valid/eer/model" in told
 
 
-def test_a_report_of_a_run_and_of_an_evaluation(command, held, evaluated):
+def test_a_report_of_a_run_and_of_an_evaluation(succeeds, held, evaluated):
     """What it shows is tested in test_report.py; here, that it finds what the trainer leaves."""
     for folder, shown in ((held, "best on valid"), (evaluated[0], "trials.calibrated")):
-        status, printed, error = command(report, folder)
-        assert status == 0 and printed.strip() == str(folder / "report.html"), error
+        assert succeeds(report, folder).strip() == str(folder / "report.html")
         page = (folder / "report.html").read_text()
         assert shown in page and "No scores to look at" not in page

@@ -34,13 +34,12 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def train(corpus, command):
+def train(corpus, succeeds):
     """train(*flags) -> (what was printed, the waits for the GPU in training steps, those in Meter.add)."""
 
     def run(*flags):
         with FakeGPU() as gpu:
-            status, printed, complained = command(trainSpeakerNet, *data_flags(corpus), *SMALL, *flags)
-        assert status == 0, complained
+            printed = succeeds(trainSpeakerNet, *data_flags(corpus), *SMALL, *flags)
         return printed, *([each for each in gpu.waits if name in each] for name in ("train_step", "add (meter.py"))
 
     return run
@@ -71,7 +70,7 @@ def test_evaluation_with_as_norm_and_calibration(train, folder):
     assert "trials.as_norm: EER" in printed and "trials.calibrated: EER" in printed
 
 
-def test_the_gpu_check_has_no_error_of_its_own(corpus, command, folder, monkeypatch):
+def test_the_gpu_check_has_no_error_of_its_own(corpus, succeeds, folder, monkeypatch):
     monkeypatch.setattr(benchmark, "GPU_CHECK", folder / "check")
     monkeypatch.setattr(gpu_check, "VOX1_E", (10, 100, 200))
     monkeypatch.setattr(gpu_check, "STEPS", {"cuda": 1})
@@ -79,8 +78,7 @@ def test_the_gpu_check_has_no_error_of_its_own(corpus, command, folder, monkeypa
     monkeypatch.setattr(torch, "compile", lambda network, mode=None: network)
     for flags in ([], ["--gpu_check"]):
         with FakeGPU():
-            status, printed, complained = command(benchmark, *data_flags(corpus), *SMALL[:-1], "--seconds", 0, *flags)
-        assert status == 0, complained
+            printed = succeeds(benchmark, *data_flags(corpus), *SMALL[:-1], "--seconds", 0, *flags)
     rows = json.loads((folder / "check.json").read_text())["rows"]
     assert len(rows) == 35 and all(isinstance(result, int | float) for _, _, result, _ in rows), printed
     expected = count(SpeakerNet(ECAPA_TDNN(C=16), AAMsoftmax(5994)), batch=8, frames=60)["GFLOP"]

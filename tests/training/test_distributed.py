@@ -5,32 +5,18 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from test_trainSpeakerNet import SMALL, data_flags, results, state
+from conftest import data_flags, run_script, start_script
+from test_trainSpeakerNet import SMALL, results, state
 
 import trainSpeakerNet
 from tools import InputError
 from training import distributed
 from training.distributed import micro_batches
-
-
-def start(processes, *arguments):
-    script = ["trainSpeakerNet.py", *map(str, arguments)]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *torchrun, *script], cwd=ROOT, env=environment, **pipes)
-
-
-def finish(process):
-    printed, complained = process.communicate(timeout=120)
-    return process.returncode, printed, complained
 
 
 def wait_for(text, process):
@@ -60,16 +46,14 @@ def one(corpus, tmp_path_factory):
     """Flags of a short run, and the folder of one process's, whose batch norm sees the parts that two would have."""
     folder = tmp_path_factory.mktemp("exps") / "one"
     flags = [*data_flags(corpus), *SMALL, "--batch_size", 8]
-    status, _, complained = finish(start(1, *flags, "--accumulate", 2, "--save_path", folder))
-    assert status == 0, complained
+    run_script(*flags, "--accumulate", 2, "--save_path", folder, processes=1)
     return flags, folder
 
 
 def test_two_processes_train_as_one(one, tmp_path):
     """Same crops, augmentation and learning rate: the same losses and weights to rounding."""
     flags, alone = one
-    status, printed, complained = finish(start(2, *flags, "--save_path", tmp_path / "two"))
-    assert status == 0, complained
+    _, printed, _ = run_script(*flags, "--save_path", tmp_path / "two", processes=2)
     assert "cpu x 2 processes" in printed and printed.count("epoch 1/2 |") == 1  # one of them speaks
     # Adam's first steps go by the sign of a gradient, so that rounding grows.
     assert losses(tmp_path / "two") == pytest.approx(losses(alone), rel=2e-3)
@@ -93,8 +77,7 @@ def test_two_processes_evaluate_as_one(one, corpus, tmp_path):
     _, alone = one
     evaluation = ["--eval", "--initial_model", alone / "model" / "model_0002.model", "--device", "cpu",
                   "--eval_list", corpus / "trials.txt", "--eval_path", corpus / "eval"]  # fmt: skip
-    status, printed, complained = finish(start(2, *evaluation, "--save_path", tmp_path / "e"))
-    assert status == 0, complained
+    _, printed, _ = run_script(*evaluation, "--save_path", tmp_path / "e", processes=2)
     found = json.loads((tmp_path / "e" / "results.json").read_text())["results"]["trials"]
     assert found["eer"] == results(alone)[2]["lists"]["trials"]["eer"] and printed.count("trials: EER") == 1
     scores = [[float(line.split()[0]) for line in (folder / "scores" / "trials.txt").read_text().splitlines()]
@@ -112,8 +95,8 @@ def test_two_processes_share_the_cohort(one, corpus, tmp_path):
         shutil.copy(alone / "model" / "model_0002.model", model)
         folder = tmp_path / str(processes)
         more = ["--initial_model", model, "--save_path", folder]
-        status, _, complained = finish(start(processes, *evaluation, *more))
-        assert status == 0 and complained.count("held no speakers") == 1, complained
+        _, _, complained = run_script(*evaluation, *more, processes=processes)
+        assert complained.count("held no speakers") == 1, complained
         lines = (folder / "scores" / "trials.calibrated.txt").read_text().splitlines()
         found[processes] = [float(line.split()[0]) for line in lines]
         assert np.load(f"{model}.cohort.npz")["embeddings"].shape[1] == 192
@@ -127,7 +110,7 @@ def test_the_first_step_is_equal_to_rounding(one, tmp_path):
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         more = ["--batch_size", 24, "--accumulate", 4 // processes, "--max_epoch", 1, "--lr", 1e-5]
-        assert finish(start(processes, *flags, *more, "--save_path", folder))[0] == 0
+        run_script(*flags, *more, "--save_path", folder, processes=processes)
         found.append((losses(folder), state(folder)["optimizer"]["state"]))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     for number, one_state in found[0][1].items():  # after a step from nothing, the mean gradient times 0.1
@@ -139,8 +122,8 @@ def test_the_first_step_is_equal_to_rounding(one, tmp_path):
 def test_the_strong_recipe_in_two_processes(one, tmp_path):
     flags, _ = one
     flags = [*flags, "--speed_perturb", "--valid_speakers", 2, "--average", 2, "--margin_rise", 0.5, 1.5, "--clip", 1]
-    assert finish(start(2, *flags, "--save_path", tmp_path / "two"))[0] == 0
-    assert finish(start(1, *flags, "--accumulate", 2, "--save_path", tmp_path / "parts"))[0] == 0
+    run_script(*flags, "--save_path", tmp_path / "two", processes=2)
+    run_script(*flags, "--accumulate", 2, "--save_path", tmp_path / "parts", processes=1)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "parts"), rel=2e-3)
     found = {(each, kind): torch.load(tmp_path / each / "model" / f"{kind}_0002.model", weights_only=True)["weights"]
              for each in ("two", "parts") for kind in ("model", "average")}  # fmt: skip
@@ -154,15 +137,14 @@ def test_stopped_as_two_and_continued_as_one(one, tmp_path):
     flags, _ = one
     folder = tmp_path / "e"
     flags = [*flags, "--batch_size", 4, "--max_epoch", 20, "--save_path", folder]
-    process = start(2, *flags)
+    process = start_script(*flags, processes=2)
     wait_for("epoch 1/20 |", process)
     time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    status, _, complained = finish(process)
-    assert status != 0 and len([line for line in complained.splitlines() if line.startswith("stopped;")]) == 1
+    _, complained = process.communicate(timeout=300)
+    assert process.returncode and len([line for line in complained.splitlines() if line.startswith("stopped;")]) == 1
     stopped = state(folder)
-    status, printed, complained = finish(start(1, *flags, "--max_epoch", stopped["epoch"] + 1))
-    assert status == 0, complained
+    _, printed, _ = run_script(*flags, "--max_epoch", stopped["epoch"] + 1, processes=1)
     assert f"resuming after step {stopped['step']} of epoch {stopped['epoch']}" in printed
     assert [record["epoch"] for record in results(folder)] == [*range(stopped["epoch"] + 2)]
 
@@ -171,24 +153,25 @@ def test_stopped_as_two_and_continued_as_one(one, tmp_path):
 def test_a_process_that_dies_ends_the_others(one, tmp_path):
     flags, alone = one
     flags = [*flags, "--save_path", tmp_path / "e"]
-    process = start(2, *flags, "--max_epoch", 50)
+    process = start_script(*flags, "--max_epoch", 50, processes=2)
     wait_for("epoch 1/50 |", process)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(children[-1]), signal.SIGKILL)
-    status, _, complained = finish(process)
-    assert status != 0
+    _, complained = process.communicate(timeout=300)
+    assert process.returncode
     lost = "lost the others; one of them has probably ended"
     assert any(lost in line for line in ours(complained)) or "stopped;" in complained
     assert "SIGKILL" in complained  # torchrun says which
     reached = state(tmp_path / "e")["epoch"]
-    status, printed, _ = finish(start(2, *flags, "--max_epoch", reached + 1))
-    assert status == 0 and "resuming after step" in printed
+    _, printed, _ = run_script(*flags, "--max_epoch", reached + 1, processes=2)
+    assert "resuming after step" in printed
     assert results(tmp_path / "e")[1]["loss"] == pytest.approx(losses(alone)[0], rel=2e-3)
 
 
 def test_misuse_gets_one_line_from_all_processes(one, tmp_path):
     flags, _ = one
-    status, _, complained = finish(start(2, *flags, "--batch_size", 9, "--save_path", tmp_path / "e"))
+    nine = ["--batch_size", 9, "--save_path", tmp_path / "e"]
+    status, _, complained = run_script(*flags, *nine, processes=2, check=False)
     complaint = "--batch_size 9 cannot be cut in 2 equal parts of at least 2: --accumulate 1 x 2 processes"
     assert status != 0 and set(ours(complained)) == {f"trainSpeakerNet.py: {complaint}"}
 

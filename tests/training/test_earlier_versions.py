@@ -29,7 +29,7 @@ def test_an_earlier_run_continues_as_its_own_version_would(corpus, tmp_path):
             )  # fmt: skip
     finally:
         subprocess.run(["git", "worktree", "remove", "--force", clone], cwd=ROOT, check=True)
-    run_script(*flags, "--max_epoch", 2, "--save_path", tmp_path / "e1", check=True)  # continues with this version
+    run_script(*flags, "--max_epoch", 2, "--save_path", tmp_path / "e1")  # continues with this version
     ours, theirs = (
         torch.load(tmp_path / name / "model/model_0002.model", weights_only=True)["weights"] for name in ("e1", "e2")
     )
@@ -39,7 +39,7 @@ def test_an_earlier_run_continues_as_its_own_version_would(corpus, tmp_path):
     # Not to the bit: the front end rounds otherwise since, and Adam makes much of the rounding of gradients that are 0.
     assert ours["step"] == theirs["step"] and ours["loss"] == pytest.approx(theirs["loss"], rel=0.02)
     evaluation = ["--eval", "--initial_model", tmp_path / "e2/model/model_0002.model", "--save_path", tmp_path / "eval"]
-    run_script(*evaluation, *data_flags(corpus), "--device", "cpu", check=True)
+    run_script(*evaluation, *data_flags(corpus), "--device", "cpu")
     last = json.loads((tmp_path / "e2/metrics.jsonl").read_text().splitlines()[-1])["lists"]["trials"]
     found = json.loads((tmp_path / "eval/results.json").read_text())["results"]["trials"]
     assert found["eer"] == pytest.approx(last["eer"]) and found["trials"] == last["trials"]
