@@ -10,6 +10,8 @@ import zlib
 from pathlib import Path
 
 import requests
+import urllib3
+from tqdm import tqdm
 
 from corpora.lists import TrialList
 from corpora.unpack import PUBLISHED
@@ -33,26 +35,42 @@ def download(what, to, user=None, mirror=None, any_md5=False):
     to, moved = Path(to), read_mirror(mirror)
     check_writable(to, "--to")
     chosen = [name for name, (group, *_) in FILES.items() if group in what or name in what]
-    wanted = [name for name in progress_bar(iterable=chosen, desc="MD5", unit=" files")
-              if not (to / name).is_file() or fault(to / name, name, any_md5)]  # fmt: skip
+    wanted = []
+    for name in progress_bar(iterable=chosen, desc="MD5", unit=" files"):
+        is_here = (to / name).is_file()
+        problem = is_here and fault(to / name, name, any_md5)
+        if problem:
+            tqdm.write(f"{to / name} is not the published file ({problem}): it is downloaded again", file=sys.stderr)
+        wanted += [name] if problem or not is_here else []
     password = os.environ.get("VOXCELEB_PASSWORD", "")
     if user and not password and sys.stdin.isatty():
         password = getpass.getpass(f"password of {user}: ")
     auth = (user.encode(), password.encode()) if user else None
     files = [(moved.get(name, FILES[name][2]), to / name, auth if name.startswith("vox") else None) for name in wanted]
-    sizes = [fetch(*file)[1:] for file in files]
-    need, free = sum(size - done for size, done in sizes), shutil.disk_usage(to).free
+    sizes, missing = {}, []
+    for file in files:
+        try:
+            sizes[file] = fetch(*file)[1:]
+        except MissingFile as error:
+            missing.append(str(error))
+    need, free = sum(size - done for size, done in sizes.values()), shutil.disk_usage(to).free
     if need > free:
         raise InputError(f"--to {to} has {free / 1e9:.1f} GB free, the download needs {need / 1e9:.1f} GB")
-    with progress_bar(total=sum(size for size, _ in sizes), unit="B", unit_scale=True) as bar:
-        for url, path, account in files:
+    with progress_bar(total=sum(size for size, _ in sizes.values()), unit="B", unit_scale=True) as bar:
+        for url, path, account in sizes:
             part, *_ = fetch(url, path, account, bar)
             if problem := fault(part, path.name, any_md5):
                 part.unlink()
                 raise RunError(f"{path.name} is not the published file and was removed ({problem}): repeat the "
-                               "command, or give another URL with --from")  # fmt: skip
+                               "command, give another URL with --from, or accept it by --any_md5")  # fmt: skip
             os.replace(part, path)
+    if missing:
+        raise InputError("\n".join(missing))
     return len(chosen), len(wanted)
+
+
+class MissingFile(InputError):
+    """A file is not where it should be; others may be."""
 
 
 def read_mirror(mirror):
@@ -68,6 +86,8 @@ def read_mirror(mirror):
 
 def fault(path, name, any_md5):
     """What is wrong with a file that should be the published one of that name, in words, or ""."""
+    if any_md5 and FILES[name][0] != "lists":
+        return ""  # not read for nothing
     try:
         found = str(len(TrialList(path))) if FILES[name][0] == "lists" else file_hash(path, "md5")
     except InputError as error:
@@ -89,9 +109,12 @@ def fetch(url, path, auth, bar=None):
         try:
             answer = requests.get(url, auth=auth, headers=headers, stream=True, timeout=TIMEOUT)
             status = answer.status_code
-            if status in (401, 403, 404):
-                raise InputError(f"{name}: {status} {answer.reason}: check --user and VOXCELEB_PASSWORD (both come "
-                                 f"from {APPLY}), or give another URL with --from")  # fmt: skip
+            if status == 404:
+                raise MissingFile(f"{name}: 404 {answer.reason}: give another URL with --from")
+            if status in (401, 403):
+                account = f"check --user and VOXCELEB_PASSWORD (both come from {APPLY}), or "
+                account *= path.name.startswith("vox")
+                raise InputError(f"{name}: {status} {answer.reason}: {account}give another URL with --from")
             if status != 416 or not old:
                 answer.raise_for_status()
             if "html" in answer.headers.get("Content-Type", ""):
@@ -111,13 +134,14 @@ def fetch(url, path, auth, bar=None):
                 file.truncate(start)
                 bar.update(start - done)
                 done = start
-                for block in answer.iter_content(1 << 16):
+                # Raw, because some servers declare a .tar.gz as compressed for the transfer: it would be unpacked.
+                for block in answer.raw.stream(1 << 16, decode_content=False):
                     done += file.write(block)
                     bar.update(len(block))
             if not size or done == size:
                 return part, size, done
             error = "less than announced"
-        except requests.RequestException as caught:
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as caught:
             error = re.sub(SECRETS, "", str(caught))
         failed, furthest = 0 if done > furthest else failed + 1, max(furthest, done)
         time.sleep(PAUSE)

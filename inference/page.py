@@ -8,6 +8,7 @@ import contextlib
 import io
 import itertools
 import os
+import socket
 import tempfile
 import threading
 import warnings
@@ -48,7 +49,7 @@ def read(function, *files):
             with AudioFile(file) as audio:
                 minutes, samples = audio.length / SAMPLE_RATE / 60, audio.file.frames * audio.file.channels
             if minutes > MAX_MINUTES or samples > MAX_SAMPLES:
-                most = f"this page takes {MAX_MINUTES} minutes of stereo at 48 kHz, the command line more"
+                most = f"this page takes {MAX_MINUTES} minutes, the command line more"
                 raise InputError(f"{file} has {minutes:.0f} minutes, {samples / 1e6:.0f} million samples: {most}")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", AudioWarning)
@@ -188,8 +189,11 @@ def build(gr, page, pairs):
     def audio(label):
         return gr.Audio(sources=["upload", "microphone"], type="filepath", label=label, buttons=[], editable=False)
 
-    def action(label, inputs, compute, draw, own=None, **slider):
-        """A button that computes and draws the result, and a slider that draws it again. Returns where."""
+    def action(label, inputs, compute, draw, own=None, stays=False):
+        """A button that computes and draws the result, and a slider that draws it again. Returns where.
+
+        stays: what is drawn stays, without a slider, when another file is chosen.
+        """
         start = UNSET if own is None else round(own, 4)
 
         def show(found, threshold):
@@ -201,16 +205,19 @@ def build(gr, page, pairs):
                 found = compute(*given)
                 return found, show(found, threshold)
             except (InputError, OSError) as error:
-                return None, str(DRAW.refusal(str(error)))
+                return None, str(DRAW.refusal(str(error))) + (str(draw(page)) if stays else "")
 
         def move(threshold, found):
             return gr.skip() if found is None else show(found, threshold)
 
         button, state = gr.Button(label, variant="primary"), gr.State()
-        slider, output = gr.Slider(-1, 1, start, step=0.0001, label="Threshold", buttons=[], **slider), gr.HTML()
+        slider = gr.Slider(-1, 1, start, step=0.0001, label="Threshold", buttons=[], visible=not stays)
+        output = gr.HTML()
         # One click at a time: the warnings that are caught are those of the whole process.
         button.click(click, [slider, *inputs], [state, output], concurrency_id="encoder", **private)
         slider.change(move, [slider, state], output, show_progress="hidden", trigger_mode="always_last", **private)
+        for each in [] if stays else inputs:  # the result is no longer that of what is shown
+            each.change(lambda: (None, ""), None, [state, output], queue=False, show_progress="hidden", **private)
         return output
 
     with gr.Blocks(title="Speaker verification", delete_cache=(600, 3600), analytics_enabled=False) as blocks:
@@ -224,7 +231,7 @@ def build(gr, page, pairs):
         with gr.Tab("Who is it?"), gr.Row():
             with gr.Column():
                 inputs = [gr.Textbox(label="Name", max_length=60), audio("A recording of this speaker")]
-                enrolled = action("Enrol", inputs, page.enrol, DRAW.enrolled, visible=False)
+                enrolled = action("Enrol", inputs, page.enrol, DRAW.enrolled, stays=True)
                 blocks.load(lambda: str(DRAW.enrolled(page)), None, enrolled, **private)
             with gr.Column():
                 action("Identify", [audio("Who speaks here?")], page.identify, DRAW.ranking, page.encoder.threshold)
@@ -244,13 +251,19 @@ def serve(encoder, model, evaluation, gallery, examples, host, port):
         tempfile.tempdir, os.environ["GRADIO_TEMP_DIR"] = folder, os.path.join(folder, "uploads")  # before the import
         gr = import_gradio()
         theme = gr.themes.Default(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["monospace"])
-        blocks = build(gr, Page(encoder, model, gallery or f"{folder}/gallery.npz", evaluation), pairs)
-        _, url, _ = blocks.launch(
-            server_name=host or "127.0.0.1", server_port=port, share=False, quiet=True, prevent_thread_lock=True,
-            ssr_mode=False, run_history=False, enable_monitoring=False, footer_links=[], max_file_size=MAX_MB * 2**20,
-            theme=theme, css=str(DRAW.style()), allowed_paths=list(itertools.chain(*pairs.values())),
-        )  # fmt: skip
-        print(f"{url} (Ctrl-C ends it)")
+        page, host = Page(encoder, model, gallery or f"{folder}/gallery.npz", evaluation), host or "127.0.0.1"
+        page.speakers()  # an error now if the gallery is of another model
+        blocks = build(gr, page, pairs)
+        try:
+            _, url, _ = blocks.launch(
+                server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, ssr_mode=False,
+                run_history=False, enable_monitoring=False, footer_links=[], max_file_size=MAX_MB * 2**20, theme=theme,
+                css=str(DRAW.style()), allowed_paths=list(itertools.chain(*pairs.values())),
+            )  # fmt: skip
+        except (OSError, OverflowError) as error:
+            where = f"--host {host} --port {'7860 to 7959' if port is None else port}"
+            raise InputError(f"{where}: the port is in use, or this is no address of this machine") from error
+        print(f"{url.replace('localhost', socket.gethostname()) if host == '0.0.0.0' else url} (Ctrl-C ends it)")
         try:
             threading.Event().wait()
         finally:

@@ -136,6 +136,7 @@ class Site:
 
     def behave(self):
         self.status, self.ranges, self.type, self.authorization = 200, True, "application/octet-stream", None
+        self.encoding = "identity"
         self.announce, self.write = (lambda size: size), (lambda file, body: file.write(body))
 
 
@@ -152,6 +153,7 @@ class Handler(BaseHTTPRequestHandler):
         if size:
             self.send_header("Content-Length", size - first if status < 400 else 0)
         self.send_header("Content-Type", site.type)
+        self.send_header("Content-Encoding", site.encoding)
         self.send_header("ETag", hashlib.md5(content).hexdigest())
         if status == 206 and size:
             self.send_header("Content-Range", f"bytes {first}-{size - 1}/{size}")

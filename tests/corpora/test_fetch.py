@@ -71,6 +71,7 @@ FAULTS = {
     "an error page": ({"content": {NAME: b"<html>"}, "type": "text/html; charset=utf-8"}, "is a web page"),
     "an error page as a file": ({"content": {NAME: b"<html>"}}, "not the published file and was removed.*MD5"),
     "missing": ({"content": {}}, "404 Not Found.*--from"),
+    "declared as compressed": ({"encoding": "x-gzip"}, None),
     "overloaded": ({"status": 503, "ranges": False}, "503 .*Service Unavailable"),
 }
 CONTINUED = ("breaks off for good", "always breaks off, without ranges", "hangs")
@@ -99,6 +100,13 @@ def test_what_is_whole_is_not_transferred_again_and_what_is_damaged_is(site, fet
     (tmp_path / NAME).rename(module.fetch(f"{site.url}/{NAME}", tmp_path / NAME, None)[0])
     assert fetch("musan")[0] == 0 and site.requests[-1][1] == len(CONTENT) - 1
     assert (tmp_path / NAME).read_bytes() == CONTENT
+
+
+def test_the_others_are_transferred_when_one_is_missing(site, fetch, tmp_path):
+    site.content.pop(LIST)
+    status, _, complained = fetch("musan", LIST)
+    assert status == 2 and complained.count("\n") == 1 and f"{LIST} from" in complained
+    assert [path.name for path in tmp_path.iterdir()] == [NAME] and (tmp_path / NAME).read_bytes() == CONTENT
 
 
 def test_trial_lists_are_read_and_counted(site, fetch, tmp_path):
