@@ -103,7 +103,7 @@ def test_a_progress_bar_in_a_file_is_whole_lines(monkeypatch):
     (prepareData.read_arguments, ["--list", "a", "--to", "b"], "did you mean --lists?"),
     (prepareData.read_arguments, ["--check", "--evallist=b"], "did you mean --eval_list?"),
     (prepareData.read_arguments, ["--to", "b"], "unrecognized arguments: --to b; see"),
-    (prepareData.read_arguments, [], "give one of --unpack|--convert|--lists"),
+    (prepareData.read_arguments, [], "give one of --download|--unpack|--convert"),
 ])  # fmt: skip
 def test_a_misspelt_flag_gets_a_suggestion(parse, flags, said):
     with pytest.raises(InputError, match=said.replace("?", r"\?").replace("|", r"\|")):
