@@ -29,8 +29,9 @@ def download(what, to, user=None, mirror=None, any_md5=False):
     """Download groups of FILES, or single ones, to the folder ``to`` -> (number of files, of new files).
 
     Whole files are kept and parts continued. user: sent, with the password, for VoxCeleb's archives only. mirror: what
-    all URLs begin with, or a file of lines <file name> <URL>. InputError: access refused, no room, a wrong mirror file.
-    RunError: no answer, a web page, or, unless any_md5, another MD5 or number of trials than published.
+    all URLs begin with, or a file of lines <file name> <URL>. InputError: access refused, no room, a wrong mirror file;
+    a file that is not there (404), after the others have been transferred. RunError: no answer, a web page, or, unless
+    any_md5, another MD5 or number of trials than published.
     """
     to, moved = Path(to), read_mirror(mirror)
     check_writable(to, "--to")
@@ -138,9 +139,7 @@ def fetch(url, path, auth, bar=None):
                 for block in answer.raw.stream(1 << 16, decode_content=False):
                     done += file.write(block)
                     bar.update(len(block))
-            if not size or done == size:
-                return part, size, done
-            error = "less than announced"
+            return part, size, done
         except (requests.RequestException, urllib3.exceptions.HTTPError) as caught:
             error = re.sub(SECRETS, "", str(caught))
         failed, furthest = 0 if done > furthest else failed + 1, max(furthest, done)

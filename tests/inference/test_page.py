@@ -204,6 +204,8 @@ def test_in_a_browser(browser, page, files, run, tmp_path, width):
     assert verdict.inner_text().split("\n") == [words[same], f"score {score:.4f}"]
     view.get_by_label("number input for Threshold").filter(visible=True).fill("1" if same else "-1")
     verdict.get_by_text(words[not same]).wait_for()
+    give(view, 1, files[4])  # of this one nothing has been said
+    verdict.first.wait_for(state="hidden")
     view.get_by_role("tab", name="Who is it?").click()
     for name, file in (("Anna", files[0]), (NASTY, files[4])):
         view.get_by_label("Name").fill(name)
