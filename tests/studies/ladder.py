@@ -131,26 +131,30 @@ def table(args):
             rungs[rung] = seeds
     if not rungs:
         sys.exit(f"{folder} has no finished run")
-    first = next(iter(rungs))
-    print(f"EER in %, mean of the seeds; less that of {first!r}, of the seeds that both have [95 % over speakers], p")
     for name in (*LISTS, NOISY):
         trials = TrialList(folder / f"{name}.txt")
-        enrol, test, speakers = speakers_of(trials)
-        print(f"\n{name}: {len(trials)} trials of {speakers} speakers")
         scores = {rung: {seed: read_scores(place(args, rung, seed) / "eval" / "scores" / f"{name}.txt", trials)
                          for seed in seeds} for rung, seeds in rungs.items()}  # fmt: skip
-        for rung, of_seed in scores.items():
-            eers = [equal_error_rate(each, trials.label)[0] for each in of_seed.values()]
-            line = f"{rung:28}{' '.join(f'{eer:5.2f}' for eer in eers):18}{np.mean(eers):7.2f}  "
-            both = [seed for seed in of_seed if seed in scores[first]]
-            if rung == first:
-                low, high = bootstrap_intervals(next(iter(of_seed.values())), trials.label, enrol, test)["eer"]
-                line += f"[{low:.2f}, {high:.2f}]"
-            elif both:
-                pair = [np.stack([each[seed] for seed in both]) for each in (scores[first], of_seed)]
-                found = compare(*pair, trials.label, enrol, test)["eer"]
-                line += f"{found.difference:+6.2f} [{found.low:+6.2f}, {found.high:+6.2f}]  {found.p:.3f}"
-            print(line)
+        print_table(name, trials, scores)
+
+
+def print_table(name, trials, scores):
+    """EER in % of each seed and their mean, of scores {row: {seed: (N,)}}; less that of the first row, paired."""
+    enrol, test, speakers = speakers_of(trials)
+    first, at_first = next(iter(scores.items()))
+    print(f"\n{name}: {len(trials)} trials of {speakers} speakers; EER in %, mean; less {first!r} [95 %], p")
+    for row, of_seed in scores.items():
+        eers = [equal_error_rate(each, trials.label)[0] for each in of_seed.values()]
+        line = f"{row:28}{' '.join(f'{eer:5.2f}' for eer in eers):18}{np.mean(eers):7.2f}  "
+        both = [seed for seed in of_seed if seed in at_first]
+        if row == first:
+            low, high = bootstrap_intervals(next(iter(of_seed.values())), trials.label, enrol, test)["eer"]
+            line += f"[{low:.2f}, {high:.2f}]"
+        elif both:
+            pair = [np.stack([each[seed] for seed in both]) for each in (at_first, of_seed)]
+            found = compare(*pair, trials.label, enrol, test)["eer"]
+            line += f"{found.difference:+6.2f} [{found.low:+6.2f}, {found.high:+6.2f}]  {found.p:.3f}"
+        print(line)
 
 
 if __name__ == "__main__":
