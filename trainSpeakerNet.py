@@ -381,10 +381,10 @@ def make_loader(args, train_list, source, device):
     return loader, augmentation
 
 
-def check_data(args, heard):
-    """Say what is wrong with lists and audio before hours of work. heard: speakers that the model was trained on."""
+def check_data(args, earlier_speakers):
+    """Say what is wrong with lists and audio before hours of work. earlier_speakers: of the model's training."""
     if rank() == 0 and not args.no_check:
-        stop_at_errors(quick_check(args, heard))
+        stop_at_errors(quick_check(args, earlier_speakers))
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ def evaluate_run(run, records, trial_sets):
     """{"model": results, "average": results} of what there is now; the models are kept, but for an untrained one."""
     results, lowest = {}, records.lowest_valid_eer()
     for kind, network in run.networks().items():
-        about = Pretrained(run.args.system, network.speaker_encoder, heard=run.about["trained_on"])
+        about = Pretrained(run.args.system, network.speaker_encoder, all_speakers=run.about["trained_on"])
         encoder = SpeakerEncoder(network.speaker_encoder, run.device, about)
         results[kind] = evaluate(encoder, trial_sets, run.args, kind="" if kind == "model" else kind)
         if run.step or run.args.initial_model:

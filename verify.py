@@ -164,7 +164,7 @@ def export(encoder, args, _):
 
 def page(encoder, args, _):
     """Serve a page to try the model on, until it is interrupted."""
-    from evaluation.report import scores_of  # here, because these modules take seconds to import
+    from evaluation.records import scores_of  # here, because these modules take seconds to import
     from inference.page import serve
 
     evaluation, demo = None, "exps/demo/corpus/eval/wav"

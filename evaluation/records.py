@@ -1,12 +1,13 @@
-"""The records of a run: metrics.jsonl, from which score.txt, the plots and what trackers show are made."""
+"""The records of a run: metrics.jsonl, from which score.txt, plots and what trackers show are made; reading them."""
 
 import json
 import math
 from pathlib import Path
 
+from corpora.lists import TrialList
 from evaluation.plots import save_png, training_figure
-from evaluation.scoring import VALID
-from tools import InputError, rank, read_text, write_text
+from evaluation.scoring import VALID, read_scores
+from tools import InputError, equal_error_rate, rank, read_text, write_text
 
 
 class Records:
@@ -107,3 +108,46 @@ def best_on_valid(history):
     trained = [record for record in history if record["epoch"] > 0 or record.get("initial_model")]
     models = [(record, *each) for record in trained for each in results_of(record).items() if VALID in each[1]]
     return min(models, key=lambda model: model[2][VALID]["eer"], default=None)
+
+
+def read_about(folder):
+    """The content of the settings.json of a training, or of the results.json of an --eval. InputError."""
+    found = [folder / name for name in ("settings.json", "results.json") if (folder / name).exists()]
+    if not found:
+        raise InputError(f"{folder} has no settings.json and no results.json: it is not the folder of an experiment")
+    return json.loads(found[0].read_text(encoding="utf-8"))
+
+
+def scores_of(encoder, path):
+    """(list name, results, scores (N,), labels (N,)) of the first trial list on which an encoder was evaluated.
+
+    path: the folder of a training or an --eval, or a model of the training. InputError if its scores are not there.
+    """
+    folder = path if path.is_dir() else path.parent.parent
+    about = read_about(folder)
+    own, names = encoder.fingerprint(), {VALID, *(Path(path).stem for path in about["settings"]["eval_list"])}
+    results = about.get("results", encoder.results) if about.get("model", own) == own else {}
+    rows = {name: [{"model": "", "result": results[name], "is_scored": True}] for name in results if name in names}
+    for name, (_, trials, scores) in read_scored(folder, rows, about["settings"])[0].items():
+        if abs(equal_error_rate(scores, trials.label)[0] - results[name]["eer"]) < 1e-3:  # not of another epoch
+            return name, results[name], scores, trials.label
+    raise InputError(f"{folder} has no scores of this model, or their trial list is no longer there")
+
+
+def read_scored(folder, results, settings):
+    """({name: (model, TrialList, scores)}, {name: InputError}) of all lists with results."""
+    lists = {Path(path).stem: path for path in settings["eval_list"]}
+    lists[VALID] = folder / "scores" / f"{VALID}_trials.txt"
+    opened, scored, errors = {}, {}, {}
+    for name, rows in results.items():
+        try:
+            stem = max((stem for stem in lists if f"{name}.".startswith(f"{stem}.")), key=len)  # also <list>.as_norm
+            trials = opened[stem] = opened.get(stem) or TrialList(lists[stem], "the trial list")
+            scores = read_scores(folder / "scores" / f"{name}.txt", trials)
+            row = next((row for row in rows if row["is_scored"]), rows[0])
+            if row["result"].get("list_sha256") != trials.sha256:
+                raise InputError(f"{trials.path} has changed since it was evaluated")
+            scored[name] = row["model"], trials, scores
+        except InputError as error:
+            errors[name] = error
+    return scored, errors

@@ -12,12 +12,11 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from corpora.lists import TrialList
 from evaluation.intervals import tells
 from evaluation.plots import as_svg, det_figure, training_figure
-from evaluation.records import best_on_valid, read_history, results_of
-from evaluation.scoring import VALID, read_scores
-from tools import InputError, count, equal_error_rate, run_command, whole_file
+from evaluation.records import best_on_valid, read_about, read_history, read_scored, results_of
+from evaluation.scoring import VALID
+from tools import count, equal_error_rate, run_command, whole_file
 
 WORST = 20  # number of trials of each class in the tables
 
@@ -48,30 +47,6 @@ def write_report(folder):
     return folder / "report.html"
 
 
-def read_about(folder):
-    """The content of the settings.json of a training, or of the results.json of an --eval. InputError."""
-    found = [folder / name for name in ("settings.json", "results.json") if (folder / name).exists()]
-    if not found:
-        raise InputError(f"{folder} has no settings.json and no results.json: it is not the folder of an experiment")
-    return json.loads(found[0].read_text(encoding="utf-8"))
-
-
-def scores_of(encoder, path):
-    """(list name, results, scores (N,), labels (N,)) of the first trial list on which an encoder was evaluated.
-
-    path: the folder of a training or an --eval, or a model of the training. InputError if its scores are not there.
-    """
-    folder = path if path.is_dir() else path.parent.parent
-    about = read_about(folder)
-    own, names = encoder.fingerprint(), {VALID, *(Path(path).stem for path in about["settings"]["eval_list"])}
-    results = about.get("results", encoder.results) if about.get("model", own) == own else {}
-    rows = {name: [{"model": "", "result": results[name], "is_scored": True}] for name in results if name in names}
-    for name, (_, trials, scores) in read_scored(folder, rows, about["settings"])[0].items():
-        if abs(equal_error_rate(scores, trials.label)[0] - results[name]["eer"]) < 1e-3:  # not of another epoch
-            return name, results[name], scores, trials.label
-    raise InputError(f"{folder} has no scores of this model, or their trial list is no longer there")
-
-
 def collect_results(history, about):
     """{list name: [{"model", "result", "is_scored"}, ...]} of the best model, the last, its averages; or of an --eval.
 
@@ -95,25 +70,6 @@ def collect_results(history, about):
         model += f" ({kind})" * (kind != "model") + ", the last" * (record is tested[-1])
         add(model + f", best on {VALID}" * (results is best), results, results is tested[-1]["lists"])
     return found
-
-
-def read_scored(folder, results, settings):
-    """({name: (model, TrialList, scores)}, {name: InputError}) of all lists with results."""
-    lists = {Path(path).stem: path for path in settings["eval_list"]}
-    lists[VALID] = folder / "scores" / f"{VALID}_trials.txt"
-    opened, scored, errors = {}, {}, {}
-    for name, rows in results.items():
-        try:
-            stem = max((stem for stem in lists if f"{name}.".startswith(f"{stem}.")), key=len)  # also <list>.as_norm
-            trials = opened[stem] = opened.get(stem) or TrialList(lists[stem], "the trial list")
-            scores = read_scores(folder / "scores" / f"{name}.txt", trials)
-            row = next((row for row in rows if row["is_scored"]), rows[0])
-            if row["result"].get("list_sha256") != trials.sha256:
-                raise InputError(f"{trials.path} has changed since it was evaluated")
-            scored[name] = row["model"], trials, scores
-        except InputError as error:
-            errors[name] = error
-    return scored, errors
 
 
 def describe_list(model, trials, scores):

@@ -32,11 +32,11 @@ class Pretrained(NamedTuple):
     scale: float | None = None  # ours: s of its loss
     held_out: list | None = None  # ours: names of speakers in its training list that it was not trained on
     results: dict = {}  # ours: {trial list: error rates on it, as in metrics.jsonl}
-    heard: list | None = None  # ours: names of all speakers that it, or a model before it, was trained on
+    all_speakers: list | None = None  # ours: names of all speakers that it, or a model before it, was trained on
 
     def trained_on(self):
         """The same, for all systems: as far as they are known."""
-        return self.heard or sorted(self.speakers or ())
+        return self.all_speakers or sorted(self.speakers or ())
 
 
 def load_pretrained(path, system=None):
@@ -134,7 +134,7 @@ def _load_ours(path, content):
         system, _network(path, weights, system, PREFIX), classifier, checkpoint.get("speakers") or None,
         thresholds.get("EER"), origin, thresholds, trial_list, scale=float(settings.get("s", 30)),
         held_out=checkpoint.get("valid_speakers") or [], results=all_results,
-        cosine_threshold=results.get("cosine_threshold"), heard=checkpoint.get("trained_on") or sorted(
+        cosine_threshold=results.get("cosine_threshold"), all_speakers=checkpoint.get("trained_on") or sorted(
             {*(checkpoint.get("speakers") or ()), *(checkpoint.get("earlier_speakers") or ())}),  # of earlier versions
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ from conftest import ROOT, sklearn_eer, voice
 from test_model import small_network
 
 from corpora.lists import TrialList
-from evaluation.report import scores_of
+from evaluation.records import scores_of
 from evaluation.scoring import compute_metrics, score_trials, write_scores
 from inference.encoder import SpeakerEncoder
 from inference.gallery import Gallery
