@@ -187,12 +187,15 @@ class CropLoader:
 # ---- speed perturbation ----------------------------------------------------------------------------------------------
 
 
+SPEEDS = 3  # each speaker is three classes: at its own speed, slower, faster
+
+
 class SpeedPerturbation(nn.Module):
     """Speed 1, 0.9 or 1.1 for each utterance, with equal probability (Ko et al., Interspeech 2015).
 
     Like sox's "speed", this also changes the pitch and thus the voice: at another speed, speaker c of n_class becomes
     speaker c + n_class (0.9) or c + 2 * n_class (1.1), as in Yamamoto et al. (Interspeech 2019) and wespeaker. The
-    classifier needs 3 * n_class classes, of which the first n_class are the true speakers.
+    classifier needs SPEEDS * n_class classes, of which the first n_class are the true speakers.
 
     samples: length of the output crops; ``samples_needed``: of the input crops, enough for speed 1.1.
     """
@@ -214,7 +217,7 @@ class SpeedPerturbation(nn.Module):
         index of the first row in the step's batch.
         """
         numbers = row_numbers(self.seed, "speed", epoch, step, first=first, count=len(waveform), columns=1)[:, 0]
-        choice = (numbers * 3).astype(np.int64)
+        choice = (numbers * SPEEDS).astype(np.int64)
         played = waveform[:, : self.samples].to(torch.float32, copy=True)
         # cuDNN's default TF32 rounds to 10 bits; its benchmark would run again for each new number of rows.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
@@ -350,7 +353,7 @@ class Augmentation(nn.Module):
         # The floor (-100 dB) prevents a division by zero for silent noises.
         gain = level / energy.clamp(min=1e-10 * self.samples * 32768**2).sqrt()
         augmented = torch.empty(waveform.shape, device=waveform.device)
-        at_once = 16 if self._fits_cache(waveform) else len(waveform)
+        at_once = 16 if self._on_cpu(waveform) else len(waveform)  # these fit a CPU's cache, which is twice as fast
         for begin in range(0, len(waveform), at_once):
             crops = augmented[begin : begin + at_once]
             crops.copy_(waveform[begin : begin + at_once]).mul_(1 / 32768)
@@ -361,8 +364,7 @@ class Augmentation(nn.Module):
         return augmented
 
     @staticmethod
-    def _fits_cache(waveform):
-        """Whether to take 16 rows at a time: on a CPU these fit the cache, which is twice as fast; a GPU takes all."""
+    def _on_cpu(waveform):
         return waveform.device.type == "cpu"
 
     def _draw(self, count, epoch, step, first):
@@ -397,7 +399,7 @@ class Augmentation(nn.Module):
     def _add_noises(self, crops, row, start, gain):
         """Add noise to (B, samples) crops in place. row, start (N,): as in ``_draw``; gain (N,): its level / norm."""
         gain = gain * torch.linalg.vector_norm(crops, dim=1)[row]
-        if self._fits_cache(crops):
+        if self._on_cpu(crops):
             crops, noises = crops.unbind(), self.noises.numpy().reshape(-1)
             copied = torch.empty(self.samples, dtype=torch.int16)
             copy, noise = copied.numpy(), torch.empty(self.samples)
@@ -416,7 +418,7 @@ class Augmentation(nn.Module):
             speech = torch.zeros(len(rows), size, device=waveform.device)
             speech[:, : self.samples] = waveform[rows]
             spectrum = torch.fft.rfft(speech)
-            if self._fits_cache(waveform):
+            if self._on_cpu(waveform):
                 for each, begin in zip(spectrum, place.tolist()):
                     each.mul_(self.spectra[begin : begin + len(each)])
             else:
@@ -430,7 +432,7 @@ class Augmentation(nn.Module):
         """
         length = (responses != 0).mul(torch.arange(1, self.response_length + 1)).amax(dim=1).numpy()
         size, short = self._transform_size(length.max()), self._transform_size(self.samples // 4)
-        is_short = (length <= short - self.samples + self.ONSET) & (short < size) & self._fits_cache(self.spectra)
+        is_short = (length <= short - self.samples + self.ONSET) & (short < size) & self._on_cpu(self.spectra)
         self.transform_size = np.where(is_short, short, size)
         end = np.cumsum(self.transform_size // 2 + 1)
         self.place = end - self.transform_size // 2 - 1

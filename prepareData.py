@@ -60,7 +60,9 @@ def lists(args):
     command += ["--eval_list", f"{folder}/trials.txt", "--eval_path", root] if trials else ["--eval_list"]
     print(f"{folder}/train_list.txt: {count(len(kept), 'utterance')} of {count(len(kept.speakers), 'speaker')}")
     if trials:
-        print(f"{folder}/trials.txt: {len(trials)} trials, half of them same-speaker, of other speakers")
+        others = len({speaker for speaker, _ in found}) - len(kept.speakers)
+        of = count(others, "other speaker")
+        print(f"{folder}/trials.txt: {len(trials)} trials, half of them same-speaker, of {of}")
     if len(kept) < LARGE_LIST:
         command += ["--recipe", "strong"]
     command += ["--musan_path", "", "--rir_path", "", "--save_path", "exps/own"]
@@ -103,7 +105,7 @@ FLAGS = [
     ({download, unpack}, "--any_md5", {"action": "store_true", "help": "accept files with another MD5"}),
     ({convert}, "--format", {"choices": ["wav", "flac"], "default": "wav", "help": "of the results (%(default)s)"}),
     ({lists}, "--kaldi", {"metavar": "DIR", "help": "use Kaldi's wav.scp and utt2spk"}),
-    ({lists}, "--valid_speakers", {"type": int, "help": "held out for trials (a tenth, at most 100); 0: no trials"}),
+    ({lists}, "--valid_speakers", {"type": int, "help": "held out for trials (a tenth, 5 to 100); 0: no trials"}),
     ({check}, "--train_list", {"metavar": "LIST", "help": "training list, lines <speaker> <path>"}),
     ({check}, "--train_path", {"metavar": "ROOT", "help": "folder that its paths start from"}),
     ({pack}, "--train_list", {"metavar": "LIST", "required": True, "help": "training list, lines <speaker> <path>"}),

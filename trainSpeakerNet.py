@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from corpora.audio import check_folder
 from corpora.check import quick_check, stop_at_errors
 from corpora.demo import demo_flags, make_demo
 from corpora.lists import open_training_list
@@ -285,6 +286,7 @@ def train(args):
         args = settings.with_sizes(build_parser(), args, train_list, device)
     run, records, args = start(args, state, train_list, source, held, device)
     if args.max_epoch in records.epochs():
+        records.require(hashes_of(trial_sets, args))
         return print_end(run, records)
     loader, augmentation = make_loader(args, train_list, source, device)
     check_data(args, run.about["earlier_speakers"])
@@ -357,6 +359,9 @@ def print_end(run, records):
 def open_data(args):
     """Training list, its Folder or Pack, {name: TrialSet} and the list of held-out speakers, checked on the disk."""
     train_list, source = open_training_list(args)
+    for flag in ("musan_path", "rir_path"):  # before a classifier of mean embeddings, which takes a while
+        if getattr(args, flag):
+            check_folder(getattr(args, flag), f"--{flag}", "; '' trains without")
     trial_sets, held = open_trial_sets(args), train_list.subset(np.arange(0))
     if args.valid_speakers:
         train_list, held = hold_out(train_list, args.valid_speakers)

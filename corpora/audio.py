@@ -186,10 +186,10 @@ def find_audio(folder, suffixes=AUDIO_SUFFIXES):
     return sorted(path for path in paths if path.suffix.lower() in suffixes and not path.name.startswith("."))
 
 
-def check_folder(path, flag):
+def check_folder(path, flag, fix=""):
     """InputError unless ``path`` is a folder."""
     if not pathlib.Path(path).is_dir():
-        raise InputError(f"{flag} {path} is not a folder")
+        raise InputError(f"{flag} {path} is not a folder{fix}")
 
 
 class Folder:

@@ -102,11 +102,17 @@ def check_training_list(train_list):
     folder_of, others = train_list.speaker_folders()
     folders = len(set(folder_of.values()))
     severity, what, fix = "warning", "training lines have another speaker than most files of their folder", "fix them"
-    if len(others) > (1 - AGREEMENT) * len(train_list) and folders > count:
-        severity = "error" if all(map(str.isdecimal, train_list.speakers)) else "warning"  # sessions may be meant
-        what = f"the training list has {count} labels for {folders} folders of speakers"
-        fix = "a label must be one speaker; if the folders are sessions, name the speakers instead of numbering them"
+    if len(others) > (1 - AGREEMENT) * len(train_list):
+        if folder_of[train_list.files[0]] == (train_list.speakers[train_list.label[0]],):  # names of other folders
+            severity = "error"
+        elif folders > count:
+            severity = "error" if all(map(str.isdecimal, train_list.speakers)) else "warning"  # sessions may be meant
+            what = f"the training list has {count} labels for {folders} folders of speakers"
+            fix = "a label must be one speaker; if the folders are sessions, name the speakers, do not number them"
     findings += found(severity, what, others, fix, line)
+    if not others and sum(folder_of[file][-1] in file.split("/") for file in folder_of) < AGREEMENT * len(folder_of):
+        what, fix = "the labels of the training list are not those of folders", "make sure that they are speakers"
+        findings += found("note", what, train_list.speakers, fix)
     return train_list.speaker_names(folder_of), findings
 
 

@@ -99,13 +99,16 @@ class TrainingList(List):
     def speaker_folders(self):
         """({file: folders to that of its speaker, or its label if folders do not tell}, rows whose labels contradict).
 
-        Labels that are names of folders are the speakers. Others, such as class indices, are compared with the first
-        level that agrees, one folder a label, or else with the first where folders have one label, or many labels one.
+        Labels that are names of folders, of their files' or of one level, are the speakers. Others, such as class
+        indices, are compared with the first level that agrees, one folder a label, or else with the first where folders
+        have one label, or many labels one.
         """
         names = [self.speakers[label] for label in self.label.tolist()]
         by_label = {file: (name,) for file, name in zip(self.files, names)}
         others = [row for row, file in enumerate(self.files) if names[row] not in file.split("/")[:-1]]
-        if len(others) <= (1 - AGREEMENT) * len(self):
+        level_names = [{folders[-1] for folders in level.values()} for level in folder_levels(self.files)]
+        of_one_level = any(len(each ^ set(self.speakers)) <= (1 - AGREEMENT) * len(each) for each in level_names)
+        if of_one_level or len(others) <= (1 - AGREEMENT) * len(self):
             return by_label, others
         best, contrary = by_label, []
         for level in folder_levels(self.files):

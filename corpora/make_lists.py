@@ -95,13 +95,14 @@ def refuse_blanks(found, source):
 def write_lists(found, root, folder, count=None, seed=0):
     """Write train_list.txt and trials.txt of ``count`` speakers held out of it -> (TrainingList, TrialList or None).
 
-    found: [(speaker, path)]. count None: a tenth of the speakers, 2 to 100; 0, or fewer than four speakers: no trials.
-    Existing lists with other content are never overwritten: InputError.
+    found: [(speaker, path)]. count None: a tenth of the speakers, 5 (for intervals; of fewer than 20 speakers: 2) to
+    100; 0, or fewer than four speakers: no trials. Existing lists with other content are never overwritten: InputError.
     """
     folder = pathlib.Path(folder)
     kept, trials = TrainingList.of(root, *zip(*found)), None
     if count is None:
-        count = max(2, min(100, len(kept.speakers) // 10)) if len(kept.speakers) >= 4 else 0
+        speakers = len(kept.speakers)
+        count = min(100, max(5 if speakers >= 20 else 2, speakers // 10)) if speakers >= 4 else 0
     if count:
         kept, held = hold_out(kept, count, seed)
         trials = make_trials(held, folder / "trials.txt", seed)
@@ -125,7 +126,7 @@ def hold_out(train_list, count, seed=0, asked="--valid_speakers"):
     enough = [speaker for speaker, files in enumerate(utterances) if len(files) > 1]
     most = min(len(enough), len(utterances) - 2)
     if not 2 <= count <= most:
-        about = f"{len(enough)} of the {len(utterances)} speakers in {train_list.path} have two utterances"
+        about = f"{len(enough)} of the {len(utterances)} speakers in {train_list.path} have at least two utterances"
         raise InputError(f"{asked} {count}: must be from 2 to {most}, because {about}, and two speakers must remain")
     held = np.isin(train_list.label, np.random.default_rng(seed).choice(enough, count, replace=False))
     return train_list.subset(np.flatnonzero(~held)), train_list.subset(np.flatnonzero(held))

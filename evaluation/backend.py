@@ -22,6 +22,7 @@ from tools import InputError, cohort_statistics, file_hash, gather, load_arrays,
 # Of each speaker, for the cohort. More would move a speaker's mean by less than a quarter (1 / sqrt(20)) of the spread
 # of its utterances, and take nine times as long for VoxCeleb2: 1.1 million utterances instead of 120,000.
 UTTERANCES = 20
+FEW = 20  # speakers: with 2 of them the actual cost was above 1, that of deciding nothing
 
 
 class ScoringBackend:
@@ -62,11 +63,14 @@ class ScoringBackend:
             self.cohort = cohort_beside(beside, self.encoder, self.train_list, self.source, args.n_cpu)
         if self.trials:
             self.calibration = self.scorer(utterances).calibrate(self.trials)
-            print(f"calibrated on {len(self.trials)} trials of {len(self.held_out.speakers)} speakers")
+            few = "; with so few the ratios mean little" * (len(self.held_out.speakers) < FEW)
+            print(f"calibrated on {len(self.trials)} trials of {len(self.held_out.speakers)} speakers{few}")
             if not self.calibration.weights[1:].any():
                 costs = max(self.calibration.across, key=lambda pair: pair[1] - pair[0], default=None)
-                why = "too few speakers" if costs is None else f"Cllr {costs[1]:.3f} with them, {costs[0]:.3f} without"
-                print(f"calibrated without quality measures, which do not help speakers of other quality ({why})")
+                why = "too few speakers to tell whether they help"
+                if costs is not None:
+                    why = f"no help for speakers of other quality (Cllr {costs[1]:.3f} with, {costs[0]:.3f} without)"
+                print(f"calibrated without quality measures: {why}")
 
     def as_data(self):
         """The calibration for results.json; None without --calibrate."""

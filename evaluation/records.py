@@ -33,6 +33,12 @@ class Records:
     def epochs(self):
         return {record["epoch"] for record in self.history}
 
+    def require(self, lists):
+        """InputError for a trial list, of {path: SHA-256}, on which the last epoch was not evaluated."""
+        known = {result["list_sha256"] for result in self.history[-1]["lists"].values()}
+        for path in (path for path, sha256 in lists.items() if sha256 not in known):
+            raise InputError(f"{self.folder} is finished, without --eval_list {path}: evaluate its model with --eval")
+
     def add(self, summary, results):
         """Add an epoch: the meter's summary and {kind: evaluation results}, kind "model" or "average".
 

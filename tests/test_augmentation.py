@@ -141,7 +141,7 @@ def test_short_and_long_responses_are_convolved_alike(tmp_path, speech):
 def test_all_devices_do_as_a_core_does(augmentation, speech, monkeypatch):
     """The way of other devices, on this one: the whole batch at once, all noises gathered and added together."""
     expected = augmentation.augment(speech, 1, 4)
-    monkeypatch.setattr(Augmentation, "_fits_cache", lambda self, waveform: False)
+    monkeypatch.setattr(Augmentation, "_on_cpu", lambda self, waveform: False)
     assert (augmentation.augment(speech, 1, 4) - expected).abs().max() < 2e-6
 
 

@@ -101,6 +101,13 @@ def test_a_run_leaves_what_the_readme_says(trained):
     assert (written["versions"]["git_commit"] or "").removesuffix("-dirty") == head
 
 
+def test_a_finished_run_has_no_results_of_another_list(command, corpus, trained, tmp_path):
+    other = tmp_path / "trials.txt"  # of the same name
+    other.write_text("".join((corpus / "trials.txt").read_text().splitlines(keepends=True)[1:]))
+    status, _, error = command(trainSpeakerNet, "--save_path", trained, "--eval_list", other)
+    assert status == 2 and f"is finished, without --eval_list {other}: evaluate its model with --eval" in error
+
+
 def test_the_log_has_the_printed_lines_with_their_times(command, corpus, tmp_path):
     flags = [*data_flags(corpus), *SMALL, "--save_path", tmp_path / "e"]
     shown = [command(trainSpeakerNet, *flags, *more) for more in (["--max_epoch", 1], [], [], ["--lr", 1])]
@@ -374,7 +381,7 @@ def test_fine_tuning_keeps_the_encoder(succeeds, corpus, tmp_path, trained):
     fewer.write_text("".join((corpus / "train_list.txt").read_text().splitlines(keepends=True)[:16]))
     flags = [*data_flags(corpus), *still, "--train_list", fewer]
     printed = succeeds(trainSpeakerNet, *flags, "--save_path", tmp_path / "new")
-    assert "took its encoder; its classifier of 6 classes is for other speakers, " in printed
+    assert "took its encoder; its classifier of 6 classes is for other speakers: " in printed
     tuned = state(tmp_path / "new")["weights"]
     encoder, lines = SpeakerEncoder.from_checkpoint(model), [line.split() for line in fewer.read_text().splitlines()]
     for speaker, vector in zip(sorted({speaker for speaker, _ in lines}), tuned["speaker_loss.weight"], strict=True):

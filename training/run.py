@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from dataLoader import SPEEDS
 from evaluation.backend import make_cohort
 from inference.encoder import SpeakerEncoder
 from inference.systems import SYSTEMS, build_network
 from loss import AAMsoftmax
 from tools import InputError, RunError, load_checkpoint, rank, save_checkpoint, size
 from training import distributed
-from training.settings import SPEEDS, fine_tunes, same_speakers
+from training.settings import fine_tunes, same_speakers
 from training.state import save_state
 
 
@@ -218,7 +219,8 @@ def take_classifier(network, initial, train_list, source, args):
     if theirs is None:
         reason = "the file has no classifier"
     elif not same_speakers(initial, train_list, args) or theirs[: len(ours)].shape != ours.shape:
-        reason = f"its classifier of {len(theirs)} classes is for other speakers, speeds or sub-centres"
+        other = "speeds or sub-centres" if same_speakers(initial, train_list, args) else "speakers"
+        reason = f"its classifier of {len(theirs)} classes is for other {other}"
     else:
         ours.data.copy_(theirs[: len(ours)])  # the first of speed perturbation's are the speakers at their own speed
         return f"encoder and {len(ours)} of the {len(theirs)} classes of its classifier"

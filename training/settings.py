@@ -6,12 +6,12 @@ import math
 import shlex
 from pathlib import Path
 
+from dataLoader import SPEEDS
 from inference.hub import local_model
 from model import ECAPA_TDNN
 from tools import InputError, count, rank, read_text
 from training.state import has_state
 
-SPEEDS = 3  # with speed perturbation each speaker is three classes: at its own speed, slower, faster
 DATA_FLAGS = {"train_list", "train_path", "eval_list", "eval_path", "musan_path", "rir_path"}
 
 # What a resumed run may change: where things lie, how often it evaluates, how long it trains, how it is computed.
@@ -90,7 +90,7 @@ def with_sizes(parser, args, train_list, device):
     if sizes and rank() == 0:
         chosen = ", ".join(f"--{name} {getattr(args, name)}" for name in sizes)
         few = f"{count(utterances, 'utterance')} of {count(len(train_list.speakers), 'speaker')}"
-        better = "; better with so few: fine-tune a published model (--initial_model)"
+        better = "; with so few, first try a published model, and fine-tune it (--initial_model)"
         print(f"{few}: {chosen}{better * (utterances < 10_000 and not args.initial_model)}")
     return args
 
@@ -236,13 +236,14 @@ def with_classes(args, train_list):
 
 
 def of_resumed_run(args, state):
-    """Settings that continue a training state: those that are not given stay as they were, paths if they still exist.
+    """Settings that continue a training state: what is not given stays, but for --device and paths that are gone.
 
     InputError for what would make it another experiment.
     """
     before = state["settings"]
-    stay = {"max_epoch", "test_step"} | {name for name in DATA_FLAGS & before.keys() if exists(before[name])}
-    kept = (before.keys() & vars(args).keys()) - args.given - (FREE_TO_CHANGE - stay)
+    gone = {name for name in DATA_FLAGS & before.keys() if not exists(before[name])}
+    now_given = args.given | ({"compile", "no_compile"} if args.compile or args.no_compile else set())
+    kept = (before.keys() & vars(args).keys()) - now_given - gone - {"save_path", "device"}  # another machine's device
     args = args.replace(**{name: before[name] for name in kept})
     args = args.replace(system=args.system or before.get("system", "ours"))
     free = FREE_TO_CHANGE - (set() if schedule_is_open(args) else {"max_epoch"})
@@ -280,7 +281,9 @@ def of_pretrained_run(args, initial, train_list, held_out):
             f"--valid_speakers {args.valid_speakers} holds out {count(len(known), 'speaker')}, such as {min(known)}, "
             f"that {args.initial_model} was trained on: use the --valid_speakers of that run"
         )
-    args = with_width(args, initial.network).replace(system=initial.system)
+    wanted, args = args, with_width(args, initial.network).replace(system=initial.system)
+    if wanted.keep_spectrum and not args.keep_spectrum and rank() == 0:
+        print(f"without --keep_spectrum, since {args.initial_model} was trained so")
     if initial.classifier is not None and same_speakers(initial, train_list, args):
         sub_centres = initial.classifier.shape[1] if initial.classifier.dim() == 3 else 1
         kept = {"sub_centres": sub_centres, "s": initial.scale or args.s}

@@ -63,8 +63,9 @@ def only_run_in(folder):
     """Keep other runs from writing to a folder as long as this lasts. InputError naming the process that does already.
 
     The lock is the kernel's: it ends with the process, however that ends. The file .lock stays and means nothing alone.
-    If an error comes before anything else is written, the folder is removed.
+    If an error comes before anything else is written, the folder is removed, unless it was there before.
     """
+    made = not os.path.lexists(folder)
     check_writable(folder, "--save_path")
     with open(Path(folder) / ".lock", "a+", encoding="utf-8") as file:
         try:
@@ -88,6 +89,6 @@ def only_run_in(folder):
         try:
             yield
         except Exception:
-            if set(os.listdir(folder)) <= {".lock", "log.txt"}:
+            if made and set(os.listdir(folder)) <= {".lock", "log.txt"}:
                 shutil.rmtree(folder)
             raise

@@ -49,23 +49,27 @@ def run(args):
             train_list.write_text(tuned.text())
             trial_list.write_text(trials.text())
             test = ["--eval", "--eval_list", trial_list, "--eval_path", audio, "--n_cpu", "1", "--initial_model"]
-            if not place(args, BEFORE, trials, 0).exists():
+            if not is_done(place(args, BEFORE, trials, 0)):
                 start(*test, args.model, "--save_path", place(args, BEFORE, trials, 0))
             for way in args.ways:
-                if place(args, way, trials, seed).exists():
+                if is_done(place(args, way, trials, seed)):
                     continue
                 flags = ["--recipe", "strong"] if WAYS[way] is None else ["--initial_model", args.model, *WAYS[way]]
                 where = folder / "runs" / place(args, way, trials, seed).name
                 start("--train_list", train_list, "--train_path", audio, "--musan_path", data / "musan", "--rir_path",
                       data / "rirs", *flags, "--eval_list", "", "--test_step", "1000", "--n_cpu", "1", "--seed", seed,
                       "--save_path", where)  # fmt: skip
-                for model in (where / "model").glob("average_*.model"):
-                    start(*test, model, "--save_path", place(args, way + MEAN, trials, seed))
-                start(*test, where / "model", "--save_path", place(args, way, trials, seed))
+                for kind, name in (("average", way + MEAN), ("model", way)):
+                    for model in sorted((where / "model").glob(f"{kind}_*.model"))[-1:]:
+                        start(*test, model, "--save_path", place(args, name, trials, seed))
 
 
 def place(args, way, trials, seed):
     return Path(args.save_path) / "eval" / f"{way}-{trials.path.stem}-{seed}".replace(" ", "_")
+
+
+def is_done(folder):
+    return (folder / "results.json").exists()
 
 
 def table(args):
@@ -76,7 +80,7 @@ def table(args):
         for way in (BEFORE, *(way + kind for way in WAYS for kind in ("", MEAN))):
             for seed in args.seeds:
                 where = [place(args, way, trials, 0 if way == BEFORE else seed) for trials in both]
-                if all(each.exists() for each in where):
+                if all(map(is_done, where)):
                     files = [each / "scores" / trials.path.name for each, trials in zip(where, both)]
                     scores.setdefault(way, {})[seed] = np.concatenate(list(map(read_scores, files, both)))
         print_table(corpus, TrialList.of(corpus, *columns), scores)

@@ -30,8 +30,8 @@ from evaluation.scoring import read_scores
 from tools import equal_error_rate
 
 COMMON = ["--C", "64", "--batch_size", "32", "--max_epoch", "48", "--test_step", "1000", "--n_cpu", "1", "--compile"]
-SCHEDULE = ["--optimizer", "adamw", "--weight_decay", "0.01", "--lr", "0.0028", "--schedule", "cosine", "--warmup", "2",
-            "--margin_rise", "0", "38"]  # fmt: skip
+SCHEDULE = ["--optimizer", "adamw", "--weight_decay", "0.01", "--lr", "0.0028284", "--lr_final", "7.07e-6",
+            "--schedule", "cosine", "--warmup", "1.92", "--margin_rise", "0", "38.4"]  # strong's, for these sizes
 RUNGS = {  # flags, in addition to those above
     "customary": [],
     "customary, spectrum kept": ["--keep_spectrum"],

@@ -178,6 +178,7 @@ def test_fine_tuning_on_a_small_list_is_short_and_gentle(capsys):
 def test_a_resumed_run_keeps_what_is_not_given():
     before = resolved("--lr", 0.01, "--recipe", "strong", "--system", "taoruijie").as_dict() | {"amp": "off"}
     before |= {"train_list": __file__, "eval_list": [__file__], "rir_path": "", "train_path": "/has/moved"}
+    before |= {"accumulate": 4, "no_check": True, "no_compile": True}
     state = {"settings": before, "epoch": 1}
     for flags in ([], ["--lr", 0.01, "--system", "taoruijie"], ["--n_cpu", 2]):
         found = of_resumed_run(resolved(*flags), state)
@@ -185,6 +186,8 @@ def test_a_resumed_run_keeps_what_is_not_given():
         assert found.n_cpu == (2 if "--n_cpu" in flags else 4)
         assert (found.train_list, found.eval_list, found.rir_path) == (__file__, [__file__], "")
         assert found.train_path == resolved().train_path
+        assert (found.accumulate, found.no_check, found.no_compile) == (4, True, True)
+    assert not of_resumed_run(resolved("--compile"), state).no_compile
     with pytest.raises(InputError, match=r"--lr 0\.01, not 0\.02"):
         of_resumed_run(resolved("--lr", 0.02), state)
 

@@ -78,10 +78,13 @@ def test_one_run_at_a_time(tmp_path):
         assert not leftover.exists() and other.exists()
         with pytest.raises(InputError, match="being written to by process"), state.only_run_in(tmp_path):
             pass
-    with pytest.raises(InputError), state.only_run_in(tmp_path / "new"):
-        (tmp_path / "new" / "log.txt").touch()
-        raise InputError("before anything else was written")
-    assert not (tmp_path / "new").exists()
+    for name, made in (("new", True), ("mine", False)):
+        if not made:
+            (tmp_path / name).mkdir()
+        with pytest.raises(InputError), state.only_run_in(tmp_path / name):
+            (tmp_path / name / "log.txt").touch()
+            raise InputError("before anything else was written")
+        assert (tmp_path / name).exists() == (not made)
 
 
 def test_a_full_disk_is_an_os_error_for_tensors_too(tmp_path):
