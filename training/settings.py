@@ -68,6 +68,7 @@ def read_settings(parser, arguments, demo=None):
 LARGE_LIST = 100_000  # utterances: from here on the customary sizes, which were published for a million
 STRONG_EPOCHS = 150  # of the published strong recipe
 LARGE_RUN = 10_000_000  # crops, of all epochs: from here on --recipe strong is the published one, for 164 million
+SMALL_RUN = 1_000_000  # crops of strong_small.args, which many epochs do not wear out (docs/results.md)
 FINE_TUNING = 6_000  # crops: with more the encoder forgets what it knew of other speakers (docs/results.md)
 
 
@@ -84,6 +85,8 @@ def with_sizes(parser, args, train_list, device):
             if fine_tunes(args):
                 epochs = min(20, max(2, round(FINE_TUNING / utterances)))
                 sizes |= {"max_epoch": epochs, "lr": 3e-4, "freeze_bn": "on"}
+        elif args.recipe == "strong" and utterances * STRONG_EPOCHS < LARGE_RUN:
+            sizes["max_epoch"] = min(300, max(80, round(SMALL_RUN / utterances)))
         fixed = args.given - ({"freeze_bn"} if args.freeze_bn == "auto" else set())
         sizes = {name: size for name, size in sizes.items() if name not in fixed}
     args = with_recipe(parser, args.replace(**sizes), utterances, sizes)

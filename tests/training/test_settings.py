@@ -161,6 +161,8 @@ def test_sizes_that_fit_the_list(capsys):
     assert small.C < 1024 and 306 / small.batch_size >= 9 and small.max_epoch == 80
     assert "306 utterances of 48 speakers: --C 64, --batch_size 32;" in capsys.readouterr().out
     assert for_list(306, device="cuda").C > small.C
+    strong = [for_list(n, "--recipe", "strong").max_epoch for n in (306, 5000, 20_000, 70_000)]
+    assert strong == [300, 200, 80, 150]  # a million crops, within limits; the last list is large enough for wespeaker's
     assert sizes(for_list(3000, "--C", 32, "--batch_size", 16, "--max_epoch", 3)) == (32, 16, 3)
     margin = for_list(3000, "--finetune_margin", "--initial_model", __file__)
     assert (margin.max_epoch, margin.freeze_bn) == (5, "auto")
