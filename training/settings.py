@@ -84,7 +84,7 @@ def with_sizes(parser, args, train_list, device):
             del sizes["C"]  # the model has it
             if fine_tunes(args):
                 epochs = min(20, max(2, round(FINE_TUNING / utterances)))
-                sizes |= {"max_epoch": epochs, "lr": 3e-4, "freeze_bn": "on"}
+                sizes |= {"max_epoch": epochs, "lr": 1e-4, "freeze_bn": "on"}
         elif args.recipe == "strong" and utterances * STRONG_EPOCHS < LARGE_RUN:
             sizes["max_epoch"] = min(300, max(80, round(SMALL_RUN / utterances)))
         fixed = args.given - ({"freeze_bn"} if args.freeze_bn == "auto" else set())

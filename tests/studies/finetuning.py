@@ -25,7 +25,8 @@ from evaluation.scoring import read_scores
 CORPORA = {"mixed": ("data", ""), "arabic": ("data2", "ar")}  # package, first letters of its speakers
 WAYS = {  # flags; None: from scratch
     "defaults": [],
-    "all weights, small rate": ["--lr", "0.0001", "--max_epoch", "5", "--freeze_bn", "off"],
+    "rate 0.0003": ["--lr", "0.0003"],
+    "batch norm free, 5 epochs": ["--freeze_bn", "off", "--max_epoch", "5"],
     "from scratch": None,
 }
 BEFORE, MEAN = "before", " (mean)"  # the model itself; the mean of its weights and the tuned ones
