@@ -121,7 +121,7 @@ def test_calibration_is_learned_from_held_out_speakers(evaluated, command, corpu
     folder, printed, model = evaluated
     learned = json.loads((folder / "results.json").read_text())["calibration"]
     assert set(learned["speakers"]) == set(SpeakerEncoder.from_checkpoint(model).held_out)
-    assert f"calibrated on {learned['trials']} trials of 2 speakers\n" in printed
+    assert f"calibrated on {learned['trials']} trials of 2 speakers" in printed
     assert learned["weights"][0] and not any(learned["weights"][1:])  # two speakers cannot show that quality helps
     torch.save({**torch.load(model, weights_only=True), "valid_speakers": []}, tmp_path / "none.model")
     status, printed, complained = command(
