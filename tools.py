@@ -202,14 +202,21 @@ def crossing(miss, false_alarm):
 def min_dcf(scores, labels, p_target=0.01, c_miss=1, c_fa=1):
     """Minimum normalised detection cost and its threshold: (scores (N,), labels (N,)) -> (minDCF, threshold).
 
-    The cost c_miss * miss * p_target + c_fa * false_alarm * (1 - p_target), divided by the smaller of the costs of
-    accepting all and rejecting all, as in NIST's speaker recognition evaluations. Published VoxCeleb results use
-    p_target 0.05 or 0.01: always say which. Errors as in ``error_curve``.
+    Published VoxCeleb results use p_target 0.05 or 0.01: always say which. Errors as in ``error_curve``.
     """
     thresholds, miss, false_alarm = error_curve(scores, labels)
-    cost = c_miss * miss * p_target + c_fa * false_alarm * (1 - p_target)
+    cost = detection_cost(miss, false_alarm, p_target, c_miss, c_fa)
     best = np.argmin(cost)
-    return float(cost[best] / min(c_miss * p_target, c_fa * (1 - p_target))), float(thresholds[best])
+    return float(cost[best]), float(thresholds[best])
+
+
+def detection_cost(miss, false_alarm, p_target=0.01, c_miss=1, c_fa=1):
+    """c_miss * miss * p_target + c_fa * false_alarm * (1 - p_target) of rates from 0 to 1, any shape, normalised.
+
+    Divided by the smaller of the costs of accepting all and rejecting all, as in NIST's evaluations.
+    """
+    cost = c_miss * miss * p_target + c_fa * false_alarm * (1 - p_target)
+    return cost / min(c_miss * p_target, c_fa * (1 - p_target))
 
 
 # ---- score normalisation ---------------------------------------------------------------------------------------------

@@ -68,7 +68,8 @@ def build_parser():
     """The command line is the configuration: a flag a line with its default, its unit and its meaning."""
     parser = Parser(
         description=__doc__, usage="%(prog)s [flags]", allow_abbrev=False,
-        epilog="@FILE stands for the flags in a file such as training/strong.args.",
+        epilog="Below 100,000 utterances other sizes are chosen and printed (docs/training.md#sizes).\n"
+        "@FILE stands for the flags in a file such as training/strong.args.",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=120),
     )  # fmt: skip
 
@@ -129,7 +130,8 @@ def build_parser():
                                     "(--initial_model, no recipe) on fewer than 100,000 utterances",
                                     choices=["auto", "on", "off"])
     add("--speed_perturb", False,   "speech at 0.9 and 1.1 times its speed, as further speakers")
-    add("--average",       0,       "at the end evaluate also the mean of the models of the last N epochs; 0: none")
+    add("--average",       0,       "at the end evaluate also the mean of the models of the last N epochs; 0: none, "
+                                    "but in fine-tuning (no recipe) the mean of the weights before and after")
     add("--test_step",     1,       "evaluate, and keep a model, every N epochs")
     add("--valid_speakers", 0,      "hold out N training speakers: best.model is chosen on trials of them")
     add("--save_minutes",  15.0,    "save the training state at least this often, to resume after a crash")

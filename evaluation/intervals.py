@@ -23,7 +23,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import t as student
 
-from tools import crossing, error_curve
+from tools import crossing, detection_cost, error_curve
 
 METRICS = ("eer", "min_dcf_0.05", "min_dcf_0.01")  # % and normalised costs, as tools.py computes them
 P_TARGETS = (0.05, 0.01)
@@ -108,7 +108,7 @@ def _share_below(weight, enrol, test, ends):
 def metrics_of(miss, false_alarm):
     """The METRICS (3,) of an error curve, as defined in tools.py."""
     eer, _, _ = crossing(miss, false_alarm)
-    costs = [np.min(miss * p + false_alarm * (1 - p)) / min(p, 1 - p) for p in P_TARGETS]
+    costs = [detection_cost(miss, false_alarm, p_target).min() for p_target in P_TARGETS]
     return np.array([100.0 * eer, *costs])
 
 
