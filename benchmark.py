@@ -19,7 +19,7 @@ from inference.encoder import choose_device
 from tools import InputError, keep_memory, run_command
 from training import settings
 from training.gpu_check import UTTERANCES, GPUCheck, Training, limits, measure, setting
-from training.run import maybe_compile, multiplies_bf16
+from training.run import maybe_compile, with_amp
 from trainSpeakerNet import build_parser, make_loader, train_step
 
 GPU_CHECK = "exps/gpu_check"  # .md and .json
@@ -33,7 +33,7 @@ def read_settings(arguments):
     group.add_argument("--seconds", type=float, default=5, help="for each stage, measured at least three times (5)")
     group.add_argument("--gpu_check", action="store_true", help="write exps/gpu_check.md and .json, for a report")
     parser.set_defaults(train_list="", train_path="", musan_path="", rir_path="")
-    return settings.with_recipe(parser, settings.read_settings(parser, arguments), UTTERANCES)
+    return settings.with_recipe(parser, settings.read_settings(parser, arguments, {}), UTTERANCES)
 
 
 def benchmark(args, device):
@@ -79,8 +79,7 @@ def main():
     args = read_settings(sys.argv[1:])
     keep_memory()
     device = choose_device(args.device)
-    if args.amp == "auto":
-        args = args.replace(amp="bf16" if multiplies_bf16(device) else "off")
+    args = with_amp(args, device)
     if args.gpu_check and device.type != "cuda" and args.device == "auto":
         raise InputError("--gpu_check needs a CUDA GPU, and none is found; --device cpu: as far as a CPU can")
     with tempfile.TemporaryDirectory() as folder:

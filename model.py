@@ -68,7 +68,12 @@ class ECAPA_TDNN(nn.Module):
         x = self.features(waveform, lengths)
         if aug:
             x = self.specaug(x, masks)
-        return self.embed(x, self._valid_frames(x, lengths), weights)
+        valid = self._valid_frames(x, lengths)
+        x, valid = x.unsqueeze(2), None if valid is None else valid.unsqueeze(2)
+        x = self.bn1(self.relu(self.conv1(x, valid)))
+        x = self.bn4(self.relu(self.layer4(torch.cat(self.blocks(x, valid), dim=1))))
+        counted = valid if weights is None else resample(weights, x.squeeze(2)).unsqueeze(2)
+        return self.bn6(self.fc6(self.bn5(self.pool(x, counted))))
 
     def features(self, waveform, lengths=None):
         """Normalised log-mel energies, always float32: (B, samples) -> (B, 80, T), T = 1 + samples // 160."""
@@ -81,14 +86,6 @@ class ECAPA_TDNN(nn.Module):
 
     def _valid_frames(self, x, lengths):
         return None if lengths is None else valid_until(self.torchfbank.frames(lengths), x.shape[2])
-
-    def embed(self, x, valid=None, weights=None):
-        """The network after the front end: features (B, 80, T) -> (B, embedding_size)."""
-        x, valid = x.unsqueeze(2), None if valid is None else valid.unsqueeze(2)
-        x = self.bn1(self.relu(self.conv1(x, valid)))
-        x = self.bn4(self.relu(self.layer4(torch.cat(self.blocks(x, valid), dim=1))))
-        counted = valid if weights is None else resample(weights, x.squeeze(2)).unsqueeze(2)
-        return self.bn6(self.fc6(self.bn5(self.pool(x, counted))))
 
     def blocks(self, x, valid):
         """The outputs of the SE-Res2 blocks, each of which takes the sum of all outputs before it."""

@@ -349,12 +349,6 @@ def save_checkpoint(path, checkpoint):
         torch.save(checkpoint, file)
 
 
-def ran_out_of_memory(error):
-    """Whether an exception means that; PyTorch has no class for it on a CPU."""
-    said = re.search("out of memory|can't allocate memory", str(error))
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (isinstance(error, RuntimeError) and bool(said))
-
-
 def check_is_file(path, named):
     """InputError unless the path is a file; a pipe or a device may have no end."""
     if not os.path.isfile(path):

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import math
+import re
 import shlex
 import signal
 import sys
@@ -25,40 +26,17 @@ from corpora.lists import open_training_list
 from corpora.make_lists import hold_out, make_trials
 from dataLoader import Augmentation, CropLoader, SpeedPerturbation, copied_ahead, to_device
 from evaluation.backend import ScoringBackend
-from evaluation.records import Records
+from evaluation.records import Records, best_on_valid
 from evaluation.scoring import VALID, TrialSet, evaluate, open_trial_sets
 from inference.checkpoints import Pretrained, load_pretrained
 from inference.encoder import SpeakerEncoder, choose_device
-from inference.systems import SYSTEMS
+from inference.systems import PREFIX, SYSTEMS, build_network
 from model import ECAPA_TDNN
-from tools import (
-    InputError,
-    Parser,
-    RunError,
-    count,
-    keep_memory,
-    ran_out_of_memory,
-    rank,
-    run_command,
-    size,
-    write_text,
-)
+from tools import InputError, Parser, RunError, count, keep_memory, rank, run_command, size, write_text
 from training import distributed, settings
 from training.log import logged, open_trackers
 from training.meter import Meter, StopSignal, log_line
-from training.run import (
-    OPTIMIZERS,
-    Compiled,
-    Run,
-    describe,
-    encoder_of_state,
-    make_network,
-    make_optimizer,
-    maybe_compile,
-    multiplies_bf16,
-    provenance,
-    take_classifier,
-)
+from training.run import OPTIMIZERS, Run, describe, make_network, maybe_compile, provenance, take_classifier, with_amp
 from training.state import has_state, load_state, only_run_in
 
 # ---- settings: edit the paths here, or pass them as flags ------------------------------------------------------------
@@ -218,8 +196,10 @@ def start(args, state, train_list, source, held, device):
     args, initial = settings.with_classes(args, train_list), None
     torch.manual_seed(args.seed)
     if state:  # resume
-        settings.check_resumed_list(args, state, train_list)
-        encoder, earlier = encoder_of_state(state, args.system), state.get("earlier_speakers", [])
+        if state["speakers"] != train_list.speakers or state["train_list_sha256"] != train_list.sha256:
+            raise InputError(f"{args.save_path} was started with a --train_list of other content: {settings.RESUME}")
+        weights = {name.removeprefix(PREFIX): weight for name, weight in state["weights"].items()}
+        encoder, earlier = build_network(weights, args.system), state.get("earlier_speakers", [])
     elif args.initial_model:  # pretrained
         initial = load_pretrained(args.initial_model, args.system)
         args = settings.of_pretrained_run(args, initial, train_list, held.speaker_names())
@@ -234,7 +214,7 @@ def start(args, state, train_list, source, held, device):
         if device.type != "cuda":
             raise InputError("--sync_bn needs CUDA GPUs: without it, batch norm sees the rows of each process")
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    run = Run(args, network, make_optimizer(args, network.parameters(), device), {
+    run = Run(args, network, {
         "speakers": train_list.speakers, "valid_speakers": held.speakers, "earlier_speakers": earlier,
         "trained_on": sorted({*earlier, *train_list.speaker_names()}), "train_list_sha256": train_list.sha256,
     })  # fmt: skip
@@ -278,9 +258,7 @@ def train_step(args, network, optimizer, augmentation, position, waveform, label
 
 def train(args):
     device = choose_device(distributed.own_device(args.device))
-    if args.amp == "auto":
-        args = args.replace(amp="bf16" if multiplies_bf16(device) else "off")
-    state = load_state(args.save_path)
+    args, state = with_amp(args, device), load_state(args.save_path)
     if state:
         args = settings.of_resumed_run(args, state)
     train_list, source, trial_sets, held = open_data(args)
@@ -291,16 +269,17 @@ def train(args):
         records.require(hashes_of(trial_sets, args))
         return print_end(run, records)
     loader, augmentation = make_loader(args, train_list, source, device)
-    check_data(args, run.about["earlier_speakers"])
+    stop_at_errors(quick_check(args, run.about["earlier_speakers"]))
     lists = {args.train_list: train_list.sha256, **hashes_of(trial_sets, args)}
     distributed.check_same((run.epoch, run.step, lists), "--save_path and the lists must lie on a disk they all see")
     records.begin(provenance(args, lists), trial_sets, open_trackers)
     crops = args.max_epoch * loader.steps * args.batch_size
-    network, optimizer = maybe_compile(args, distributed.parallel(run.network, device), device, crops), run.optimizer
+    plain, optimizer = distributed.parallel(run.network, device), run.optimizer
+    network = maybe_compile(args, plain, device, crops)
     torch.backends.cudnn.benchmark = True  # all batches have one shape: worth a search for the fastest kernels
     print(
         f"{run.folder}: {describe(run.network.speaker_encoder)}, {device}{f' x {size()} processes' * (size() > 1)}, "
-        f"amp {args.amp}{', compiled' * isinstance(network, Compiled)}; "
+        f"amp {args.amp}{', compiled' * (network is not plain)}; "
         f"{count(len(train_list), 'utterance')} of {len(train_list.speakers)} speakers, "
         f"{count(loader.steps, 'step')} of {args.batch_size} an epoch; augmentation: {', '.join(augmentation.kinds)}"
         f"{', three speeds' * args.speed_perturb}"
@@ -314,7 +293,8 @@ def train(args):
     while run.epoch <= args.max_epoch:
         network.train()
         if args.freeze_bn == "on":
-            distributed.freeze_statistics(run.network)
+            for norm in distributed.batch_norms(run.network):
+                norm.eval()  # uses its running statistics and keeps them, until the next network.train()
         augmentation.redraw(run.epoch)
         with StopSignal() as stop:
             batches = copied_ahead(loader.epoch(run.epoch, first_step=run.step), device)
@@ -342,7 +322,7 @@ def train(args):
             if not due and run.epoch > args.max_epoch - args.average:
                 run.save_model("model", run.network, {})  # for the average at the end
             records.add(summary, results)
-        run.next_epoch()
+        run.epoch, run.step, run.sums = run.epoch + 1, 0, None
     print_end(run, records)
 
 
@@ -388,18 +368,13 @@ def make_loader(args, train_list, source, device):
     return loader, augmentation
 
 
-def check_data(args, earlier_speakers):
-    """Say what is wrong with lists and audio before hours of work. earlier_speakers: of the model's training."""
-    if rank() == 0 and not args.no_check:
-        stop_at_errors(quick_check(args, earlier_speakers))
-
-
 # ---- evaluation ------------------------------------------------------------------------------------------------------
 
 
 def evaluate_run(run, records, trial_sets):
     """{"model": results, "average": results} of what there is now; the models are kept, but for an untrained one."""
-    results, lowest = {}, records.lowest_valid_eer()
+    results, best = {}, best_on_valid(records.history)
+    lowest = best[2][VALID]["eer"] if best else math.inf
     for kind, network in run.networks().items():
         about = Pretrained(run.args.system, network.speaker_encoder, all_speakers=run.about["trained_on"])
         encoder = SpeakerEncoder(network.speaker_encoder, run.device, about)
@@ -422,7 +397,7 @@ def evaluate_only(args):
     args = settings.with_width(args, encoder.network)
     trial_sets = open_trial_sets(args)
     backend = ScoringBackend(encoder, args) if args.as_norm or args.calibrate else None
-    check_data(args, encoder.trained_on)
+    stop_at_errors(quick_check(args, encoder.trained_on))
     print(f"{args.initial_model}: {describe(encoder.network)}, of {encoder.system.title}, on {device}")
     if backend:
         backend.learn()
@@ -454,8 +429,8 @@ def main():
             if rank() == 0:
                 print(f"\nstopped{more if not args.eval and has_state(args.save_path) else ''}", file=sys.stderr)
             return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
-        except (RuntimeError, MemoryError) as error:
-            if not ran_out_of_memory(error):
+        except (RuntimeError, MemoryError) as error:  # PyTorch has no class for it on a CPU
+            if not (isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error))):
                 raise
             crops = args.batch_size // (args.accumulate * size())
             raise RunError(

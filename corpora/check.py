@@ -19,7 +19,7 @@ import numpy as np
 from corpora.audio import SAMPLE_RATE, AudioFile, UnreadableAudio, find_noises, find_responses
 from corpora.lists import AGREEMENT, TrainingList, TrialList, check_files, first_lines
 from corpora.pack import Pack, open_source
-from tools import InputError, count, file_hash, in_order, one_line, progress_bar
+from tools import InputError, count, file_hash, in_order, one_line, progress_bar, rank
 
 SEVERITIES = ("note", "warning", "error")  # the exit status is the index of the worst
 QUICK = 200  # number of training files, and of evaluation files, whose headers the quick check reads
@@ -240,31 +240,26 @@ def key_or_none(key, path):
         return None
 
 
-def check_augmentation(arguments):
-    """[Finding] of the folders of MUSAN and of room responses."""
-    findings = []
-    for flag, root, find in (("--musan_path", arguments.musan_path, find_noises),
-                             ("--rir_path", arguments.rir_path, find_responses)):  # fmt: skip
-        try:
-            if root:
-                find(root)
-        except InputError as error:
-            findings += found("error", f"{flag} cannot be used", [error])
-    return findings
-
-
 def check(arguments):
     """[Finding], the worst first, of the given lists, audio, noises and responses (flags of prepareData.py)."""
     full = arguments.check == "full"
     train_lists, tests, findings = check_lists(arguments)
     findings += check_audio("training", train_lists, arguments, full)
-    findings += check_audio("evaluation", tests, arguments, full) + check_augmentation(arguments)
+    findings += check_audio("evaluation", tests, arguments, full)
+    for flag, find in (("musan_path", find_noises), ("rir_path", find_responses)):
+        try:
+            if root := getattr(arguments, flag):
+                find(root)
+        except InputError as error:
+            findings += found("error", f"--{flag} cannot be used", [error])
     findings += check_identical(train_lists, tests, arguments)
     return sorted(findings, key=lambda each: -SEVERITIES.index(each.severity))
 
 
 def quick_check(args, earlier_speakers=()):
     """[Finding] of the lists and a few files; earlier_speakers: names of those that the model was trained on."""
+    if args.no_check or rank():
+        return []
     train_lists, tests, findings = check_lists(args, earlier_speakers)
     findings += check_audio("training", train_lists, args, few=QUICK)
     findings += check_audio("evaluation", tests, args, few=QUICK)

@@ -148,15 +148,6 @@ class TrialList(List):
     def line(self, row):
         return f"{self.label[row]} {self.enrol[row]} {self.test[row]}"
 
-    def by_folder(self):
-        """Yield for each of ``folder_levels``: ({file: its folders}, whether each label agrees (N,)).
-
-        It agrees if the files of a trial are in the same folder and its label is 1, or in different ones and it is 0.
-        """
-        for folder_of in folder_levels((*self.enrol, *self.test)):
-            same = [folder_of[enrol] == folder_of[test] for enrol, test in zip(self.enrol, self.test)]
-            yield folder_of, (self.label == 1) == same
-
     def speaker_folders(self):
         """({file: folders to that of its speaker}, rows whose labels contradict it), of the level that agrees most.
 
@@ -164,7 +155,9 @@ class TrialList(List):
         with few same-speaker trials, a folder that always differs would seem to fit.
         """
         best, contrary, most = {}, [], 0.0
-        for folder_of, agrees in self.by_folder():
+        for folder_of in folder_levels((*self.enrol, *self.test)):
+            same = [folder_of[enrol] == folder_of[test] for enrol, test in zip(self.enrol, self.test)]
+            agrees = (self.label == 1) == same
             share = (agrees[self.label == 1].mean() + agrees[self.label == 0].mean()) / 2
             if share <= 1 - AGREEMENT:
                 return {}, np.flatnonzero(~agrees).tolist()
@@ -197,10 +190,8 @@ def leads_out(file):
 def check_stays(file, path, number, flag):
     """InputError if a file in a line of a list ``leads_out``."""
     if leads_out(file):
-        raise InputError(
-            f"{path} line {number}: {file[:200]} leads out of {flag}, absolute or by ..; if you trust the list, "
-            "--paths_anywhere takes such paths"
-        )
+        fix = "absolute or by ..; if you trust the list, --paths_anywhere takes such paths"
+        raise InputError(f"{path} line {number}: {file[:200]} leads out of {flag}, {fix}")
 
 
 def check_files(listed, source, flag, anywhere=False):

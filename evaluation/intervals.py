@@ -39,11 +39,10 @@ def speakers_of(trials):
     """
     number = {path: position for position, path in enumerate(dict.fromkeys([*trials.enrol, *trials.test]))}
     enrol, test = (np.array([number[path] for path in side]) for side in (trials.enrol, trials.test))
-    for folder_of, fits in trials.by_folder():
-        if fits.all():
-            code = {folder: position for position, folder in enumerate(dict.fromkeys(folder_of.values()))}
-            speaker, count = np.array([code[folder_of[path]] for path in number]), len(code)
-            break
+    folder_of, contrary = trials.speaker_folders()
+    if folder_of and not contrary:
+        code = {folder: position for position, folder in enumerate(dict.fromkeys(folder_of.values()))}
+        speaker, count = np.array([code[folder_of[path]] for path in number]), len(code)
     else:
         same = trials.label == 1
         links = coo_array((same[same], (enrol[same], test[same])), shape=(len(number),) * 2)

@@ -54,11 +54,6 @@ class Records:
             for track in self.trackers:
                 track(record)
 
-    def lowest_valid_eer(self):
-        """The lowest EER on the held-out speakers so far; infinity without any."""
-        best = best_on_valid(self.history)
-        return best[2][VALID]["eer"] if best else math.inf
-
     def summary(self):
         """How the EER of the first list developed, in words; "" if it was never evaluated."""
         name = next((name for record in self.history[-1:] for name in record["lists"]), None)

@@ -69,14 +69,16 @@ def evaluate(encoder, trial_sets, args, backend=None, kind=""):
             results[name] = compute_metrics(scores, trials)
             results[name]["speakers_in_training"] = len(names & trained) if names and trained else None  # not known
             if not step and encoder.system.crops:  # for users who compare embeddings
-                cosines = trial_cosines(trials, utterances[source])
-                results[name]["cosine_threshold"] = equal_error_rate(cosines, trials.label)[1]
+                whole = {file: each._replace(vector=each.embedding / np.linalg.norm(each.embedding))
+                         for file, each in utterances[source].items()}  # fmt: skip
+                results[name]["cosine_threshold"] = equal_error_rate(score_trials(trials, whole), trials.label)[1]
             if step in ("mean", "as_norm", "calibrated"):
                 top_n = min(args.top_n, len(backend.cohort.vectors))
                 nearest = "" if step == "mean" else f", the nearest {top_n} of each utterance"
                 results[name]["cohort"] = backend.cohort.about + nearest
             if step == "calibrated":
-                results[name] |= calibration_metrics(scores, trials)
+                results[name] |= {"cllr": cllr(scores, trials.label), "min_cllr": min_cllr(scores, trials.label)}
+                results[name] |= {f"act_dcf_{p}": actual_dcf(scores, trials.label, p) for p in (0.05, 0.01)}
             curves[name] = scores, trials.label
             if writes:
                 write_scores(Path(args.save_path) / "scores" / f"{name}.txt", scores, trials)
@@ -105,13 +107,6 @@ def split_over_processes(embed, files):
 def score_trials(trials, utterances):
     """A TrialList and {file: Utterance} -> (N,) float32 dot products of their vectors."""
     vectors = np.stack([each.vector for each in utterances.values()])
-    return dot_products(vectors, *trial_rows(trials, utterances))
-
-
-def trial_cosines(trials, utterances):
-    """The same with the cosines of whole utterances, which are another score where crops are scored, too."""
-    vectors = np.stack([each.embedding for each in utterances.values()])
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return dot_products(vectors, *trial_rows(trials, utterances))
 
 
@@ -157,16 +152,6 @@ def threshold_at(scores, labels, false_alarm):
         return None
     found = thresholds[np.argmax(rates <= false_alarm + 1e-12)]  # exists: the last threshold accepts nothing
     return float(found) if np.isfinite(found) else None
-
-
-def calibration_metrics(ratios, trials):
-    """Metrics of log-likelihood ratios (N,); act_dcf: the cost of decisions at the Bayes threshold."""
-    return {
-        "cllr": cllr(ratios, trials.label),
-        "min_cllr": min_cllr(ratios, trials.label),
-        "act_dcf_0.05": actual_dcf(ratios, trials.label, p_target=0.05),
-        "act_dcf_0.01": actual_dcf(ratios, trials.label, p_target=0.01),
-    }
 
 
 def result_line(name, result):

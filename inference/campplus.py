@@ -6,13 +6,11 @@ Wang et al., "CAM++: A Fast and Efficient Network for Speaker Verification Using
 Shapes: B utterances, C channels, F bands, T frames.
 """
 
-from collections import OrderedDict
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from inference.xvector import one_by_one
+from inference.xvector import named, one_by_one
 from model import mean_and_variance, resample
 
 BLOCKS = (12, 1), (24, 2), (16, 2)  # layers and dilation of each dense block
@@ -109,7 +107,3 @@ class DenseLayer(nn.Module):
 
 def norm_relu(channels):
     return named(batchnorm=nn.BatchNorm1d(channels), relu=nn.ReLU())
-
-
-def named(**layers):
-    return nn.Sequential(OrderedDict(layers))

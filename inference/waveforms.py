@@ -44,10 +44,7 @@ def open_audio(audio, folder):
         return folder.open(audio)
     if isinstance(audio, tuple) and len(audio) == 2:
         return AudioFile(InMemory(*audio), folder.channel, folder.crossings)
-    raise InputError(
-        "audio must be a path, (waveform, sample_rate) or {'waveform': ..., 'sample_rate': ...}, not "
-        f"{type(audio).__name__}"
-    )
+    raise InputError(f"audio must be a path, (waveform, sample_rate) or a dict of these, not {type(audio).__name__}")
 
 
 class Recordings:

@@ -6,6 +6,7 @@ and state-dict keys.
 """
 
 import math
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -39,16 +40,8 @@ class SincFilters(nn.Module):
         odd = torch.cat([odd, torch.zeros_like(band), -odd.flip(1)], dim=1)
         return torch.cat([even / (2 * band), odd / (2 * band)])[:, None]
 
-
-class FilterBank(nn.Module):
-    """A strided convolution with SincFilters; a module of its own because pyannote's keys contain ``filterbank``."""
-
-    def __init__(self):
-        super().__init__()
-        self.filterbank = SincFilters()
-
     def forward(self, x):
-        return F.conv1d(x, self.filterbank.filters(), stride=10).abs()
+        return F.conv1d(x, self.filters(), stride=10).abs()
 
 
 class SincNet(nn.Module):
@@ -57,7 +50,7 @@ class SincNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.wav_norm1d = nn.InstanceNorm1d(1, affine=True)
-        self.conv1d = nn.ModuleList([FilterBank(), nn.Conv1d(80, 60, 5), nn.Conv1d(60, 60, 5)])
+        self.conv1d = nn.ModuleList([named(filterbank=SincFilters()), nn.Conv1d(80, 60, 5), nn.Conv1d(60, 60, 5)])
         self.norm1d = nn.ModuleList(nn.InstanceNorm1d(channels, affine=True) for channels in (80, 60, 60))
 
     def forward(self, x):
@@ -65,6 +58,10 @@ class SincNet(nn.Module):
         for conv, norm in zip(self.conv1d, self.norm1d):
             x = F.leaky_relu(norm(F.max_pool1d(conv(x), 3)))
         return x
+
+
+def named(**layers):
+    return nn.Sequential(OrderedDict(layers))
 
 
 def one_by_one(network, waveform, lengths):

@@ -17,26 +17,23 @@ SHARED = ROOT.parent / "shared"
 torch.set_num_threads(1)  # the networks of the tests are too small for more
 
 
+def shared(path):
+    """A path in ../shared; skips where it is not at hand."""
+    if not (SHARED / path).exists():
+        pytest.skip(f"{SHARED / path} is not here: it is no part of the repository")
+    return SHARED / path
+
+
 @pytest.fixture
 def golden():
-    """golden(system) -> the vectors that the system's original code computed; skips where they are not at hand."""
-
-    def load(system):
-        path = SHARED / "golden" / f"{system}.npz"
-        if not path.exists():
-            pytest.skip(f"{path} is not here: the golden vectors are no part of the repository")
-        return np.load(path, allow_pickle=False)
-
-    return load
+    """golden(system) -> the vectors that the system's original code computed."""
+    return lambda system: np.load(shared(f"golden/{system}.npz"), allow_pickle=False)
 
 
 @pytest.fixture(scope="session")
 def real_data():
-    """The folder of real speech; skips where it is not at hand."""
-    path = SHARED / "data"
-    if not path.exists():
-        pytest.skip(f"{path} is not here: the real speech is no part of the repository")
-    return path
+    """The folder of real speech."""
+    return shared("data")
 
 
 def relative_error(found, expected):

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from conftest import data_flags
 
 import benchmark
 from corpora import demo
@@ -12,11 +13,6 @@ from training.gpu_check import GPUCheck
 
 TINY = ("--C", 8, "--seconds", 0, "--n_cpu", 1, "--device", "cpu", "--batch_size", 4, "--num_frames", 40,
         "--no_compile")  # fmt: skip
-
-
-def audio_flags(corpus):
-    return ("--train_list", corpus / "train_list.txt", "--train_path", corpus / "train",
-            "--musan_path", corpus / "musan", "--rir_path", corpus / "rirs")  # fmt: skip
 
 
 def small_demo(monkeypatch, folder):
@@ -28,7 +24,7 @@ def small_demo(monkeypatch, folder):
 def test_every_stage_is_in_the_table(succeeds, corpus, tmp_path, monkeypatch, what):
     if what == "demo":
         small_demo(monkeypatch, tmp_path)
-    more = ("--amp", "bf16") if what == "demo" else (*audio_flags(corpus), "--speed_perturb", "--sub_centres", 2)
+    more = ("--amp", "bf16") if what == "demo" else (*data_flags(corpus), "--speed_perturb", "--sub_centres", 2)
     printed = succeeds(benchmark, *TINY, *more)
     rows = re.findall(r"^([a-z].{23}) +([\d,.]+) +([\d,.]+) \.\. ([\d,.]+) ", printed, re.MULTILINE)
     assert [name.strip() for name, *_ in rows] == ["read", "augment", "training step", "end to end"]

@@ -400,9 +400,7 @@ def test_large_margin_fine_tuning_takes_the_true_speakers_along(command, succeed
     flags = [*data_flags(corpus), "--finetune_margin", "--initial_model", model, "--num_frames", 60, "--batch_size", 8,
              "--max_epoch", 1, "--device", "cpu", "--amp", "off", "--bank_mb", 5]  # fmt: skip
     still = ["--lr", 1e-12, "--lr_final", 1e-12]
-    printed = succeeds(
-        trainSpeakerNet, *flags, *still, "--valid_speakers", 2, "--save_path", tmp_path / "e"
-    )
+    printed = succeeds(trainSpeakerNet, *flags, *still, "--valid_speakers", 2, "--save_path", tmp_path / "e")
     assert "encoder and 4 of the 12 classes of its classifier" in printed
     assert "margin 0.50" in printed and "at one of three speeds" not in printed
     after = state(tmp_path / "e")
@@ -437,9 +435,7 @@ def test_the_strong_recipe_of_a_small_run(succeeds, corpus, tmp_path):
     # Its features are those of training also when it is loaded again.
     model, trials = tmp_path / "e" / "model" / "model_0002.model", ["--eval_path", corpus / "eval"]
     trials += ["--eval_list", corpus / "trials.txt", "--device", "cpu", "--n_cpu", 1]
-    succeeds(
-        trainSpeakerNet, "--eval", "--initial_model", model, *trials, "--save_path", tmp_path / "eval"
-    )
+    succeeds(trainSpeakerNet, "--eval", "--initial_model", model, *trials, "--save_path", tmp_path / "eval")
     scores = [np.loadtxt(tmp_path / each / "scores" / "trials.txt", usecols=0) for each in ("e", "eval")]
     np.testing.assert_allclose(*scores, atol=1e-6)
     assert (tmp_path / "e" / "model" / "average_0002.model").exists()

@@ -88,10 +88,8 @@ def micro_batches(batch_size, accumulate):
     """
     parts = accumulate * size()
     if batch_size % parts or batch_size // parts < 2:
-        raise InputError(
-            f"--batch_size {batch_size} cannot be cut in {parts} equal parts of at least 2: --accumulate {accumulate} "
-            f"x {size()} process{'es' * (size() > 1)}"
-        )
+        why = f"--accumulate {accumulate} x {size()} process{'es' * (size() > 1)}"
+        raise InputError(f"--batch_size {batch_size} cannot be cut in {parts} equal parts of at least 2: {why}")
     rows = batch_size // parts
     return [(part * size() + rank()) * rows for part in range(accumulate)], rows
 
@@ -121,12 +119,6 @@ def average_gradients(network, on):
 
 def batch_norms(network):
     return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-
-
-def freeze_statistics(network):
-    """Let batch norm use its running statistics and keep them, until the next network.train()."""
-    for norm in batch_norms(network):
-        norm.eval()
 
 
 def average_statistics(network):

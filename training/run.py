@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dataLoader import SPEEDS
 from evaluation.backend import make_cohort
 from inference.encoder import SpeakerEncoder
-from inference.systems import SYSTEMS, build_network
+from inference.systems import SYSTEMS
 from loss import AAMsoftmax
 from tools import InputError, RunError, load_checkpoint, rank, save_checkpoint, size
 from training import distributed
@@ -48,13 +48,6 @@ def make_network(args, encoder, device):
     return SpeakerNet(encoder, classifier).to(device)
 
 
-def encoder_of_state(state, system):
-    """The encoder of a training state, its weights not filled in."""
-    prefix = "speaker_encoder."
-    weights = {key.removeprefix(prefix): value for key, value in state["weights"].items() if key.startswith(prefix)}
-    return build_network(weights, system)
-
-
 OPTIMIZERS = "adam", "adamw", "sgd"
 
 
@@ -67,12 +60,14 @@ def make_optimizer(args, parameters, device):
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.optimizer](parameters, **settings)
 
 
-def multiplies_bf16(device):
-    """Whether this device has bf16 arithmetic that is faster than float32."""
+def with_amp(args, device):
+    """Settings with --amp auto decided: bf16 where the device has arithmetic of it that is faster than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    can = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return bool(can.get("amx_bf16") or can.get("avx512_bf16"))
+        can = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        known = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        can = known.get("amx_bf16") or known.get("avx512_bf16")
+    return args.replace(amp="bf16" if can else "off") if args.amp == "auto" else args
 
 
 class Compiled(torch.nn.Module):
@@ -117,9 +112,10 @@ class Run:
     "trained_on", "train_list_sha256"}; the third are of the models before it, the fourth of both, by their folders.
     """
 
-    def __init__(self, args, network, optimizer, about):
-        self.args, self.network, self.optimizer, self.about = args, network, optimizer, about
+    def __init__(self, args, network, about):
+        self.args, self.network, self.about = args, network, about
         self.folder, self.device = Path(args.save_path), next(network.parameters()).device
+        self.optimizer = make_optimizer(args, network.parameters(), self.device)
         self.epoch, self.step, self.sums = 1, 0, None
         self.saved_at, self.saved_time = None, time.monotonic()
         self.last_is_damaged = False
@@ -151,9 +147,6 @@ class Run:
             save_state(self.folder, {**self._contents("training state"), **state}, self.last_is_damaged)
         distributed.any_rank(False)  # none goes on, or ends, before it is written
         self.last_is_damaged, self.saved_at, self.saved_time = False, (self.epoch, self.step), time.monotonic()
-
-    def next_epoch(self):
-        self.epoch, self.step, self.sums = self.epoch + 1, 0, None
 
     # ---- models ------------------------------------------------------------------------------------------------------
 

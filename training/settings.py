@@ -136,10 +136,8 @@ def recipe_settings(parser, name, args, given):
     flags = [argument[2:] for argument in arguments if argument.startswith("--")]
     published = vars(parser.parse_args(arguments))
     if "optimizer" in given and args.optimizer != published["optimizer"] and not {"lr", "lr_final"} <= given:
-        raise InputError(
-            f"--optimizer {args.optimizer} needs --lr and --lr_final: those of training/{name}.args are for "
-            f"{published['optimizer']}"
-        )
+        rest = f"those of training/{name}.args are for {published['optimizer']}"
+        raise InputError(f"--optimizer {args.optimizer} needs --lr and --lr_final: {rest}")
     max_epoch = args.max_epoch if "max_epoch" in given else published["max_epoch"]
     batches, share = args.batch_size / 64, max_epoch / published["max_epoch"]
     if published["optimizer"] != "sgd":
@@ -212,10 +210,7 @@ def _check_schedule(args):
         raise InputError(f"--{unused} has no effect with --schedule {args.schedule}: remove it")
     start, end = args.margin_rise
     if not 0 <= start <= end <= args.max_epoch:
-        raise InputError(
-            f"--margin_rise must be two epochs, 0 <= start <= end <= --max_epoch {args.max_epoch}, "
-            f"not {start:g} {end:g}"
-        )
+        raise InputError(f"--margin_rise {start:g} {end:g}: must be 0 <= start <= end <= --max_epoch {args.max_epoch}")
     if args.average == 1 or args.average > args.max_epoch:
         raise InputError(f"--average must be 0 or from 2 to --max_epoch {args.max_epoch}, not {args.average}")
 
@@ -244,7 +239,8 @@ def of_resumed_run(args, state):
     InputError for what would make it another experiment.
     """
     before = state["settings"]
-    gone = {name for name in DATA_FLAGS & before.keys() if not exists(before[name])}
+    paths = {name: [each] if isinstance(each, str) else each for name, each in before.items() if name in DATA_FLAGS}
+    gone = {name for name, each in paths.items() if not all(Path(path).exists() for path in each)}  # '' exists
     now_given = args.given | ({"compile", "no_compile"} if args.compile or args.no_compile else set())
     kept = (before.keys() & vars(args).keys()) - now_given - gone - {"save_path", "device"}  # another machine's device
     args = args.replace(**{name: before[name] for name in kept})
@@ -263,27 +259,14 @@ def of_resumed_run(args, state):
     return args
 
 
-def exists(paths):
-    """Whether all of these paths (a string, or a list of strings) exist; '' stands for none."""
-    return all(Path(path).exists() for path in ([paths] if isinstance(paths, str) else paths))
-
-
-def check_resumed_list(args, state, train_list):
-    """InputError unless this is the TrainingList of a training state."""
-    if state["speakers"] != train_list.speakers or state["train_list_sha256"] != train_list.sha256:
-        raise InputError(f"{args.save_path} was started with a --train_list of other content: {RESUME}")
-
-
 def of_pretrained_run(args, initial, train_list, held_out):
     """Settings with what a Pretrained model decides: its system and width; scale and sub-centres for its speakers."""
     if not isinstance(initial.network, ECAPA_TDNN):
         raise InputError(f"--initial_model {args.initial_model}: only ECAPA-TDNNs can be trained further")
     known = set(initial.trained_on()) & set(held_out)
     if known:
-        raise InputError(
-            f"--valid_speakers {args.valid_speakers} holds out {count(len(known), 'speaker')}, such as {min(known)}, "
-            f"that {args.initial_model} was trained on: use the --valid_speakers of that run"
-        )
+        known = f"{count(len(known), 'speaker')}, such as {min(known)}, that {args.initial_model} was trained on"
+        raise InputError(f"--valid_speakers {args.valid_speakers} holds out {known}: use that of its run")
     wanted, args = args, with_width(args, initial.network).replace(system=initial.system)
     if wanted.keep_spectrum and not args.keep_spectrum and rank() == 0:
         print(f"without --keep_spectrum, since {args.initial_model} was trained so")

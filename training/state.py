@@ -74,9 +74,8 @@ def only_run_in(folder):
         except BlockingIOError as error:
             file.seek(0)
             who = file.read().strip() or "another process"
-            raise InputError(
-                f"--save_path {folder} is being written to by {who}: wait for it to end, or choose another folder"
-            ) from error
+            fix = "wait for it to end, or choose another folder"
+            raise InputError(f"--save_path {folder} is being written to by {who}: {fix}") from error
         except OSError as error:  # some network disks have no locks
             complaint = f"{folder} cannot be locked ({error.strerror}): make sure that no other run writes there"
             warnings.warn(complaint, stacklevel=3)

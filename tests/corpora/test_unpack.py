@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import SHARED
+from conftest import shared
 from make_download import in_parts, tar_of, zip_of
 
 import prepareData
@@ -40,10 +40,7 @@ def tree(folder):
 
 def test_the_md5_are_the_published_ones():
     assert len(module.MD5) == 4 + 8 + 6
-    facts = SHARED / "voxceleb-facts.md"
-    if not facts.exists():
-        pytest.skip(f"{facts} is not here: it is no part of the repository")
-    text = facts.read_text()
+    text = shared("voxceleb-facts.md").read_text()
     assert set(re.findall(r"\b[0-9a-f]{32}\b", text)) == set(module.MD5.values())
     for name in ("vox1_test_wav.zip", "vox2_dev_aac.zip", "rirs_noises.zip", "musan.tar.gz", "vox1_dev_wav_partaa"):
         assert re.search(rf"`{name}`[^0-9a-f]*(?:\([^)]*\) )?{module.MD5[name]}", text), name

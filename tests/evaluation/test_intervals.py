@@ -8,14 +8,7 @@ from scipy.stats import t as student
 from studies import interval_coverage
 
 from corpora.lists import TrialList
-from evaluation.intervals import (
-    METRICS,
-    WeightedTrials,
-    bootstrap_intervals,
-    compare,
-    metrics_of,
-    speakers_of,
-)
+from evaluation.intervals import METRICS, WeightedTrials, bootstrap_intervals, compare, metrics_of, speakers_of
 from tools import equal_error_rate, min_dcf
 
 

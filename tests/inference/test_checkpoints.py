@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import SHARED, relative_error
+from conftest import relative_error, shared
 from published import (
     WRITERS,
     campplus_shapes,
@@ -262,9 +262,7 @@ def test_only_placeholders_stand_in(tmp_path, name):
 
 
 def test_the_container_of_a_lightning_checkpoint(tmp_path):
-    path = SHARED / "golden" / "pyannote_container_sample.bin"
-    if not path.exists():
-        pytest.skip(f"{path} is not here: the golden vectors are no part of the repository")
+    path = shared("golden/pyannote_container_sample.bin")
     content = load_tensors(path, STAND_IN_FOR)
     assert isinstance(content["state_dict"], dict) and "pyannote.audio" in content
     assert content["hyper_parameters"]["sample_rate"] == 16000
