@@ -7,11 +7,13 @@ the customary recipe on five trial lists, by paired intervals over speakers.
     python tests/studies/ladder.py table                  # of the runs that are there
 
 Train: train_list_all of --data (524 speakers). Lists: O, H, A, S of the two packages, which each model reads once; N: O
-with noise on the test side, whose noises, a quarter of all, no training hears. Finished runs are not repeated, others
-are resumed. 155,000 crops with C=64 take 20 minutes on one core, the million of the long runs 2 hours.
+with noise on the test side, whose noises, a quarter of all, no training hears. Scores: the model's own, and AS-norm
+with the training speakers. Finished runs are not repeated, others are resumed. 155,000 crops with C=64 take 20 to 35
+minutes on one core, the million of the long runs 2 to 3 hours, the scores 5 to 10 minutes.
 """
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
@@ -104,9 +106,9 @@ def place(args, rung, seed):
 def run(args):
     part, parts = map(int, args.part.split("/"))
     data, folder = Path(args.data), Path(args.save_path)
-    train = [*COMMON, "--train_list", data / "data2/train_list_all.txt", "--train_path", folder / "pack", "--eval_list",
-             "--musan_path", folder / "musan", "--rir_path", data / "data/rirs"]  # fmt: skip
-    evaluate = ["--eval", "--n_cpu", "1", "--eval_path", folder / "audio", "--eval_list",
+    speech = ["--train_list", data / "data2/train_list_all.txt", "--train_path", folder / "pack"]
+    train = [*COMMON, *speech, "--eval_list", "--musan_path", folder / "musan", "--rir_path", data / "data/rirs"]
+    evaluate = ["--eval", "--as_norm", *speech, "--n_cpu", "1", "--eval_path", folder / "audio", "--eval_list",
                 *(folder / f"{name}.txt" for name in (*LISTS, NOISY))]  # fmt: skip
     chosen = {rung: RUNGS[rung] for rung in args.rungs or RUNGS}
     for seed, (rung, flags) in [(seed, each) for seed in args.seeds for each in chosen.items()][part::parts]:
@@ -131,11 +133,11 @@ def table(args):
             rungs[rung] = seeds
     if not rungs:
         sys.exit(f"{folder} has no finished run")
-    for name in (*LISTS, NOISY):
+    for name, step in itertools.product((*LISTS, NOISY), ("", ".as_norm")):
         trials = TrialList(folder / f"{name}.txt")
-        scores = {rung: {seed: read_scores(place(args, rung, seed) / "eval" / "scores" / f"{name}.txt", trials)
+        scores = {rung: {seed: read_scores(place(args, rung, seed) / "eval" / "scores" / f"{name}{step}.txt", trials)
                          for seed in seeds} for rung, seeds in rungs.items()}  # fmt: skip
-        print_table(name, trials, scores)
+        print_table(name + step, trials, scores)
 
 
 def print_table(name, trials, scores):
