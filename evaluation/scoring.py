@@ -69,9 +69,8 @@ def evaluate(encoder, trial_sets, args, backend=None, kind=""):
             results[name] = compute_metrics(scores, trials)
             results[name]["speakers_in_training"] = len(names & trained) if names and trained else None  # not known
             if not step and encoder.system.crops:  # for users who compare embeddings
-                whole = {file: each._replace(vector=each.embedding / np.linalg.norm(each.embedding))
-                         for file, each in utterances[source].items()}  # fmt: skip
-                results[name]["cosine_threshold"] = equal_error_rate(score_trials(trials, whole), trials.label)[1]
+                cosines = trial_cosines(trials, utterances[source])
+                results[name]["cosine_threshold"] = equal_error_rate(cosines, trials.label)[1]
             if step in ("mean", "as_norm", "calibrated"):
                 top_n = min(args.top_n, len(backend.cohort.vectors))
                 nearest = "" if step == "mean" else f", the nearest {top_n} of each utterance"
@@ -107,6 +106,13 @@ def split_over_processes(embed, files):
 def score_trials(trials, utterances):
     """A TrialList and {file: Utterance} -> (N,) float32 dot products of their vectors."""
     vectors = np.stack([each.vector for each in utterances.values()])
+    return dot_products(vectors, *trial_rows(trials, utterances))
+
+
+def trial_cosines(trials, utterances):
+    """The same with the cosines of whole utterances, which are another score where crops are scored, too."""
+    vectors = np.stack([each.embedding for each in utterances.values()])
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return dot_products(vectors, *trial_rows(trials, utterances))
 
 
