@@ -60,11 +60,10 @@ def download(what, to, user=None, mirror=None, any_md5=False):
     with progress_bar(total=sum(size for size, _ in sizes.values()), unit="B", unit_scale=True) as bar:
         for url, path, account in sizes:
             part, *_ = fetch(url, path, account, bar)
-            if problem := fault(part, path.name, any_md5):
-                part.unlink()
-                raise RunError(f"{path.name} is not the published file and was removed ({problem}): repeat the "
-                               "command, give another URL with --from, or accept it by --any_md5")  # fmt: skip
             os.replace(part, path)
+            if problem := fault(path, path.name, any_md5):
+                raise RunError(f"{path} is not the published file ({problem}): repeat the command to download it "
+                               "again, give another URL with --from, or accept it by --any_md5")  # fmt: skip
     if missing:
         raise InputError("\n".join(missing))
     return len(chosen), len(wanted)
