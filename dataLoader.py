@@ -176,9 +176,10 @@ class CropLoader:
                         line = f"{names.path} line {names.line_numbers[index]}"
                         tqdm.write(f"{line}: {error}; replaced by the next line", file=sys.stderr)
             # Checked at every replacement and not only at a new bad file, so that all threads stop.
-            if len(self.bad) > max(1, 0.01 * len(names)) or len(self.bad) == len(names):
+            own = len(names) * len(self.rows) / self.batch_size  # of several processes
+            if len(self.bad) > max(1, 0.01 * own) or len(self.bad) == len(names):
                 raise RunError(
-                    f"{len(self.bad)} of {len(names)} training files cannot be read, for example that of {names.path} "
+                    f"{len(self.bad)} of {own:.0f} training files cannot be read, for example that of {names.path} "
                     f"line {names.line_numbers[index]}; at most 1 % are replaced: is the disk failing?"
                 )
             index = (index + 1) % len(names)
@@ -251,14 +252,18 @@ class Bank:
         first = (epoch - 1) * self.capacity
         return [self.pieces[i % len(self.pieces)] for i in range(first, first + self.capacity)]
 
-    def load(self, epoch):
-        """The pieces of an epoch, a (K, length) tensor; unreadable ones are reported and left out."""
+    def load(self, epoch, into):
+        """Fill rows of a tensor with the pieces of an epoch -> their number; unreadable ones are reported, left out."""
         pieces = in_order(self._read_or_none, self.chosen(epoch), self.threads)
         pieces = progress_bar(iterable=pieces, total=self.capacity, desc=f"loading {self.stream}", delay=2)
-        loaded = [piece for piece in pieces if piece is not None]
-        if not loaded:
+        count = 0
+        for piece in pieces:
+            if piece is not None:
+                into.numpy()[count] = piece
+                count += 1
+        if not count:
             raise RunError(f"none of the {self.capacity} pieces of {self.stream} for epoch {epoch} can be read")
-        return torch.from_numpy(np.stack(loaded))
+        return count
 
     def _read_or_none(self, piece):
         try:
@@ -323,12 +328,19 @@ class Augmentation(nn.Module):
         responses = self.banks.get("responses")
         noises = {name: bank for name, bank in self.banks.items() if name != "responses"}
         if responses and (responses.moves_on or not len(self.spectra)):
-            self.spectra = self._transformed(responses.load(epoch)).to(self.spectra.device)
+            self.spectra = self.spectra.new_empty(0)  # first, so that no two banks take memory
+            loaded = torch.empty(responses.capacity, self.response_length)
+            loaded = loaded[: responses.load(epoch, loaded)]
+            self.spectra = self._transformed(loaded).to(self.spectra.device)
         if noises and (any(bank.moves_on for bank in noises.values()) or not len(self.noises)):
-            loaded = {category: bank.load(epoch) for category, bank in noises.items()}
-            counts = [len(pieces) for pieces in loaded.values()]
-            self.categories = dict(zip(loaded, zip(np.cumsum([0, *counts]).tolist(), counts)))
-            loaded = torch.cat(list(loaded.values()))
+            self.noises, end = self.noises.new_empty(0), 0
+            capacity = sum(bank.capacity for bank in noises.values())
+            loaded = torch.empty(capacity, self.noise_length, dtype=torch.int16)
+            for category, bank in noises.items():
+                count = bank.load(epoch, loaded[end:])
+                self.categories[category] = end, count
+                end += count
+            loaded = loaded[:end]
             energy = torch.cat([piece.view(-1, self.GRID).int().square().sum(dim=1) for piece in loaded])
             self.energy = nn.functional.pad(energy.cumsum(dim=0), (1, 0)).to(self.energy.device)
             self.noises = loaded.to(self.noises.device)
@@ -430,7 +442,7 @@ class Augmentation(nn.Module):
 
         On a CPU of two sizes: responses below about a quarter of a crop, as half of them are, take less time.
         """
-        length = (responses != 0).mul(torch.arange(1, self.response_length + 1)).amax(dim=1).numpy()
+        length = np.array([int(response.nonzero()[-1]) + 1 for response in responses])
         size, short = self._transform_size(length.max()), self._transform_size(self.samples // 4)
         is_short = (length <= short - self.samples + self.ONSET) & (short < size) & self._on_cpu(self.spectra)
         self.transform_size = np.where(is_short, short, size)
@@ -447,7 +459,8 @@ class Augmentation(nn.Module):
         return 1024 * scipy.fft.next_fast_len(math.ceil(needed / 1024), real=True)
 
     def _to_device(self, *arrays):
-        return [to_device(torch.from_numpy(array), self.noises.device) for array in arrays]
+        # Contiguous, because PyTorch would copy others, waiting for it.
+        return [to_device(torch.from_numpy(np.ascontiguousarray(each)), self.noises.device) for each in arrays]
 
     def _read_response(self, file):
         """(response_length,) float32 of unit energy, with its direct sound (the largest sample) at ONSET."""

@@ -63,6 +63,8 @@ def lists(args):
         others = len({speaker for speaker, _ in found}) - len(kept.speakers)
         of = count(others, "other speaker")
         print(f"{folder}/trials.txt: {len(trials)} trials, half of them same-speaker, of {of}")
+    elif args.valid_speakers is None:
+        print(f"{folder}: no trials.txt, because too few speakers have two files")
     if len(kept) < LARGE_LIST:
         command += ["--recipe", "strong"]
     command += ["--musan_path", "", "--rir_path", "", "--save_path", "exps/own"]

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import math
-import re
 import shlex
 import signal
 import sys
@@ -32,10 +31,10 @@ from inference.checkpoints import Pretrained, load_pretrained
 from inference.encoder import SpeakerEncoder, choose_device
 from inference.systems import PREFIX, SYSTEMS, build_network
 from model import ECAPA_TDNN
-from tools import InputError, Parser, RunError, count, keep_memory, rank, run_command, size, write_text
+from tools import InputError, Parser, count, keep_memory, rank, run_command, size, write_text
 from training import distributed, settings
 from training.log import logged, open_trackers
-from training.meter import Meter, StopSignal, log_line
+from training.meter import Meter, StopSignal, log_line, memory_help
 from training.run import OPTIMIZERS, Run, describe, make_network, maybe_compile, provenance, take_classifier, with_amp
 from training.state import has_state, load_state, only_run_in
 
@@ -138,13 +137,13 @@ def build_parser():
 
     group = parser.add_argument_group("machine")
     add("--n_cpu",         4,       "threads of each process that read audio")
-    add("--device",        "auto",  "auto (a CUDA GPU, else Apple's, else the CPU), cpu, cuda, cuda:1, mps, ...")
+    add("--device",        "auto",  "auto (a CUDA GPU, else the CPU), cpu, cuda, cuda:1, mps, ...")
     add("--amp",           "auto",  "bf16 mixed precision; auto: where the hardware multiplies it (GPUs since Ampere, "
-                                    "CPUs with AMX or AVX512_BF16). Front end, pooling, loss and evaluation are always "
-                                    "float32",
+                                    "CPUs with AMX or AVX512_BF16). Front end, statistics of the pooling, loss and "
+                                    "evaluation are always float32",
                                     choices=["auto", "bf16", "off"])
-    add("--compile",       False,   "torch.compile also where it is not the default: it is on CUDA, and on a CPU for "
-                                    "100,000 crops or more. Takes a minute at the start")
+    add("--compile",       False,   "torch.compile also for less than 100,000 crops, from where on it is the default. "
+                                    "Takes a minute at the start")
     add("--no_compile",    False,   "never torch.compile")
     add("--accumulate",    1,       "compute a batch in N parts, where memory is short; batch norm then sees the parts")
     add("--sync_bn",       False,   "several GPUs: batch norm over the whole batch (nn.SyncBatchNorm)")
@@ -207,12 +206,11 @@ def start(args, state, train_list, source, held, device):
     else:  # scratch
         args = args.replace(system="ours")
         encoder, earlier = ECAPA_TDNN(C=args.C, keep_spectrum=args.keep_spectrum), []
+    stop_at_errors(quick_check(args, earlier))
     network = make_network(args, encoder, device)
     if initial:
         print(f"{args.initial_model}: took its {take_classifier(network, initial, train_list, source, args)}")
     if args.sync_bn:
-        if device.type != "cuda":
-            raise InputError("--sync_bn needs CUDA GPUs: without it, batch norm sees the rows of each process")
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     run = Run(args, network, {
         "speakers": train_list.speakers, "valid_speakers": held.speakers, "earlier_speakers": earlier,
@@ -264,12 +262,12 @@ def train(args):
     train_list, source, trial_sets, held = open_data(args)
     if not state:
         args = settings.with_sizes(build_parser(), args, train_list, device)
+    distributed.check(args, device)
     run, records, args = start(args, state, train_list, source, held, device)
     if args.max_epoch in records.epochs():
         records.require(hashes_of(trial_sets, args))
         return print_end(run, records)
     loader, augmentation = make_loader(args, train_list, source, device)
-    stop_at_errors(quick_check(args, run.about["earlier_speakers"]))
     lists = {args.train_list: train_list.sha256, **hashes_of(trial_sets, args)}
     distributed.check_same((run.epoch, run.step, lists), "--save_path and the lists must lie on a disk they all see")
     records.begin(provenance(args, lists), trial_sets, open_trackers)
@@ -296,7 +294,7 @@ def train(args):
             for norm in distributed.batch_norms(run.network):
                 norm.eval()  # uses its running statistics and keeps them, until the next network.train()
         augmentation.redraw(run.epoch)
-        with StopSignal() as stop:
+        with StopSignal() as stop, memory_help(args):
             batches = copied_ahead(loader.epoch(run.epoch, first_step=run.step), device)
             for step, waveform, label in meter.watch(batches):
                 steps_done = (run.epoch - 1) * loader.steps + step
@@ -397,7 +395,8 @@ def evaluate_only(args):
     args = settings.with_width(args, encoder.network)
     trial_sets = open_trial_sets(args)
     backend = ScoringBackend(encoder, args) if args.as_norm or args.calibrate else None
-    stop_at_errors(quick_check(args, encoder.trained_on))
+    overlaps = backend.check(trial_sets) if backend and rank() == 0 and not args.no_check else []
+    stop_at_errors(quick_check(args, encoder.trained_on) + overlaps)
     print(f"{args.initial_model}: {describe(encoder.network)}, of {encoder.system.title}, on {device}")
     if backend:
         backend.learn()
@@ -422,21 +421,14 @@ def main():
             if args.demo:
                 distributed.first(make_demo, Path(args.save_path) / "corpus")
                 args = args.replace(**demo_flags(Path(args.save_path) / "corpus"))
-            (evaluate_only if args.eval else train)(args)
+            with memory_help():
+                (evaluate_only if args.eval else train)(args)
         except KeyboardInterrupt as interrupt:
             command = shlex.join(["python", *sys.argv]) if size() == 1 else "the same torchrun command"
             more = f"; to resume from {args.save_path}/state.pt: {command}"
             if rank() == 0:
                 print(f"\nstopped{more if not args.eval and has_state(args.save_path) else ''}", file=sys.stderr)
             return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
-        except (RuntimeError, MemoryError) as error:  # PyTorch has no class for it on a CPU
-            if not (isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error))):
-                raise
-            crops = args.batch_size // (args.accumulate * size())
-            raise RunError(
-                f"out of memory with {crops} crops at a time: try --accumulate {2 * args.accumulate} (the same batch "
-                "in smaller parts), --amp bf16, or a smaller --C or --num_frames"
-            ) from error
 
 
 if __name__ == "__main__":

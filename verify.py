@@ -19,21 +19,33 @@ import contextlib
 import os
 import struct
 import sys
-import warnings
+import time
 from pathlib import Path
 
 import numpy as np
 
 from corpora.audio import SAMPLE_RATE, AudioFile, UnreadableAudio, check_folder
 from corpora.lists import audio_of, read_pairs
-from inference.encoder import AudioWarning, SpeakerEncoder, choose_device, window_of
+from inference.encoder import SpeakerEncoder, choose_device, warn_of, window_of
 from inference.export import export_onnx
 from inference.gallery import Gallery
 from inference.systems import SYSTEMS
 from inference.waveforms import as_number
-from tools import InputError, Parser, check_writable, count, keep_memory, progress_bar, run_command, whole_file
+from tools import (
+    InputError,
+    Parser,
+    check_writable,
+    count,
+    keep_memory,
+    load_arrays,
+    progress_bar,
+    run_command,
+    whole_file,
+)
 
 DEFAULT_MODEL = "speechbrain/spkrec-ecapa-voxceleb"
+COLUMNS = ("files", "embeddings", "start", "end")  # of the .npz of --embed; the last two for windows and excerpts
+SAVE_SECONDS = 60
 FAILURE = 2  # exit status after an error or an unreadable file; 1 is an answer: different speakers
 
 
@@ -55,32 +67,45 @@ def compare(encoder, args, files):
 
 
 def embed(encoder, args, files):
-    """Write the embeddings to --out; for windows and excerpts also their start and end in seconds."""
-    rows = []
-    for file, found, times in embedded(encoder, args, files):
+    """Write the embeddings to --out; for windows and excerpts also their start and end in seconds.
+
+    Until then they are kept in <out>.part, so that the same command, interrupted, continues.
+    """
+    part, saved, model = Path(f"{args.out}.part"), time.monotonic(), encoder.fingerprint()
+    way = repr([getattr(args, name) for name in ("channel", "window", "step", "last", "start", "end")])
+    begun = load_arrays(part, "--out") if part.exists() else {}
+    same = str(begun.get("model")) == model and str(begun.get("way")) == way
+    rows = list(zip(*(begun[name] for name in COLUMNS if name in begun))) if same else []
+    done = {name for name, *_ in rows}
+    if done:
+        print(f"{part} has {count(len(done), 'file')} already", file=sys.stderr)
+    for file, found, times in embedded(encoder, args, [file for file in files if args.names[file] not in done]):
         if isinstance(found, InputError):
             fail(args, f"{found}; left out")
         else:
             rows += [(args.names[file], *row) for row in zip(found, *times)]
+        if rows and time.monotonic() > saved + SAVE_SECONDS:
+            write_npz(part, rows, model=model, way=way)
+            saved = time.monotonic()
     if not rows:
         raise InputError(f"none of {len(files)} files could be embedded: nothing written")
-    columns = dict(zip(("files", "embeddings", "start", "end"), zip(*rows)))
     if args.out.endswith(".ark"):
         write_ark(args.out, rows)
     else:
         threshold = np.nan if encoder.cosine_threshold is None else encoder.cosine_threshold
-        with whole_file(args.out) as file:
-            np.savez(file, model=np.array(encoder.fingerprint()), cosine_threshold=threshold, **columns)
+        write_npz(args.out, rows, model=model, cosine_threshold=threshold)
+    part.unlink(missing_ok=True)
     print(f"{args.out}: {count(len(rows), 'embedding')} from {len(files) - args.failed} of {count(len(files), 'file')}")
 
 
 def embedded(encoder, args, files):
     """Yield (file, (N, D) embeddings or an InputError, (N starts, N ends) or () for whole files)."""
     if args.window is None and args.start is None and args.end is None:
+        remarks = []
         for file, found, remark in encoder.embed_files(files, threads=args.n_cpu):
-            if remark:
-                warnings.warn(remark, AudioWarning, stacklevel=2)
+            remarks += [remark] if remark else []
             yield file, found if isinstance(found, InputError) else found[None], ()
+        warn_of(remarks, len(files))
         return
     start = args.start or 0.0
     for file in progress_bar(iterable=files, desc="embedding", unit="file", delay=1):
@@ -96,8 +121,14 @@ def embedded(encoder, args, files):
             yield file, error, ()
 
 
+def write_npz(path, rows, **more):
+    """rows: (name, vector[, start, end in s]), as arrays named in COLUMNS."""
+    with whole_file(path) as file:
+        np.savez(file, **dict(zip(COLUMNS, zip(*rows))), **more)
+
+
 def write_ark(path, rows):
-    """Kaldi's binary vectors, and an .scp beside that says where each lies. rows: (name, vector[, start, end in s])."""
+    """Kaldi's binary vectors, and an .scp beside that says where each lies. rows: as for ``write_npz``."""
     with whole_file(path) as ark, whole_file(Path(path).with_suffix(".scp"), "w") as scp:
         for name, vector, *times in rows:
             name = "-".join([*name.split(), *(f"{100 * time:07.0f}" for time in times)])
@@ -220,7 +251,7 @@ def build_parser():
     add("--system",     choices=SYSTEMS, help="the system, if it cannot be recognised from the file")
     add("--channel",    type=int, metavar="N", help="of several channels take this one (0, 1, ...); default: their "
                                                     "mean, for modelscope, campplus and wespeaker the first, as there")
-    add("--device",     default="auto", help="auto (a CUDA GPU, else Apple's, else the CPU), cpu, cuda, mps, ...")
+    add("--device",     default="auto", help="auto (a CUDA GPU, else the CPU), cpu, cuda, mps, ...")
     add("--n_cpu",      type=int, default=4, metavar="N", help="threads that read audio (4)")
     add("--root",       metavar="DIR", help="paths in lists are relative to this folder (that of the list)")
     add("--paths_anywhere", action="store_true", help="paths in lists may be absolute, or leave that folder by ..")
@@ -304,7 +335,8 @@ def read_arguments(arguments):
         actions = "--embed, --matrix, --enrol NAME, --identify or --classify"
         raise InputError(f"give files: two to compare, or some with {actions}")
     absent = [file for file in files if not os.path.exists(file)]
-    if absent and (len(absent) == len(files) or absent[0] == files[0]):  # before a model is loaded, or downloaded
+    no_first = action == "compare" and absent[:1] == files[:1]
+    if absent and (len(absent) == len(files) or no_first):  # before a model is loaded, or downloaded
         raise InputError(f"{absent[0]} does not exist")
     return args, action, files
 

@@ -79,7 +79,14 @@ def open_samples(path):
     if size < 2**31 and header and header.end() + size <= os.fstat(file.fileno()).st_size:
         return PlainWav(file, header.end(), size // 2)
     file.close()
-    return soundfile.SoundFile(path if os.name != "posix" else os.fsencode(path))  # names may be invalid UTF-8
+    file = soundfile.SoundFile(path if os.name != "posix" else os.fsencode(path))  # names may be invalid UTF-8
+    if file.seekable():
+        return file
+    with file:  # GSM 6.10 and G.721 of telephones, which give 16 bits
+        decoded = io.BytesIO()
+        soundfile.write(decoded, file.read(file.frames, "int16"), file.samplerate, "PCM_16", format="WAV")
+    decoded.seek(0)
+    return soundfile.SoundFile(decoded)
 
 
 class AudioFile:
@@ -102,8 +109,9 @@ class AudioFile:
             self.file = open_samples(path)
         except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: .raw without a header
             reason = "cannot be read as audio" if size else "is an empty file"
+            reason = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else reason
             if pathlib.Path(path).suffix.lower() in FFMPEG_SUFFIXES:
-                reason += ": convert it to wav with prepareData.py --convert"
+                reason += ": convert it (ffmpeg -i IT.m4a IT.wav), or its folder with prepareData.py --convert"
             raise UnreadableAudio(f"{path} {reason}") from error
         self.rate = rate = self.file.samplerate
         frames, channels = self.file.frames, self.file.channels
@@ -114,7 +122,7 @@ class AudioFile:
             reason = f"claims {frames} samples in {size} bytes: write it again, to a file"
         elif frames <= 0:
             reason = "is empty"
-        elif (channel or 0) >= channels:
+        elif not 0 <= (channel or 0) < channels:
             reason = f"has no channel {channel}, but {count(channels, 'channel')}"
         if reason:
             self.file.close()
@@ -164,7 +172,7 @@ class AudioFile:
 
     def _read_mono(self, first, count, dtype):
         try:
-            if first != self.position:  # some formats (GSM 6.10) cannot seek
+            if first != self.position:  # seeking takes a while in some formats
                 self.file.seek(first)
             waveform = self.file.read(count, dtype=dtype, always_2d=True)
             self.position = first + count
@@ -181,9 +189,25 @@ def to_int16(waveform):
 
 
 def find_audio(folder, suffixes=AUDIO_SUFFIXES):
-    """All audio files under a folder, sorted, except hidden ones (macOS writes ._a.wav beside a.wav)."""
-    paths = pathlib.Path(folder).rglob("*")
-    return sorted(path for path in paths if path.suffix.lower() in suffixes and not path.name.startswith("."))
+    """All audio files under a folder and the folders linked in it, sorted; without hidden files and folders (macOS
+    writes ._a.wav beside a.wav) and Synology's @eaDir. InputError: a folder in it cannot be listed.
+    """
+
+    def stop(error):
+        if not isinstance(error, FileNotFoundError):
+            raise InputError(f"{error.filename} cannot be listed: {error.strerror}")
+
+    paths, entered = [], {os.path.realpath(folder)}
+    walk = os.walk(folder, followlinks=True, onerror=stop)
+    for place, folders, names in progress_bar(iterable=walk, desc="searching", unit=" folders", delay=2):
+        folders[:] = sorted(name for name in folders if name[0] != "." and name != "@eaDir")
+        for link in [name for name in folders if os.path.islink(os.path.join(place, name))]:
+            target = os.path.realpath(os.path.join(place, link))
+            if target in entered:  # perhaps it leads back
+                folders.remove(link)
+            entered.add(target)
+        paths += [pathlib.Path(place, name) for name in names if name[0] != "."]
+    return sorted(path for path in paths if path.suffix.lower() in suffixes)
 
 
 def check_folder(path, flag, fix=""):

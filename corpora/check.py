@@ -25,12 +25,15 @@ SEVERITIES = ("note", "warning", "error")  # the exit status is the index of the
 QUICK = 200  # number of training files, and of evaluation files, whose headers the quick check reads
 SHORT = 1.0  # seconds: shorter utterances are of little use
 SILENT_PEAK = 1e-3  # -60 dB, less than the quietest usable speech
+LOUD_PEAK = 100  # not a codec's overshoot but integers stored as floats
 # What may be wrong with a file, and what to do.
 UNREADABLE, CUT_OFF = "cannot be read as audio", "are shorter than their header says"
 LOW_RATE, TOO_SHORT, SILENT = "were recorded below 16 kHz", f"are shorter than {SHORT} s", "are silent"
+LOUD = "have samples far beyond full scale, which training clips"
 FAULTS = {
     **dict.fromkeys((UNREADABLE, CUT_OFF), "download or convert them again, or remove their lines from the list"),
     LOW_RATE: "they lack high frequencies", TOO_SHORT: "leave them out of training", SILENT: "leave them out",
+    LOUD: "full scale of floating point is 1: divide them by 32768 or write them as int16",
 }  # fmt: skip
 
 # (name, file, trials, same-speaker trials, published EERs in %). Sizes: PaddleSpeech, examples/voxceleb/README.md; that
@@ -157,7 +160,8 @@ def file_faults(path, full=False):
         with open(path, "rb") as file:
             head, size = file.read(20), os.fstat(file.fileno()).st_size
         with AudioFile(path) as audio:
-            peak = float(np.abs(audio.read()).max()) if full else 1.0
+            is_float = audio.file.subtype in ("FLOAT", "DOUBLE")
+            part = audio.read(0, audio.length if full else min(audio.length, SAMPLE_RATE)) if full or is_float else None
     except (UnreadableAudio, OSError) as error:
         return {UNREADABLE: f"{str(error).removeprefix(f'{path} ')}; {size} bytes, which begin with {head!r}"}, None
     claimed = int.from_bytes(head[4:8], "little")
@@ -165,7 +169,9 @@ def file_faults(path, full=False):
     if head[:4] == b"RIFF" and size < 8 + claimed < 0x7FFF0000:
         return {CUT_OFF: f"{size} of {8 + claimed} bytes"}, None
     seconds = audio.length / SAMPLE_RATE
-    faults = {LOW_RATE: audio.rate < SAMPLE_RATE, TOO_SHORT: seconds < SHORT, SILENT: peak < SILENT_PEAK}
+    peak = 1.0 if part is None else float(np.abs(part).max())
+    faults = {LOW_RATE: audio.rate < SAMPLE_RATE, TOO_SHORT: seconds < SHORT, SILENT: full and peak < SILENT_PEAK,
+              LOUD: peak > LOUD_PEAK}  # fmt: skip
     return {fault: f"{seconds:.2f} s, {audio.rate} Hz" for fault, applies in faults.items() if applies}, seconds
 
 
@@ -189,7 +195,8 @@ def check_audio(name, lists, arguments, full=False, few=None):
     bar = progress_bar(iterable=checked, total=len(paths), desc=f"checking {name}", unit=" files", delay=2)
     checked = dict(zip(paths, bar))
     # Training replaces unreadable files if they are at most 1 %, which a sample of the files cannot decide.
-    tolerated = 0 if name == "evaluation" else len(paths) if few else max(1, len(paths) // 100)
+    some = len(paths) < len(files)
+    tolerated = 0 if name == "evaluation" else len(paths) if some else max(1, len(paths) // 100)
     findings = []
     for fault, fix in FAULTS.items():
         cases = [f"{path} ({faults[fault]})" for path, (faults, _) in checked.items() if fault in faults]
@@ -207,7 +214,7 @@ def check_identical(train_lists, tests, arguments):
     speaker_of = {os.path.join(arguments.train_path or "", file): listed.speakers[label]
                   for listed in train_lists for file, label in zip(listed.files, listed.label)}  # fmt: skip
     paths = [os.path.join(arguments.eval_path or "", file) for listed in tests for file in first_lines(listed)]
-    groups = {"": [path for path in dict.fromkeys([*speaker_of, *paths]) if os.path.isfile(path)]}
+    groups = {"": list(dict.fromkeys([*speaker_of, *paths]))}
     for key in (beginning, file_hash):  # each for those that agreed in the one before
         paths = [path for group in groups.values() if len(group) > 1 for path in group]
         keys = in_order(functools.partial(key_or_none, key), paths, arguments.n_cpu)

@@ -21,6 +21,8 @@ def convert_folder(source, to, suffix="wav", threads=4):
     """
     source, to = pathlib.Path(source), pathlib.Path(to)
     check_folder(source, "--convert")
+    if source.resolve() in (to.resolve(), *to.resolve().parents):
+        raise InputError(f"--to {to} is in --convert {source}, where it would be converted again: give another folder")
     files = [path.relative_to(source).as_posix() for path in find_audio(source, SUFFIXES)]
     if not files:
         raise InputError(f"--convert {source} has no audio ({', '.join(sorted(SUFFIXES))})")
@@ -34,7 +36,7 @@ def convert_folder(source, to, suffix="wav", threads=4):
     jobs = {file: target for file, target in target_of.items() if not target.exists()}
     reasons = in_order(lambda file: convert_file(source / file, jobs[file]), jobs, threads)
     reasons = progress_bar(iterable=reasons, total=len(jobs), desc="converting", unit=" files")
-    failed = {one_line(file): reason for file, reason in zip(jobs, reasons) if reason}
+    failed = {one_line(file): one_line(reason) for file, reason in zip(jobs, reasons) if reason}
     if failed or (to / "failed.tsv").exists():
         write_text(to / "failed.tsv", "file\treason\n" + "".join(f"{file}\t{failed[file]}\n" for file in failed))
     return len(jobs) - len(failed), len(files) - len(jobs), failed
@@ -51,8 +53,8 @@ def convert_file(source, target):
     try:
         ended = subprocess.run([*command, "-y", f"file:{part}"], capture_output=True, check=False)
         said = " ".join(ended.stderr.decode("utf-8", "replace").split())[:300]
-        if "No space left on device" in said:
-            raise RunError(f"{target} cannot be written: the disk is full; make room, the same command continues")
+        if "No space left" in said or "quota" in said:
+            raise RunError(f"{target} cannot be written ({said}): make room, the same command continues")
         if ended.returncode:
             return f"{source} cannot be converted ({said or f'ffmpeg: status {ended.returncode}'})"
         os.replace(part, target)

@@ -206,12 +206,11 @@ def check_files(listed, source, flag, anywhere=False):
     missing = source.missing(list(lines))
     if missing:
         number, file = min((lines[file], file) for file in missing)
-        stem, suffix = os.path.splitext(file)
+        stem = os.path.splitext(file)[0]
         other = next((each for each in sorted(AUDIO_SUFFIXES) if not source.missing([stem + each])), None)
-        fix = rf"but {stem}{other} does: sed -i 's/\{suffix}/{other}/g' {listed.path}"
         raise InputError(
             f"{listed.path} line {number}: {source.name(file)} does not exist ({len(missing)} of "
-            f"{count(len(lines), 'file')} missing){f', {fix}' if other else f'; is {flag} right?'}"
+            f"{count(len(lines), 'file')} missing){f', but {stem}{other} does' if other else f'; is {flag} right?'}"
         )
 
 
@@ -243,6 +242,7 @@ def audio_of(path, root=None, anywhere=False):
     flag, root, files = "--root" if root else "the folder of the list", pathlib.Path(root or path.parent), {}
     for number, fields in read_lines(path, "list")[0]:
         line = " ".join(fields)
+        fields = [line] if (root / line).is_file() else fields  # a path with spaces
         if path.suffix.lower() == ".scp" and "|" in line:
             raise InputError(f"{path} line {number} is a command, which is not run: write its output to a file")
         if len(fields) > 3 or (len(fields) > 1 and pathlib.Path(fields[0]).suffix.lower() in SUFFIXES):
@@ -250,7 +250,9 @@ def audio_of(path, root=None, anywhere=False):
         for file in fields[1:] or fields:
             if not anywhere:
                 check_stays(file, path, number, flag)
-            files[str(root / file)] = fields[0] if path.suffix.lower() == ".scp" else str(root / file)
+            name = fields[0] if path.suffix.lower() == ".scp" else str(root / file)
+            if files.setdefault(str(root / file), name) != name:
+                raise InputError(f"{path} line {number}: {files[str(root / file)]} has this file, too; copy or link it")
     return files
 
 

@@ -13,9 +13,9 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from corpora.audio import AUDIO_SUFFIXES, SUFFIXES, Folder, check_folder
+from corpora.audio import AUDIO_SUFFIXES, SUFFIXES, Folder, check_folder, find_audio
 from corpora.lists import TrainingList, TrialList, check_files, leads_out, read_lines
-from tools import InputError, check_writable, count, progress_bar, read_text, write_text
+from tools import InputError, check_writable, count, one_line, read_text, write_text
 
 
 def from_folder(root):
@@ -26,15 +26,10 @@ def from_folder(root):
     """
     check_folder(root, "--lists")
     found, loose, unconverted = [], [], []
-    walk = progress_bar(iterable=os.walk(root, followlinks=True), desc="searching", unit=" folders", delay=2)
-    for folder, folders, names in walk:
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = pathlib.Path(folder).relative_to(root).as_posix()
-        for name in names:
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in SUFFIXES and not name.startswith("."):
-                kind = unconverted if suffix not in AUDIO_SUFFIXES else loose if inside == "." else found
-                kind.append(f"{inside}/{name}")
+    for path in find_audio(root, SUFFIXES):
+        file = path.relative_to(root).as_posix()
+        kind = unconverted if path.suffix.lower() not in AUDIO_SUFFIXES else found if "/" in file else loose
+        kind.append(file)
     for left_out, why in ((loose, "in no speaker's folder"), (unconverted, "to be converted first (--convert)")):
         if left_out:
             files = f"{count(len(left_out), 'file')} {why}, such as {min(left_out)}"
@@ -86,23 +81,28 @@ def two_fields(path):
 
 
 def refuse_blanks(found, source):
-    """InputError for the first name with a blank, which separates the fields of a list, or that is not UTF-8."""
-    for name in itertools.chain.from_iterable(found):
-        if name.split() != [name] or name.encode(errors="replace").decode() != name:
-            raise InputError(f"{source}: {name!a} has a blank in it or is not UTF-8, so no list can name it: rename it")
+    """InputError for names with a blank, which separates the fields of a list, or that are not UTF-8."""
+    names = dict.fromkeys(itertools.chain.from_iterable(found))
+    blank = [name for name in names if name.split() != [name]]
+    foreign = [name for name in names if name.encode(errors="replace").decode() != name]
+    for names, what in ((blank, "a blank"), (foreign, "letters that are not UTF-8")):
+        if names:
+            more = f"no list can name it ({len(names)} such names): rename it (docs/data.md)"
+            raise InputError(f"{source}: '{one_line(names[0])}' has {what} in it, so {more}")
 
 
 def write_lists(found, root, folder, count=None, seed=0):
     """Write train_list.txt and trials.txt of ``count`` speakers held out of it -> (TrainingList, TrialList or None).
 
     found: [(speaker, path)]. count None: a tenth of the speakers, 5 (for intervals; of fewer than 20 speakers: 2) to
-    100; 0, or fewer than four speakers: no trials. Existing lists with other content are never overwritten: InputError.
+    100; 0, or too few speakers with two files: no trials. InputError: lists with other content, never overwritten.
     """
     folder = pathlib.Path(folder)
     kept, trials = TrainingList.of(root, *zip(*found)), None
     if count is None:
-        speakers = len(kept.speakers)
-        count = min(100, max(5 if speakers >= 20 else 2, speakers // 10)) if speakers >= 4 else 0
+        speakers, enough = len(kept.speakers), sum(len(files) > 1 for files in utterances_of(kept))
+        count = min(100, max(5 if speakers >= 20 else 2, speakers // 10), speakers - 2, enough)
+        count *= count >= 2
     if count:
         kept, held = hold_out(kept, count, seed)
         trials = make_trials(held, folder / "trials.txt", seed)
@@ -141,6 +141,8 @@ def make_trials(train_list, name, seed=0, most=10_000):
     """
     random = np.random.default_rng(seed)
     utterances = [sorted(sorted(files), key=posixpath.dirname) for files in utterances_of(train_list)]
+    for files in utterances:  # all pairs of more would take gigabytes
+        files[:] = files if len(files) <= 1000 else [files[i] for i in sorted(random.permutation(len(files))[:1000])]
     size = [len(files) for files in utterances]
     pairs = [len(pairs_of(files)[0]) for files in utterances]
     different = (sum(size) ** 2 - sum(each**2 for each in size)) // 2

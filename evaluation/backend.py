@@ -5,6 +5,7 @@ It uses one embedding of each whole utterance, so it works for every system.
 
 import contextlib
 import hashlib
+import itertools
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from corpora.audio import UnreadableAudio
+from corpora.check import found
 from corpora.lists import open_training_list
 from corpora.make_lists import hold_out, make_trials
 from evaluation.calibration import fit_if_quality_helps
@@ -52,15 +54,27 @@ class ScoringBackend:
         if args.calibrate:
             self.trials = make_trials(self.held_out, "calibration")
 
+    def check(self, trial_sets):
+        """[Finding] of test speakers in cohort or calibration. trial_sets: {name: TrialSet}."""
+        sources = {} if self.args.cohort else {"the cohort": self.train_list}
+        sources |= {"the calibration": self.held_out} if self.trials else {}
+        findings = []
+        fix = "if they are the same people, results look better than they are: take others"
+        for (trials, _), (source, learned) in itertools.product(trial_sets.values(), sources.items()):
+            both = sorted(trials.speaker_names() & learned.speaker_names())
+            findings += found("warning", f"speakers of {trials.path.name} are in {source}", both, fix)
+        return findings
+
     def learn(self):
         """Embed the calibration trials and, unless it was saved before, the cohort; fit the calibration."""
         args = self.args
         if self.trials:  # first: it takes minutes and may find an unreadable file, the cohort takes hours
             utterances = embed_utterances(self.encoder, [self.trials], self.source, args)
         if not args.cohort:
-            by_name = not Path(args.initial_model).exists()  # a published model: nothing of ours goes into its cache
-            beside = Path(args.save_path, Path(args.initial_model).name) if by_name else args.initial_model
-            self.cohort = cohort_beside(beside, self.encoder, self.train_list, self.source, args.n_cpu)
+            model = Path(args.initial_model)
+            if not model.exists():  # a published model: nothing of ours goes into its cache
+                model = Path(args.save_path, model.name)
+            self.cohort = cohort_beside(model, self.encoder, self.train_list, self.source, args.n_cpu)
         if self.trials:
             self.calibration = self.scorer(utterances).calibrate(self.trials)
             few = "; with so few the ratios mean little" * (len(self.held_out.speakers) < FEW)
@@ -212,8 +226,8 @@ def read_cohort(path, encoder):
     """
     arrays, named = load_arrays(path, "--cohort"), f"--cohort {path}"
     vectors, size = arrays.get("embeddings"), encoder.network.embedding_size
-    if vectors is None or vectors.shape[1:] != (size,) or vectors.dtype.kind != "f":
-        raise InputError(f"{named} contains no array 'embeddings' (K, {size}), as verify.py --embed writes it")
+    if vectors is None or vectors.shape[1:] != (size,) or vectors.dtype.kind != "f" or len(vectors) < 2:
+        raise InputError(f"{named} has no array 'embeddings' (2 or more, {size}), as verify.py --embed writes it")
     if "model" in arrays and str(arrays["model"]) != encoder.fingerprint():
         raise InputError(f"{named} was made with another model")
     about = f"{len(vectors)} embeddings of {Path(path).name} (sha256 {file_hash(path)[:8]})"

@@ -52,8 +52,8 @@ def speakers_of(trials):
 
 
 def tells(result):
-    """Whether the intervals of a result say anything: with few speakers, or up to an EER of 100 %, they do not."""
-    return result["speakers"] >= 5 and result["interval"]["eer"][1] < 100
+    """Whether the intervals of a result say anything: with few speakers, no errors, or up to 100 %, they do not."""
+    return result["speakers"] >= 5 and result["eer"] > 0 and result["interval"]["eer"][1] < 100
 
 
 class WeightedTrials:

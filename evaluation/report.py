@@ -5,7 +5,6 @@
 
 import argparse
 import json
-import os
 import shlex
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def write_report(folder):
         results=results, lists={name: describe_list(*each) for name, each in scored.items()},
         training=as_svg(training_figure(history)) if history else "", det=as_svg(det_figure(curves)) if curves else "",
         main=[name for name in results if not any(name.startswith(f"{other}.") for other in results)],
-        errors=errors, basename=os.path.basename, count=count, dumps=json.dumps, tells=tells,
+        errors=errors, name_of=lambda path: Path(path).name, count=count, dumps=json.dumps, tells=tells,
     )  # fmt: skip
     with whole_file(folder / "report.html") as file:
         file.write(page.encode("utf-8", "backslashreplace"))  # a file name may be invalid UTF-8
@@ -59,7 +58,7 @@ def collect_results(history, about):
             found.setdefault(name, []).append({"model": model, "result": result, "is_scored": is_scored})
 
     if "results" in about:
-        add(os.path.basename(about["settings"]["initial_model"]), about["results"], True)
+        add(Path(about["settings"]["initial_model"]).name, about["results"], True)
     tested = [record for record in history if record["lists"]]
     chosen = best_on_valid(history)
     models, best = ([chosen], chosen[2]) if chosen else ([], None)

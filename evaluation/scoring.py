@@ -1,12 +1,13 @@
 """Evaluation of a model on trial lists: scores, error rates with intervals, and the files of both."""
 
+import itertools
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from corpora.audio import Folder, UnreadableAudio, check_folder
+from corpora.audio import Folder, check_folder
 from corpora.lists import TrialList, check_files
 from corpora.pack import Pack
 from evaluation.calibration import actual_dcf, cllr, min_cllr
@@ -63,10 +64,10 @@ def evaluate(encoder, trial_sets, args, backend=None, kind=""):
             steps |= scorers[source].score(trials, backend.calibration)
             if not encoder.system.crops:
                 del steps["cosine"]  # the same as the system's score
-        names, trained = trials.speaker_names(), set(encoder.trained_on)
+        names, trained, speakers = trials.speaker_names(), set(encoder.trained_on), speakers_of(trials)
         for step, scores in steps.items():
             name = f"{set_name}.{step}" if step else set_name
-            results[name] = compute_metrics(scores, trials)
+            results[name] = compute_metrics(scores, trials, speakers)
             results[name]["speakers_in_training"] = len(names & trained) if names and trained else None  # not known
             if not step and encoder.system.crops:  # for users who compare embeddings
                 cosines = trial_cosines(trials, utterances[source])
@@ -89,12 +90,14 @@ def evaluate(encoder, trial_sets, args, backend=None, kind=""):
 
 
 def embed_utterances(encoder, lists, source, args):
-    """{file: Utterance} of some TrialLists, computed by all processes together."""
-    files = [file for trials in lists for file in (*trials.enrol, *trials.test)]
-    try:
-        return split_over_processes(lambda own: encoder.embed_for_scoring(own, source, args.n_cpu), files)
-    except UnreadableAudio as error:
-        raise InputError(f"{error}; no trial is skipped: fix the file, or remove its lines from the list") from error
+    """{file: Utterance} of some TrialLists, computed by all processes together. InputError: files are unreadable."""
+    files, errors = [file for trials in lists for file in (*trials.enrol, *trials.test)], []
+    found = split_over_processes(lambda own: encoder.embed_for_scoring(own, source, args.n_cpu, errors), files)
+    if errors := list(itertools.chain.from_iterable(gather(errors))):
+        more = f"; {len(errors)} files in all" * (len(errors) > 3)
+        raise InputError(f"{'; '.join(map(str, errors[:3]))}{more}; no trial is skipped: fix the files, or remove "
+                         "their lines from the list")  # fmt: skip
+    return found
 
 
 def split_over_processes(embed, files):
@@ -128,10 +131,13 @@ def dot_products(vectors, enrol, test):
     return np.concatenate([np.einsum("nd,nd->n", vectors[enrol[block]], vectors[test[block]]) for block in blocks])
 
 
-def compute_metrics(scores, trials):
-    """Error rates of the scores (N,) of a TrialList, with 95 % intervals and thresholds, as in metrics.jsonl."""
+def compute_metrics(scores, trials, speakers=None):
+    """Error rates of the scores (N,) of a TrialList, with 95 % intervals and thresholds, as in metrics.jsonl.
+
+    speakers: what ``speakers_of`` found, which takes seconds for a long list.
+    """
     eer, threshold = equal_error_rate(scores, trials.label)
-    enrol, test, speakers = speakers_of(trials)
+    enrol, test, speakers = speakers or speakers_of(trials)
     intervals = bootstrap_intervals(scores, trials.label, enrol, test)
     return {
         "eer": eer,
@@ -164,7 +170,7 @@ def result_line(name, result):
     """A result as one line for the terminal; 95 % intervals in brackets."""
     low, high = result["interval"]["eer"]
     known = tells(result)
-    interval = f"[{low:.2f}, {high:.2f}]" if known else "(too few speakers for intervals)"
+    interval = f"[{low:.2f}, {high:.2f}]" if known else "(too few speakers or errors for intervals)"
     parts = [f"{name}: EER {result['eer']:.2f}% {interval}"]
     for prior in ("0.05", "0.01"):
         low, high = result["interval"][f"min_dcf_{prior}"]

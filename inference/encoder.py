@@ -26,7 +26,7 @@ CROP_SAMPLES = 300 * 160 + 240
 # Audio in a batch of utterances. More is no faster on a CPU; with less, a GPU is partly idle.
 BATCH_SECONDS = {"cpu": 30, "mps": 120, "cuda": 300}
 WINDOW_SECONDS = 60  # of the windows in which long files are embedded
-MAX_WARNINGS = 10  # about the utterances of one evaluation
+MAX_WARNINGS = 10  # about the utterances of one call
 
 
 class Utterance(NamedTuple):
@@ -66,9 +66,13 @@ class AudioWarning(UserWarning):
 
 
 def choose_device(name="auto"):
-    """A torch.device: the named one, or with "auto" a CUDA GPU, else Apple's GPU, else the CPU. InputError."""
+    """A torch.device: the named one, or with "auto" a CUDA GPU, else the CPU. InputError.
+
+    Never Apple's GPU unasked: it has not been compared here, and its convolutions were silently wrong for kernels of
+    256 and more, for slices of channels-last tensors and for some weights (pytorch issues 188335, 180984, 192212).
+    """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if torch.device(name).type not in BATCH_SECONDS:
             raise NotImplementedError("not one of cpu, cuda, mps")
@@ -148,18 +152,18 @@ class SpeakerEncoder:
 
     def embed(self, audio):
         """The embedding of an utterance, (D,) float32 numpy, not normalised. Raises UnreadableAudio."""
-        with self._open(audio) as opened:
+        with self.open(audio) as opened:
             return warned(*self._embed_part(opened, opened.path, 0, opened.length))
 
     def embed_excerpt(self, audio, start, end):
         """The embedding (D,) of the part between two times in seconds. InputError if they are not in the audio."""
-        with self._open(audio) as opened:
+        with self.open(audio) as opened:
             name = f"the part from {start} to {end} s of {opened.path}"
             return warned(*self._embed_part(opened, name, *span_of(opened, start, end)))
 
     def embed_excerpts(self, audio, segments):
         """One embedding (D,) of several parts [(start, end) in seconds] joined to one utterance. Errors likewise."""
-        with self._open(audio) as opened:
+        with self.open(audio) as opened:
             parts = [opened.read(*span_of(opened, start, end)) for start, end in segments]
         return self.embed((np.concatenate(parts), SAMPLE_RATE))
 
@@ -178,7 +182,7 @@ class SpeakerEncoder:
         if hop > size:
             warnings.warn(f"windows of {duration} s every {step} s leave gaps between them", AudioWarning, stacklevel=2)
         embeddings, remarks = [], []
-        with self._open(audio) as opened:
+        with self.open(audio) as opened:
             first, samples = span_of(opened, start, opened.length / SAMPLE_RATE if end is None else end)
             starts = list(range(0, samples - size + 1, hop))
             if samples < size or (samples - size) % hop:
@@ -227,11 +231,7 @@ class SpeakerEncoder:
                 raise found
             else:
                 unreadable.append(found)
-        for remark in remarks[:MAX_WARNINGS]:
-            warnings.warn(remark, AudioWarning, stacklevel=2)
-        if len(remarks) > MAX_WARNINGS:
-            total = f"{len(remarks)} of {len(files)} files are hardly fit for recognition; the first were named"
-            warnings.warn(total, AudioWarning, stacklevel=2)
+        warn_of(remarks, len(files))
         return utterances
 
     def scoring_vectors(self, recordings):
@@ -370,7 +370,7 @@ class SpeakerEncoder:
         channel = 0 if self.channel is None and self.system.first_channel else self.channel
         return Folder(root.root if isinstance(root, Folder) else root, channel, self.system.resampling)
 
-    def _open(self, audio):
+    def open(self, audio):
         return open_audio(audio, self._source())
 
     def _utterances(self, files, source, threads, crops):
@@ -409,6 +409,15 @@ def warned(embedding, remark):
     if remark:
         warnings.warn(remark, AudioWarning, stacklevel=3)
     return embedding
+
+
+def warn_of(remarks, files):
+    """AudioWarnings of the first remarks about a number of files, and of how many there are."""
+    for remark in remarks[:MAX_WARNINGS]:
+        warnings.warn(remark, AudioWarning, stacklevel=3)
+    if len(remarks) > MAX_WARNINGS:
+        total = f"{len(remarks)} of {files} files are hardly fit for recognition; the first were named"
+        warnings.warn(total, AudioWarning, stacklevel=3)
 
 
 def window_of(duration, step):

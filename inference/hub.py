@@ -18,6 +18,7 @@ import torch
 from inference.systems import SYSTEMS
 from tools import InputError, RunError, progress_bar, rank, read_text, whole_file
 
+OWNERS = ("speechbrain", "pyannote", "iic", "damo", "TaoRuijie", "Wespeaker")
 WEIGHTS = ["*.model", *(pattern for system in SYSTEMS.values() for pattern in system.files)]
 BESIDE = ["hyperparams.yaml", "classifier.ckpt", "label_encoder.txt", "configuration.json"]
 GITHUB, TAORUIJIE = "https://raw.githubusercontent.com", "TaoRuijie/ECAPA-TDNN/4904fda6c5da208998321e3ea75e24320bab8aad"
@@ -32,8 +33,9 @@ def local_model(name, flag=""):
     if Path(name).exists():
         return Path(name)
     found = re.fullmatch(r"([\w-][\w.-]*)/([\w.-]+)(?:@([\w./-]+))?", str(name))
-    # A mistyped path may have the form of a name.
-    if not found or Path(name).suffix in (".model", ".pt", ".ckpt", ".bin") or Path(found[1]).exists():
+    # A mistyped path may have the form of a name, and a clone of an owner's code that of its folder.
+    mistyped = found and Path(found[1]).exists() and found[1] not in OWNERS
+    if not found or mistyped or Path(name).suffix in (".model", ".pt", ".ckpt", ".bin"):
         fix = "give a file, a folder, or a name such as speechbrain/spkrec-ecapa-voxceleb (docs/use.md)"
         raise InputError(f"{flag} {name} does not exist: {fix}".strip())
     owner, repository, revision = found.groups()

@@ -94,7 +94,7 @@ class Page:
             means = {name: mean[: self.encoder.dimension] for name, (mean, _) in self._enrolled().speakers.items()}
             speakers = {name: scale * mean for name, mean in means.items()}
         (vectors, times), remarks = read(lambda files: self.encoder.embed_windows(files[0], WINDOW, STEP), file)
-        with AudioFile(file, self.encoder.channel) as audio:
+        with self.encoder.open(file) as audio:
             waveform = audio.read()
         parts = [waveform[start:end] for start, end in np.rint(times * SAMPLE_RATE).astype(int)]
         level = np.array([np.sqrt(np.mean(np.square(part))) for part in parts])

@@ -103,9 +103,35 @@ def test_embed_files_folders_and_lists(use, encoder, folder):
         assert str(found["model"]) == encoder.fingerprint()
         for file, embedding in zip(expected, found["embeddings"]):
             assert relative_error(embedding, encoder.embed(folder / file)) < 1e-5
-    status, printed, complained = use("--embed", "wav/a0.wav", "no.wav", "--out", "e.npz")
+    status, printed, complained = use("--embed", "no.wav", "wav/a0.wav", "--out", "e.npz")
     assert (status, printed) == (2, "e.npz: 1 embedding from 1 of 2 files\n")
     assert complained == "verify.py: no.wav does not exist; left out\n"
+
+
+@pytest.mark.parametrize("flags", [[], ["--window", 1]])
+def test_an_interrupted_call_continues(use, folder, monkeypatch, flags):
+    use("--embed", "wav", *flags, "--out", "e.npz")
+    expected, embedded = read(folder / "e.npz"), verify.embedded
+
+    def interrupted(*arguments):
+        for number, row in enumerate(embedded(*arguments)):
+            if number == 4:
+                raise KeyboardInterrupt
+            yield row
+
+    (folder / "e.npz").unlink()
+    monkeypatch.setattr(verify, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(verify, "embedded", interrupted)
+    use("--embed", "wav", *flags, "--out", "e.npz")
+    monkeypatch.setattr(verify, "embedded", embedded)
+    assert not (folder / "e.npz").exists() and len(set(read(folder / "e.npz.part")["files"])) == 4
+    (folder / "other.npz.part").write_bytes((folder / "e.npz.part").read_bytes())
+    assert use("--embed", "wav", "--start", 0.1, "--out", "other.npz")[2] == ""  # another call
+    status, printed, complained = use("--embed", "wav", *flags, "--out", "e.npz")
+    assert status == 0 and "from 6 of 6 files" in printed and complained == "e.npz.part has 4 files already\n"
+    found = read(folder / "e.npz")
+    assert not (folder / "e.npz.part").exists() and found["files"].tolist() == expected["files"].tolist()
+    np.testing.assert_allclose(found["embeddings"], expected["embeddings"], rtol=1e-4, atol=1e-5)
 
 
 def test_embed_windows_and_excerpts(use, encoder, folder):
@@ -247,6 +273,11 @@ def test_paths_in_lists(use, folder):
         status, _, complained = use(*embed_list)
         assert status == 2 and complaint in complained
     assert use(*embed_list, "--paths_anywhere")[0] == 0
+    (folder / "named/a b.wav").symlink_to(folder / "wav/a0.wav")
+    (folder / "paths.txt").write_text("a b.wav\n")
+    assert use(*embed_list)[0] == 0 and read(folder / "o.npz")["files"].tolist() == ["named/a b.wav"]
+    (folder / "wav.scp").write_text("utt-1 wav/a1.wav\nutt-2 wav/a1.wav\n")
+    assert "wav.scp line 2: utt-1 has this file, too" in use("--embed", "wav.scp", "--out", "o.npz")[2]
 
 
 @pytest.mark.parametrize(("arguments", "complaint"), [

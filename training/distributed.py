@@ -80,6 +80,13 @@ def mean(tensor):
     return tensor / size()
 
 
+def check(args, device):
+    """InputError for a --batch_size, --accumulate or --sync_bn that is not possible here."""
+    micro_batches(args.batch_size, args.accumulate)
+    if args.sync_bn and device.type != "cuda":
+        raise InputError("--sync_bn needs CUDA GPUs: without it, batch norm sees the rows of each process")
+
+
 def micro_batches(batch_size, accumulate):
     """Where this process's parts of each batch start, and how many rows they have: ([first row, ...], rows).
 
@@ -89,7 +96,8 @@ def micro_batches(batch_size, accumulate):
     parts = accumulate * size()
     if batch_size % parts or batch_size // parts < 2:
         why = f"--accumulate {accumulate} x {size()} process{'es' * (size() > 1)}"
-        raise InputError(f"--batch_size {batch_size} cannot be cut in {parts} equal parts of at least 2: {why}")
+        fix = f"try --batch_size {max(2, round(batch_size / parts)) * parts}"
+        raise InputError(f"--batch_size {batch_size} cannot be cut in {parts} equal parts of at least 2 ({why}): {fix}")
     rows = batch_size // parts
     return [(part * size() + rank()) * rows for part in range(accumulate)], rows
 

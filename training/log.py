@@ -7,7 +7,7 @@ import sys
 import time
 
 from evaluation.intervals import METRICS
-from tools import InputError, RunError, read_text, write_text
+from tools import InputError, RunError, one_line, read_text, write_text
 
 
 def scalars(record):
@@ -34,8 +34,11 @@ def open_trackers(folder, settings):
         known = folder / "wandb" / "id.txt"  # by which a resumed run is the same one there
         if not known.exists():
             write_text(known, secrets.token_hex(4))
-        run = wandb.init(dir=folder, project="speakers", name=folder.name, id=read_text(known), resume="allow",
-                         config=settings, settings=wandb.Settings(console="off"))  # fmt: skip
+        try:
+            run = wandb.init(dir=folder, project="speakers", name=folder.name, id=read_text(known), resume="allow",
+                             config=settings, settings=wandb.Settings(console="off"))  # fmt: skip
+        except wandb.errors.Error as error:
+            raise InputError(f"--wandb: {one_line(str(error))}; WANDB_MODE=offline keeps it on this disk") from error
         trackers.append(lambda record: run.log({**scalars(record), "epoch": record["epoch"]}))
     return trackers
 

@@ -1,6 +1,8 @@
-"""What is measured while a run trains: loss, accuracy, throughput, skipped steps; and a request to stop."""
+"""Around the steps of a run: what is measured, a request to stop, help where memory is short."""
 
+import contextlib
 import datetime
+import re
 import signal
 import sys
 import time
@@ -8,7 +10,7 @@ import time
 import torch
 from tqdm import tqdm
 
-from tools import RunError, gather, progress_bar, rank, write_text
+from tools import RunError, gather, progress_bar, rank, size, write_text
 from training import distributed
 
 
@@ -140,3 +142,22 @@ def log_line(summary, args):
 def speed(summary):
     left = datetime.timedelta(seconds=round(summary["seconds_left"]))
     return f"{summary['utterances_per_second']:.0f} utt/s | waiting {summary['waiting_percent']:.0f}% | {left} left"
+
+
+@contextlib.contextmanager
+def memory_help(args=None):
+    """RunError in place of a traceback where the memory of the device or the machine is full. args: of training."""
+    full = "out of memory|can't allocate memory|ALLOC(ATION)?_FAILED"  # PyTorch has no class for it on a CPU
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RunError) or not (isinstance(error, MemoryError) or re.search(full, str(error))):
+            raise
+        if not args:
+            raise RunError("out of memory: does another program use the device?") from error
+        rows = args.batch_size // size()
+        finer = [n for n in range(args.accumulate + 1, rows // 2 + 1) if rows % n == 0]
+        parts = f"--accumulate {finer[0]} (the same batch in smaller parts), or " if finer else ""
+        others = "in another --save_path, --amp bf16 or a smaller --C or --num_frames"
+        crops = f"{rows // args.accumulate} crops at a time"
+        raise RunError(f"out of memory with {crops}: try {parts}{others}") from error

@@ -63,7 +63,8 @@ def make_optimizer(args, parameters, device):
 def with_amp(args, device):
     """Settings with --amp auto decided: bf16 where the device has arithmetic of it that is faster than float32."""
     if device.type == "cuda":
-        can = torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            can = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         known = torch.cpu.get_capabilities() if device.type == "cpu" else {}
         can = known.get("amx_bf16") or known.get("avx512_bf16")
@@ -85,7 +86,8 @@ class Compiled(torch.nn.Module):
         try:
             return self.compiled(*inputs)
         except torch._dynamo.exc.TorchDynamoException as error:
-            reason = next(line for line in str(getattr(error, "inner_exception", error)).splitlines() if line)
+            inner = getattr(error, "inner_exception", error)
+            reason = next((line for line in str(inner).splitlines() if line), type(inner).__name__)
             tqdm.write(f"torch.compile failed, training goes on without it, more slowly: {reason}")
             self.compiled = self.network
             return self.network(*inputs)
@@ -93,13 +95,14 @@ class Compiled(torch.nn.Module):
 
 def maybe_compile(args, network, device, crops):
     """The network for training, compiled where that earns its minute; crops: of the whole run."""
-    # What nn.SyncBatchNorm exchanges in every layer would cut the graph in pieces.
-    long = (device.type == "cuda" and not args.sync_bn) or (device.type == "cpu" and crops >= 100_000)
+    # What nn.SyncBatchNorm exchanges in every layer would cut the graph in pieces; nobody has tried Apple's GPU.
+    long = crops >= 100_000 and device.type != "mps" and not args.sync_bn
     if args.no_compile or not (long or args.compile):
         return network
     # With few crops a GPU waits for the CPU to launch its kernels: CUDA graphs launch all of them at once. Gradients
-    # cannot be accumulated over several: they lie in memory that the next one overwrites (pytorch issue 169545).
-    few = args.batch_size // size() < 100 and args.accumulate == 1
+    # cannot be accumulated over several: they lie in memory that the next one overwrites (pytorch issue 169545). Nor
+    # with several processes, where it is reported broken (140395).
+    few = args.batch_size < 100 and args.accumulate == 1 and size() == 1
     return Compiled(network, graphs=few and device.type == "cuda")
 
 
@@ -143,8 +146,9 @@ class Run:
         if not all(weight.isfinite().all() for weight in self.network.state_dict().values()):
             raise RunError(f"the weights are no longer finite in epoch {self.epoch}: try a smaller --lr; not saved")
         if rank() == 0:
-            state = {"step": self.step, "sums": sums, "optimizer": self.optimizer.state_dict()}
-            save_state(self.folder, {**self._contents("training state"), **state}, self.last_is_damaged)
+            state = {"epoch": self.epoch, "step": self.step, "sums": sums, "weights": self.network.state_dict()}
+            state |= {**self._contents("training state"), "optimizer": self.optimizer.state_dict()}
+            save_state(self.folder, state, self.last_is_damaged)
         distributed.any_rank(False)  # none goes on, or ends, before it is written
         self.last_is_damaged, self.saved_at, self.saved_time = False, (self.epoch, self.step), time.monotonic()
 
@@ -180,10 +184,7 @@ class Run:
             save_checkpoint(self.folder / "model" / "best.model", model)
 
     def _contents(self, kind):
-        return {
-            "kind": kind, "settings": self.args.as_dict(), "versions": versions(), "epoch": self.epoch, **self.about,
-            "weights": self.network.state_dict(),
-        }  # fmt: skip
+        return {"kind": kind, "settings": self.args.as_dict(), "versions": versions(), **self.about}
 
 
 def mean_of_models(paths, last):

@@ -9,7 +9,7 @@ from pathlib import Path
 from dataLoader import SPEEDS
 from inference.hub import local_model
 from model import ECAPA_TDNN
-from tools import InputError, count, rank, read_text
+from tools import InputError, count, rank, read_text, size
 from training.state import has_state
 
 DATA_FLAGS = {"train_list", "train_path", "eval_list", "eval_path", "musan_path", "rir_path"}
@@ -53,7 +53,7 @@ def read_settings(parser, arguments, demo=None):
         parser.set_defaults(**demo)
     args = parser.parse_args(arguments)
     if args.demo and not has_state(args.save_path):  # a resumed one stays as it began
-        given |= set(demo)
+        given |= set(demo) - ({"C"} if args.initial_model else set())
     args.eval_list = [path for path in args.eval_list if path]  # '' for none, as for other paths
     if "save_path" not in given and args.eval:
         args.save_path = "exps/eval"  # never over an experiment's own scores
@@ -79,7 +79,8 @@ def with_sizes(parser, args, train_list, device):
     """
     utterances, sizes = len(train_list), {}
     if utterances < LARGE_LIST:
-        sizes = {"C": 64 if device.type == "cpu" else 512, "batch_size": 32 if utterances < 10_000 else 64}
+        parts, batch_size = args.accumulate * size(), 32 if utterances < 10_000 else 64
+        sizes = {"C": 64 if device.type == "cpu" else 512, "batch_size": -(-batch_size // parts) * parts}
         if args.initial_model:
             del sizes["C"]  # the model has it
             if fine_tunes(args):
@@ -88,7 +89,7 @@ def with_sizes(parser, args, train_list, device):
         elif args.recipe == "strong" and utterances * STRONG_EPOCHS < LARGE_RUN:
             sizes["max_epoch"] = min(300, max(80, round(SMALL_RUN / utterances)))
         fixed = args.given - ({"freeze_bn"} if args.freeze_bn == "auto" else set())
-        sizes = {name: size for name, size in sizes.items() if name not in fixed}
+        sizes = {name: each for name, each in sizes.items() if name not in fixed}
     args = with_recipe(parser, args.replace(**sizes), utterances, sizes)
     if sizes and rank() == 0:
         chosen = ", ".join(f"--{name} {getattr(args, name)}" for name in sizes)
@@ -241,7 +242,8 @@ def of_resumed_run(args, state):
     before = state["settings"]
     paths = {name: [each] if isinstance(each, str) else each for name, each in before.items() if name in DATA_FLAGS}
     gone = {name for name, each in paths.items() if not all(Path(path).exists() for path in each)}  # '' exists
-    now_given = args.given | ({"compile", "no_compile"} if args.compile or args.no_compile else set())
+    now_given = args.given - ({"freeze_bn"} if args.freeze_bn == "auto" else set())
+    now_given |= {"compile", "no_compile"} if args.compile or args.no_compile else set()
     kept = (before.keys() & vars(args).keys()) - now_given - gone - {"save_path", "device"}  # another machine's device
     args = args.replace(**{name: before[name] for name in kept})
     args = args.replace(system=args.system or before.get("system", "ours"))

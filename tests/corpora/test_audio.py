@@ -71,6 +71,16 @@ def test_a_plain_wav_is_read_as_libsndfile_reads_it(tmp_path, chunk, plain):
             assert isinstance(file.file, soundfile.SoundFile)
 
 
+def test_formats_that_cannot_seek(tmp_path):
+    """As telephone systems write them."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, voice(120, 3.0, 0), 16000, subtype="GSM610")
+    whole = soundfile.read(path)[0]
+    with AudioFile(path) as file:
+        for start in (700, 0, 1400):
+            assert np.array_equal(file.read(start, 700), whole[start : start + 700])
+
+
 def test_a_short_utterance_is_wrapped_around(tmp_path):
     path = tmp_path / "short.wav"
     short = (1000 * np.random.default_rng(0).standard_normal(700)).astype(np.int16)
@@ -87,8 +97,9 @@ def test_several_channels_are_mixed_down_or_one_is_chosen(tmp_path):
     assert np.abs(read_crop(Folder(path.parent), path.name, 32000, 0.0) - mean * 32768).max() < 0.51
     for channel in (0, 1):
         assert np.array_equal(AudioFile(path, channel).read(), channels[:, channel])
-    with pytest.raises(UnreadableAudio, match=r"stereo\.wav has no channel 2, but 2 channels"):
-        AudioFile(path, 2).read()
+    for channel in (2, -1):
+        with pytest.raises(UnreadableAudio, match=rf"stereo\.wav has no channel {channel}, but 2 channels"):
+            AudioFile(path, channel).read()
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 16001])
@@ -146,6 +157,12 @@ def test_a_folder_lists_its_audio_folder_by_folder(tmp_path):
     folder = Folder(tmp_path)
     assert folder.find() == ["a/1.wav", "a/b/2.FLAC", "a b/4.wav", "a-b/3.ogg", "ä/5.mp3"]
     assert folder.find("a") == ["a/1.wav", "a/b/2.FLAC"] and folder.find("none") == []
+    (tmp_path / "linked").mkdir()
+    for link in ("linked/a", "linked/again"):
+        (tmp_path / link).symlink_to(tmp_path / "a", target_is_directory=True)
+    (tmp_path / "a" / "back").symlink_to(tmp_path / "linked", target_is_directory=True)
+    linked = Folder(tmp_path / "linked").find()
+    assert [file.removeprefix("a/") for file in linked] == ["1.wav", "b/2.FLAC"]
     assert folder.missing([*files, "a", "a/none.wav"]) == ["a", "a/none.wav"]
     with pytest.raises(InputError, match=r"--train_path .*none is not a folder"):
         check_folder(tmp_path / "none", "--train_path")

@@ -115,6 +115,7 @@ MISTAKES = {
     "cut in half": (cut_in_half, "warning", "shorter than their header", 1, TRAIN),
     "telephone": (audio(EVAL, SPEECH, 8000), "warning", "below 16 kHz", 1, "8000 Hz"),
     "half a second": (audio(EVAL, SPEECH[:8000]), "warning", "shorter than 1.0 s", 1, "0.50 s"),
+    "integers as floats": (audio(TRAIN, 32768 * SPEECH, subtype="FLOAT"), "warning", "far beyond full scale", 1, TRAIN),
     "copy, same speaker": (copied(TRAIN, "train/id00001/session1/00002.wav"), "warning",
                            "groups of files are identical", 1, " = "),
     "copy, other speaker": (copied(TRAIN, "train/id00002/session1/00002.wav"), "error", "of different speakers", 1,
@@ -128,7 +129,7 @@ MISTAKES = {
 IN_SAMPLES = {
     "damaged inside": (damaged_flac, "warning", "cannot be read", 1, TRAIN),
     "silent": (audio(EVAL, 0.0005 * SPEECH), "warning", "are silent", 1, EVAL),
-    "not numbers": (audio(EVAL, np.where(np.arange(16000) == 99, np.nan, 0.1), subtype="FLOAT"), "error",
+    "not numbers": (audio(EVAL, np.where(np.arange(40000) == 39000, np.nan, 0.1), subtype="FLOAT"), "error",
                     "cannot be read", 1, "not finite"),
 }  # fmt: skip
 
@@ -156,8 +157,10 @@ def test_planted_mistake_is_found_and_named(own, name):
 def test_more_unreadable_files_than_training_replaces_are_an_error(own):
     for number in range(2):
         raw(f"train/id00001/session0/0000{number}.wav", GARBAGE)(own)
-    (finding,) = fitting(checked(own), "error", "training files cannot be read")
-    assert finding.count == 2
+    flags = [str(flag) for flag in (*data_flags(own), *SMALL, "--save_path", own / "exp")]
+    for findings in (checked(own), quick_check(read_settings(trainSpeakerNet.build_parser(), flags))):
+        (finding,) = fitting(findings, "error", "training files cannot be read")
+        assert finding.count == 2
 
 
 def test_pack_takes_the_place_of_the_folder(own, command):

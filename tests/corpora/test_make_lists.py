@@ -59,7 +59,7 @@ def test_folder_and_what_is_left_out_of_it(tree, capsys):
 @pytest.mark.parametrize("names, said", [
     ([], "has no audio .*expected <speaker>/<file>"), (["a/1.m4a", "b/1.m4a"], "has no audio"),
     (["wav/a/1.wav", "wav/b/1.wav"], "single"), (["x/a/s/1.wav", "y/b/s/1.wav"], "deeper folders, such as x/a/s/1"),
-    (["a/1.wav", "b/my voice.wav"], "has a blank"),
+    (["a/1.wav", "b/my voice.wav"], "'b/my voice.wav' has a blank .*1 such name"),
     (["a/1.wav", "b/x\u20281.wav"], "has a blank"), (["a/1.wav", os.fsdecode(b"b/\xff.wav")], "not UTF-8"),
 ])  # fmt: skip
 def test_folders_that_make_no_list(tmp_path, names, said):
@@ -98,6 +98,13 @@ def test_kaldi_that_makes_no_list_and_never_runs(tree, tmp_path, scp, utt2spk, s
 
 
 # ---- lists that are written ------------------------------------------------------------------------------------------
+
+
+def test_of_too_few_speakers_with_two_files_there_are_no_trials(tmp_path):
+    found = [(f"s{number}", f"s{number}/a.wav") for number in range(12)]
+    assert write_lists(found, tmp_path, tmp_path / "a")[1] is None
+    kept, trials = write_lists([*found, ("s0", "s0/b.wav"), ("s1", "s1/b.wav")], tmp_path, tmp_path / "b")
+    assert len(kept.speakers) == 10 and trials.label.sum() == 2
 
 
 def test_other_lists_are_never_overwritten(tree, tmp_path):

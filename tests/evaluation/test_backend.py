@@ -105,8 +105,9 @@ def test_a_cohort_from_a_file(encoder, tmp_path):
 
 
 @pytest.mark.parametrize(("content", "complaint"), [
-    ({"embeddings": np.ones(192)}, "contains no array 'embeddings'"),
-    ({"embeddings": np.ones((4, 256))}, "contains no array 'embeddings'"),
+    ({"embeddings": np.ones(192)}, "has no array 'embeddings'"),
+    ({"embeddings": np.ones((4, 256))}, "has no array 'embeddings'"),
+    ({"embeddings": np.ones((1, 192))}, "has no array 'embeddings'"),
     ({"embeddings": np.ones((3, 192)), "model": "another"}, "was made with another model"),
 ])  # fmt: skip
 def test_no_cohort(encoder, tmp_path, content, complaint):

@@ -31,7 +31,8 @@ def shapes(figure):
 
 def test_more_results_give_more_ink(tmp_path):
     one = plots.det_figure({"a": (SCORES, LABELS)})
-    three = plots.det_figure({"a": (SCORES, LABELS), "b": (-SCORES, LABELS), "perfect": PERFECT})
+    three = plots.det_figure({"a": (SCORES, LABELS), "b": (-SCORES, LABELS), "b.mean": EQUAL, "perfect": PERFECT})
+    assert [text.get_text().split(":")[0] for text in three.legends[0].get_texts()] == ["a", "b", "perfect"]
     assert 0.01 < ink(one, tmp_path / "one.png") < ink(three, tmp_path / "three.png") < 0.5
     history = [{"epoch": 0, "lists": {"O": {"eer": 40.0}}}]
     start = plots.training_figure(history)

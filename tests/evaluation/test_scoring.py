@@ -131,15 +131,32 @@ def test_calibration_is_learned_from_held_out_speakers(evaluated, command, corpu
     assert status == 0 and "held no speakers of" in complained
 
 
-def test_an_unreadable_file_of_a_trial_is_named(evaluated, command, corpus, tmp_path):
+def test_unreadable_files_of_trials_are_named(evaluated, command, corpus, tmp_path):
     shutil.copytree(corpus / "eval", tmp_path / "eval")
-    damaged = next((tmp_path / "eval").rglob("*.wav"))
-    damaged.write_bytes(b"no audio")
+    damaged = sorted((tmp_path / "eval").rglob("*.wav"))[:5]
+    for file in damaged:
+        file.write_bytes(b"no audio")
     status, _, error = command(
         trainSpeakerNet, *data_flags(corpus), "--eval", "--no_check", "--initial_model", evaluated[2],
         "--eval_path", tmp_path / "eval", "--save_path", tmp_path / "e"
     )  # fmt: skip
-    assert status == 2 and f"{damaged} " in error and "or remove its lines from the list" in error
+    assert status == 2 and sum(f"{file} " in error for file in damaged) == 3
+    assert "; 5 files in all; no trial is skipped" in error and error.count("\n") == 1
+
+
+def test_test_speakers_in_cohort_and_calibration_are_named(evaluated, command, corpus, tmp_path):
+    speakers = sorted({path.split("/")[0] for path in TrialList(corpus / "trials.txt").enrol})[:3]
+    files = [f"{speaker} {file.relative_to(corpus / 'eval')}\n" for speaker in speakers
+             for file in sorted((corpus / "eval" / speaker).rglob("*.wav"))]  # fmt: skip
+    (tmp_path / "cohort.txt").write_text("".join(files))
+    model = torch.load(evaluated[2], weights_only=True)
+    torch.save({**model, "valid_speakers": speakers[:1]}, tmp_path / "a.model")
+    printed = command(
+        trainSpeakerNet, "--eval", "--as_norm", "--device", "cpu", "--initial_model", tmp_path / "a.model",
+        "--train_list", tmp_path / "cohort.txt", "--train_path", corpus / "eval", "--save_path", tmp_path,
+        "--eval_list", corpus / "trials.txt", "--eval_path", corpus / "eval",
+    )[1]  # fmt: skip
+    assert f"warning: speakers of trials.txt are in the cohort: 2, such as {speakers[1]}; {speakers[2]}" in printed
 
 
 def test_results_say_how_many_speakers_were_in_training(held, command, corpus, tmp_path):

@@ -237,7 +237,7 @@ def test_audio_in_memory_is_as_on_the_disk(system, rate, tmp_path):
     soundfile.write(tmp_path / "b.wav", whole.T, rate)
     score = encoder.verify(tmp_path / "a.wav", tmp_path / "b.wav").score
     assert encoder.verify(tmp_path / "a.wav", again).score == pytest.approx(score, abs=1e-6)
-    with AudioFile(tmp_path / "a.wav", crossings=encoder.system.resampling) as a, encoder._open(again) as b:
+    with AudioFile(tmp_path / "a.wav", crossings=encoder.system.resampling) as a, encoder.open(again) as b:
         (found,) = encoder.verify_batch([a.read()], [b.read()])
     assert found.score == pytest.approx(score, abs=1e-5)
     windows = (encoder.embed_windows(audio, 1.0, 1.0)[0] for audio in (again, tmp_path / "b.wav"))

@@ -150,6 +150,12 @@ def test_a_path_comes_first(server, tmp_path, monkeypatch):
     assert load_pretrained(SPEECHBRAIN).system == "taoruijie" and not Hub.asked
 
 
+def test_a_clone_of_the_owners_code_does_not_hide_models(server, tmp_path, monkeypatch):
+    (tmp_path / "speechbrain").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_pretrained(SPEECHBRAIN).system == "speechbrain"
+
+
 def test_commands(server, tmp_path):
     """torch.hub downloads; then verify.py needs no server."""
     soundfile.write(tmp_path / "a.wav", voice(120, 2.0, 0), 16000)

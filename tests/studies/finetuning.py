@@ -27,6 +27,9 @@ WAYS = {  # flags; None: from scratch
     "defaults": [],
     "rate 0.0003": ["--lr", "0.0003"],
     "batch norm free, 5 epochs": ["--freeze_bn", "off", "--max_epoch", "5"],
+    # The same number of files, and about that of crops of the way before.
+    "one session a speaker": ["--freeze_bn", "off", "--max_epoch", "50"],
+    "as many files of all sessions": ["--freeze_bn", "off", "--max_epoch", "50"],
     "from scratch": None,
 }
 BEFORE, MEAN = "before", " (mean)"  # the model itself; the mean of its weights and the tuned ones
@@ -41,20 +44,34 @@ def folds(args, corpus):
     return [(tuned, make_trials(other, f"{corpus}{i}.txt")) for i, (tuned, other) in enumerate((halves, halves[::-1]))]
 
 
+def part(tuned, way, seed):
+    """The lines of a TrainingList that a way takes, of some one session of each speaker or as many of all."""
+    if "session" not in way:
+        return tuned
+    sessions, rows = np.array([Path(file).parent.name for file in tuned.files]), []
+    for speaker in range(len(tuned.speakers)):
+        own = np.flatnonzero(tuned.label == speaker)
+        names = np.unique(sessions[own])
+        one = own[sessions[own] == names[seed % len(names)]]
+        rows += list(one if way.startswith("one") else own[np.linspace(0, len(own) - 1, len(one)).astype(int)])
+    return tuned.subset(np.array(rows))
+
+
 def run(args):
     folder, data = Path(args.save_path), Path(args.data) / "data"
     folder.mkdir(parents=True, exist_ok=True)
     for seed, corpus in [(seed, corpus) for seed in args.seeds for corpus in CORPORA]:
         for tuned, trials in folds(args, corpus):
-            train_list, trial_list, audio = folder / f"train_{trials.path}", folder / trials.path, tuned.path
-            train_list.write_text(tuned.text())
+            trial_list, audio = folder / trials.path, tuned.path
             trial_list.write_text(trials.text())
             test = ["--eval", "--eval_list", trial_list, "--eval_path", audio, "--n_cpu", "1", "--initial_model"]
             if not is_done(place(args, BEFORE, trials, 0)):
                 start(*test, args.model, "--save_path", place(args, BEFORE, trials, 0))
             for way in args.ways:
-                if is_done(place(args, way, trials, seed)):
+                if is_done(place(args, way, trials, seed)) or ("session" in way and corpus != "arabic"):
                     continue
+                train_list = folder / f"train_{way.replace(' ', '_')}_{seed}_{trials.path}"
+                train_list.write_text(part(tuned, way, seed).text())
                 flags = ["--recipe", "strong"] if WAYS[way] is None else ["--initial_model", args.model, *WAYS[way]]
                 where = folder / "runs" / place(args, way, trials, seed).name
                 start("--train_list", train_list, "--train_path", audio, "--musan_path", data / "musan", "--rir_path",
