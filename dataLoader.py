@@ -176,10 +176,9 @@ class CropLoader:
                         line = f"{names.path} line {names.line_numbers[index]}"
                         tqdm.write(f"{line}: {error}; replaced by the next line", file=sys.stderr)
             # Checked at every replacement and not only at a new bad file, so that all threads stop.
-            own = len(names) * len(self.rows) / self.batch_size  # of several processes
-            if len(self.bad) > max(1, 0.01 * own) or len(self.bad) == len(names):
+            if len(self.bad) > max(1, 0.01 * len(names)) or len(self.bad) == len(names):
                 raise RunError(
-                    f"{len(self.bad)} of {own:.0f} training files cannot be read, for example that of {names.path} "
+                    f"{len(self.bad)} of {len(names)} training files cannot be read, for example that of {names.path} "
                     f"line {names.line_numbers[index]}; at most 1 % are replaced: is the disk failing?"
                 )
             index = (index + 1) % len(names)

@@ -64,7 +64,7 @@ def lists(args):
         of = count(others, "other speaker")
         print(f"{folder}/trials.txt: {len(trials)} trials, half of them same-speaker, of {of}")
     elif args.valid_speakers is None:
-        print(f"{folder}: no trials.txt, because too few speakers have two files")
+        print(f"{folder}: no trials.txt, which takes four speakers, two of them with two files")
     if len(kept) < LARGE_LIST:
         command += ["--recipe", "strong"]
     command += ["--musan_path", "", "--rir_path", "", "--save_path", "exps/own"]

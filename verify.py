@@ -16,6 +16,7 @@ speechbrain/spkrec-ecapa-voxceleb.
 
 import argparse
 import contextlib
+import hashlib
 import os
 import struct
 import sys
@@ -69,13 +70,11 @@ def compare(encoder, args, files):
 def embed(encoder, args, files):
     """Write the embeddings to --out; for windows and excerpts also their start and end in seconds.
 
-    Until then they are kept in <out>.part, so that the same command, interrupted, continues.
+    Until then they are kept in <out>.part, so that the same command for the same files, interrupted, continues.
     """
-    part, saved, model = Path(f"{args.out}.part"), time.monotonic(), encoder.fingerprint()
-    way = repr([getattr(args, name) for name in ("channel", "window", "step", "last", "start", "end")])
+    part, saved, origin = Path(f"{args.out}.part"), time.monotonic(), origin_of(encoder, args, files)
     begun = load_arrays(part, "--out") if part.exists() else {}
-    same = str(begun.get("model")) == model and str(begun.get("way")) == way
-    rows = list(zip(*(begun[name] for name in COLUMNS if name in begun))) if same else []
+    rows = list(zip(*(begun[name] for name in COLUMNS if name in begun))) if begun.get("origin") == origin else []
     done = {name for name, *_ in rows}
     if done:
         print(f"{part} has {count(len(done), 'file')} already", file=sys.stderr)
@@ -85,7 +84,7 @@ def embed(encoder, args, files):
         else:
             rows += [(args.names[file], *row) for row in zip(found, *times)]
         if rows and time.monotonic() > saved + SAVE_SECONDS:
-            write_npz(part, rows, model=model, way=way)
+            write_npz(part, rows, origin=origin)
             saved = time.monotonic()
     if not rows:
         raise InputError(f"none of {len(files)} files could be embedded: nothing written")
@@ -93,9 +92,17 @@ def embed(encoder, args, files):
         write_ark(args.out, rows)
     else:
         threshold = np.nan if encoder.cosine_threshold is None else encoder.cosine_threshold
-        write_npz(args.out, rows, model=model, cosine_threshold=threshold)
+        write_npz(args.out, rows, model=encoder.fingerprint(), cosine_threshold=threshold)
     part.unlink(missing_ok=True)
     print(f"{args.out}: {count(len(rows), 'embedding')} from {len(files) - args.failed} of {count(len(files), 'file')}")
+
+
+def origin_of(encoder, args, files):
+    """A hash of what embeddings depend on: the model, the flags, the files and their dates."""
+    flags = [getattr(args, name) for name in ("channel", "window", "step", "last", "start", "end")]
+    dates = [os.path.exists(file) and os.path.getmtime(file) for file in files]
+    origin = repr((encoder.fingerprint(), flags, os.getcwd(), args.names, dates))
+    return hashlib.sha256(origin.encode(errors="surrogateescape")).hexdigest()
 
 
 def embedded(encoder, args, files):

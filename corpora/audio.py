@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import struct
+import warnings
 
 import numpy as np
 import scipy.signal
@@ -190,22 +191,21 @@ def to_int16(waveform):
 
 def find_audio(folder, suffixes=AUDIO_SUFFIXES):
     """All audio files under a folder and the folders linked in it, sorted; without hidden files and folders (macOS
-    writes ._a.wav beside a.wav) and Synology's @eaDir. InputError: a folder in it cannot be listed.
+    writes ._a.wav beside a.wav) and Synology's @eaDir. A folder that cannot be listed gets a warning.
     """
 
-    def stop(error):
+    def leave_out(error):
         if not isinstance(error, FileNotFoundError):
-            raise InputError(f"{error.filename} cannot be listed: {error.strerror}")
+            warnings.warn(f"{error.filename} cannot be listed ({error.strerror}): left out", stacklevel=3)
 
-    paths, entered = [], {os.path.realpath(folder)}
-    walk = os.walk(folder, followlinks=True, onerror=stop)
+    paths, walk = [], os.walk(folder, followlinks=True, onerror=leave_out)
     for place, folders, names in progress_bar(iterable=walk, desc="searching", unit=" folders", delay=2):
-        folders[:] = sorted(name for name in folders if name[0] != "." and name != "@eaDir")
-        for link in [name for name in folders if os.path.islink(os.path.join(place, name))]:
-            target = os.path.realpath(os.path.join(place, link))
-            if target in entered:  # perhaps it leads back
-                folders.remove(link)
-            entered.add(target)
+        folders[:] = [name for name in folders if name[0] != "." and name != "@eaDir"]
+        links = {os.path.join(place, name): name for name in folders if os.path.islink(os.path.join(place, name))}
+        above = {os.path.realpath(each) for each in (place, *pathlib.Path(place).parents)} if links else ()
+        for link, name in links.items():
+            if os.path.realpath(link) in above:  # it leads back
+                folders.remove(name)
         paths += [pathlib.Path(place, name) for name in names if name[0] != "."]
     return sorted(path for path in paths if path.suffix.lower() in suffixes)
 

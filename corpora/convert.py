@@ -3,6 +3,7 @@
 import collections
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 
@@ -53,7 +54,7 @@ def convert_file(source, target):
     try:
         ended = subprocess.run([*command, "-y", f"file:{part}"], capture_output=True, check=False)
         said = " ".join(ended.stderr.decode("utf-8", "replace").split())[:300]
-        if "No space left" in said or "quota" in said:
+        if re.search("No space left on device|Disk quota exceeded", said):
             raise RunError(f"{target} cannot be written ({said}): make room, the same command continues")
         if ended.returncode:
             return f"{source} cannot be converted ({said or f'ffmpeg: status {ended.returncode}'})"

@@ -242,7 +242,7 @@ def audio_of(path, root=None, anywhere=False):
     flag, root, files = "--root" if root else "the folder of the list", pathlib.Path(root or path.parent), {}
     for number, fields in read_lines(path, "list")[0]:
         line = " ".join(fields)
-        fields = [line] if (root / line).is_file() else fields  # a path with spaces
+        fields = [line] if len(fields) > 1 and os.path.isfile(root / line) else fields  # a path with spaces
         if path.suffix.lower() == ".scp" and "|" in line:
             raise InputError(f"{path} line {number} is a command, which is not run: write its output to a file")
         if len(fields) > 3 or (len(fields) > 1 and pathlib.Path(fields[0]).suffix.lower() in SUFFIXES):

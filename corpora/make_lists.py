@@ -82,13 +82,13 @@ def two_fields(path):
 
 def refuse_blanks(found, source):
     """InputError for names with a blank, which separates the fields of a list, or that are not UTF-8."""
-    names = dict.fromkeys(itertools.chain.from_iterable(found))
-    blank = [name for name in names if name.split() != [name]]
-    foreign = [name for name in names if name.encode(errors="replace").decode() != name]
-    for names, what in ((blank, "a blank"), (foreign, "letters that are not UTF-8")):
+    wrong = {"a blank": lambda name: name.split() != [name],
+             "letters that are not UTF-8": lambda name: name.encode(errors="replace").decode() != name}  # fmt: skip
+    for what, is_wrong in wrong.items():
+        names = [next(filter(is_wrong, pair[::-1])) for pair in found if any(map(is_wrong, pair))]
         if names:
-            more = f"no list can name it ({len(names)} such names): rename it (docs/data.md)"
-            raise InputError(f"{source}: '{one_line(names[0])}' has {what} in it, so {more}")
+            files = f"{count(len(names), 'such file')}: rename what has it (docs/data.md)"
+            raise InputError(f"{source}: '{one_line(names[0])}' has {what} in it, so no list can name it; {files}")
 
 
 def write_lists(found, root, folder, count=None, seed=0):

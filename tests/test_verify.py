@@ -125,8 +125,9 @@ def test_an_interrupted_call_continues(use, folder, monkeypatch, flags):
     use("--embed", "wav", *flags, "--out", "e.npz")
     monkeypatch.setattr(verify, "embedded", embedded)
     assert not (folder / "e.npz").exists() and len(set(read(folder / "e.npz.part")["files"])) == 4
-    (folder / "other.npz.part").write_bytes((folder / "e.npz.part").read_bytes())
-    assert use("--embed", "wav", "--start", 0.1, "--out", "other.npz")[2] == ""  # another call
+    for other in (["wav", "--start", 0.1], ["wav/c1.wav"]):
+        (folder / "other.npz.part").write_bytes((folder / "e.npz.part").read_bytes())
+        assert use("--embed", *other, "--out", "other.npz")[2] == ""
     status, printed, complained = use("--embed", "wav", *flags, "--out", "e.npz")
     assert status == 0 and "from 6 of 6 files" in printed and complained == "e.npz.part has 4 files already\n"
     found = read(folder / "e.npz")

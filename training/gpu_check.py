@@ -181,6 +181,8 @@ class GPUCheck(Training):
         torch._dynamo.reset()  # else it would compile for batches of any size
         network, began = Compiled(self.network, graphs), time.perf_counter()
         self.step(network, *(each[:crops] for each in self.batch))
+        if network.compiled is self.network:
+            raise RunError("torch.compile failed")
         yield "first step", time.perf_counter() - began, "s"
         yield from self.steps(crops, network)
 

@@ -154,7 +154,7 @@ def memory_help(args=None):
         if isinstance(error, RunError) or not (isinstance(error, MemoryError) or re.search(full, str(error))):
             raise
         if not args:
-            raise RunError("out of memory: does another program use the device?") from error
+            raise RunError("out of memory: end other programs on this device, or try a smaller --bank_mb") from error
         rows = args.batch_size // size()
         finer = [n for n in range(args.accumulate + 1, rows // 2 + 1) if rows % n == 0]
         parts = f"--accumulate {finer[0]} (the same batch in smaller parts), or " if finer else ""

@@ -80,7 +80,7 @@ def with_sizes(parser, args, train_list, device):
     utterances, sizes = len(train_list), {}
     if utterances < LARGE_LIST:
         parts, batch_size = args.accumulate * size(), 32 if utterances < 10_000 else 64
-        sizes = {"C": 64 if device.type == "cpu" else 512, "batch_size": -(-batch_size // parts) * parts}
+        sizes = {"C": 64 if device.type == "cpu" else 512, "batch_size": max(2, -(-batch_size // parts)) * parts}
         if args.initial_model:
             del sizes["C"]  # the model has it
             if fine_tunes(args):

@@ -161,8 +161,8 @@ def test_a_folder_lists_its_audio_folder_by_folder(tmp_path):
     for link in ("linked/a", "linked/again"):
         (tmp_path / link).symlink_to(tmp_path / "a", target_is_directory=True)
     (tmp_path / "a" / "back").symlink_to(tmp_path / "linked", target_is_directory=True)
-    linked = Folder(tmp_path / "linked").find()
-    assert [file.removeprefix("a/") for file in linked] == ["1.wav", "b/2.FLAC"]
+    (tmp_path / "a" / "up").symlink_to(tmp_path, target_is_directory=True)
+    assert Folder(tmp_path / "linked").find() == ["a/1.wav", "a/b/2.FLAC", "again/1.wav", "again/b/2.FLAC"]
     assert folder.missing([*files, "a", "a/none.wav"]) == ["a", "a/none.wav"]
     with pytest.raises(InputError, match=r"--train_path .*none is not a folder"):
         check_folder(tmp_path / "none", "--train_path")

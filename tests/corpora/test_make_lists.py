@@ -59,7 +59,7 @@ def test_folder_and_what_is_left_out_of_it(tree, capsys):
 @pytest.mark.parametrize("names, said", [
     ([], "has no audio .*expected <speaker>/<file>"), (["a/1.m4a", "b/1.m4a"], "has no audio"),
     (["wav/a/1.wav", "wav/b/1.wav"], "single"), (["x/a/s/1.wav", "y/b/s/1.wav"], "deeper folders, such as x/a/s/1"),
-    (["a/1.wav", "b/my voice.wav"], "'b/my voice.wav' has a blank .*1 such name"),
+    (["a/1.wav", "b/my voice.wav"], "'b/my voice.wav' has a blank .*1 such file"),
     (["a/1.wav", "b/x\u20281.wav"], "has a blank"), (["a/1.wav", os.fsdecode(b"b/\xff.wav")], "not UTF-8"),
 ])  # fmt: skip
 def test_folders_that_make_no_list(tmp_path, names, said):
