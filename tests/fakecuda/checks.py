@@ -75,7 +75,7 @@ def test_the_gpu_check_has_no_error_of_its_own(corpus, succeeds, folder, monkeyp
     monkeypatch.setattr(gpu_check, "VOX1_E", (10, 100, 200))
     monkeypatch.setattr(gpu_check, "STEPS", {"cuda": 1})
     monkeypatch.setattr(gpu_check, "measure", lambda count, work, *_: (1, 2, work() is None))
-    monkeypatch.setattr(torch, "compile", lambda network, mode=None: network)
+    monkeypatch.setattr(torch, "compile", lambda network, mode=None: lambda *batch: network(*batch))
     for flags in ([], ["--gpu_check"]):
         with FakeGPU():
             printed = succeeds(benchmark, *data_flags(corpus), *SMALL[:-1], "--seconds", 0, *flags)
