@@ -108,20 +108,20 @@ class TrialScorer:
     def __init__(self, utterances, cohort, top_n=300, device="cpu"):
         self.utterances = utterances
         embeddings = np.stack([each.embedding for each in utterances.values()])
-        self.raw, self.centred = centred(embeddings, 0), centred(embeddings, cohort.mean)
+        self.centred = centred(embeddings, cohort.mean)
         others = centred(cohort.vectors, cohort.mean)
         self.statistics = np.stack(cohort_statistics(self.centred, others, top_n, device))
         seconds, length = [each.seconds for each in utterances.values()], np.linalg.norm(embeddings, axis=1)
         self.quality = np.stack([np.log(seconds), np.log(length), self.statistics[0]], axis=1)
 
     def score(self, trials, calibration=None):
-        """Scores of a TrialList after each step: {"cosine", "mean", "as_norm", "calibrated": (N,) each}.
+        """Scores of a TrialList after each step: {"mean", "as_norm", "calibrated": (N,) each}.
 
-        Cosines; cosines with the cohort's mean subtracted; AS-norm of these; and log-likelihood ratios, if there is a
+        Cosines with the cohort's mean subtracted; AS-norm of these; and log-likelihood ratios, if there is a
         ``calibration`` (fitted with the same cohort and top_n).
         """
         enrol, test = trial_rows(trials, self.utterances)
-        scores = {"cosine": dot_products(self.raw, enrol, test), "mean": dot_products(self.centred, enrol, test)}
+        scores = {"mean": dot_products(self.centred, enrol, test)}
         scores["as_norm"] = symmetric_norm(scores["mean"], self.statistics[:, enrol], self.statistics[:, test])
         if calibration is not None:
             scores["calibrated"] = calibration.apply(self._features(scores["as_norm"], enrol, test))

@@ -59,18 +59,18 @@ def evaluate(encoder, trial_sets, args, backend=None, kind=""):
         scorers[source] = backend.scorer(utterances[source]) if backend else None
     results, curves, writes = {}, {}, not kind and rank() == 0
     for set_name, (trials, source) in trial_sets.items():
-        steps = {"": score_trials(trials, utterances[source])}
+        steps, cosines = {"": score_trials(trials, utterances[source])}, None
+        if encoder.system.crops:  # else the system's scores are the cosines
+            cosines = trial_cosines(trials, utterances[source])
         if backend:
+            steps |= {} if cosines is None else {"cosine": cosines}
             steps |= scorers[source].score(trials, backend.calibration)
-            if not encoder.system.crops:
-                del steps["cosine"]  # the same as the system's score
         names, trained, speakers = trials.speaker_names(), set(encoder.trained_on), speakers_of(trials)
         for step, scores in steps.items():
             name = f"{set_name}.{step}" if step else set_name
             results[name] = compute_metrics(scores, trials, speakers)
             results[name]["speakers_in_training"] = len(names & trained) if names and trained else None  # not known
-            if not step and encoder.system.crops:  # for users who compare embeddings
-                cosines = trial_cosines(trials, utterances[source])
+            if not step and cosines is not None:  # for users who compare embeddings
                 results[name]["cosine_threshold"] = equal_error_rate(cosines, trials.label)[1]
             if step in ("mean", "as_norm", "calibrated"):
                 top_n = min(args.top_n, len(backend.cohort.vectors))
