@@ -27,7 +27,7 @@ import numpy as np
 
 from corpora.audio import SAMPLE_RATE, AudioFile, UnreadableAudio, check_folder
 from corpora.lists import audio_of, read_pairs
-from inference.encoder import SpeakerEncoder, choose_device, warn_of, window_of
+from inference.encoder import SpeakerEncoder, choose_device, read_embeddings, warn_of, window_of
 from inference.export import export_onnx
 from inference.gallery import Gallery
 from inference.systems import SYSTEMS
@@ -232,7 +232,8 @@ def fail(args, message):
 
 def print_threshold(encoder, args):
     if encoder.threshold is None:
-        raise InputError(f"{args.model} has no threshold, so no decision was made: give one with --threshold")
+        what = f"{args.model} has no threshold{' for scores with --mean' if args.mean else ''}"
+        raise InputError(f"{what}, so no decision was made: give one with --threshold")
     print(f"threshold {encoder.threshold:.5f}: {encoder.origin}")
 
 
@@ -275,6 +276,8 @@ def build_parser():
     add = parser.add_argument_group("comparing and galleries").add_argument
     add("--threshold",  metavar="T", help="a score; for our models also 1%% or 0.1%%: at this false-alarm "
                                           "rate on its trial list (default: the model's own)")
+    add("--mean",       metavar="FILE", help="an .npz of --embed, of unlabelled recordings like these: its mean is "
+                                             "subtracted before embeddings are compared (docs/use.md)")
     add("--gallery",    metavar="FILE", help="the .npz of the enrolled speakers, for --enrol, --identify and --page")
     add = parser.add_argument_group("with --page").add_argument
     add("--host",       metavar="H", help="address to serve on (127.0.0.1: this machine only; 0.0.0.0: all)")
@@ -296,6 +299,7 @@ def build_parser():
 
 ONLY_WITH = {"out": ["embed"], "window": ["embed"], "step": ["embed"], "start": ["embed"], "end": ["embed"],
              "last": ["embed"], "gallery": ["enrol", "identify", "page"], "threshold": ["compare", "identify", "page"],
+             "mean": ["compare", "score", "matrix", "enrol", "identify"],
              "host": ["page"], "port": ["page"], "examples": ["page"], "evaluation": ["page"]}  # fmt: skip
 ACTIONS = {act.__name__: act for act in (compare, embed, score, matrix, enrol, identify, classify, export, page)}
 
@@ -356,6 +360,8 @@ def main():
         print(f"model: {args.model} (--model takes another one)", file=sys.stderr)
     encoder = SpeakerEncoder.from_checkpoint(args.model, choose_device(args.device), args.system)
     encoder.channel = args.channel
+    if args.mean:
+        encoder.subtract_mean(read_embeddings(args.mean, "--mean", encoder))
     if args.threshold is not None:
         set_threshold(encoder, args.threshold)
     args.failed = 0

@@ -19,6 +19,7 @@ from corpora.make_lists import hold_out, make_trials
 from evaluation.calibration import fit_if_quality_helps
 from evaluation.intervals import speakers_of
 from evaluation.scoring import dot_products, embed_utterances, split_over_processes, trial_rows
+from inference.encoder import read_embeddings
 from tools import InputError, cohort_statistics, file_hash, gather, load_arrays, rank, symmetric_norm, whole_file
 
 # Of each speaker, for the cohort. More would move a speaker's mean by less than a quarter (1 / sqrt(20)) of the spread
@@ -220,18 +221,9 @@ def cohort_beside(checkpoint_path, encoder, train_list, source, threads):
 
 
 def read_cohort(path, encoder):
-    """A Cohort from an .npz with ``embeddings`` (K, D), as verify.py --embed and ``cohort_beside`` write it.
-
-    ``model``, optional: the encoder's fingerprint. InputError for another file, or one made with another encoder.
-    """
-    arrays, named = load_arrays(path, "--cohort"), f"--cohort {path}"
-    vectors, size = arrays.get("embeddings"), encoder.network.embedding_size
-    if vectors is None or vectors.shape[1:] != (size,) or vectors.dtype.kind != "f" or len(vectors) < 2:
-        raise InputError(f"{named} has no array 'embeddings' (2 or more, {size}), as verify.py --embed writes it")
-    if "model" in arrays and str(arrays["model"]) != encoder.fingerprint():
-        raise InputError(f"{named} was made with another model")
-    about = f"{len(vectors)} embeddings of {Path(path).name} (sha256 {file_hash(path)[:8]})"
-    return Cohort(vectors.astype(np.float32), about)
+    """The Cohort in an .npz, as from ``read_embeddings``."""
+    vectors = read_embeddings(path, "--cohort", encoder)
+    return Cohort(vectors, f"{len(vectors)} embeddings of {Path(path).name} (sha256 {file_hash(path)[:8]})")
 
 
 def speaker_means(embeddings, speakers):

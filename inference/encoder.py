@@ -19,7 +19,7 @@ from inference.checkpoints import Pretrained, load_pretrained
 from inference.reading import LONG_SECONDS, is_long, one_ahead, read_groups, remark_on
 from inference.systems import SYSTEMS
 from inference.waveforms import Recordings, as_list, as_number, as_rows, as_tensor, open_audio, span_of
-from tools import InputError, progress_bar
+from tools import InputError, load_arrays, progress_bar
 
 CROPS = 5  # the customary score uses each whole utterance and five crops of three seconds
 CROP_SAMPLES = 300 * 160 + 240
@@ -92,7 +92,7 @@ class SpeakerEncoder:
     threshold: the lowest score that counts as the same speaker (with ``system.above``: scores must be above it), or
     None; origin: where it comes from, for printing; thresholds: further ones of our own models, {"1%": at 1 % false
     alarms, ...}, set on the trial list ``trial_list``. cosine_threshold: the one for cosines of embeddings, which are
-    another score where crops are scored, too (``system.crops``). results: {trial list: error rates} of our own models.
+    another score where crops are scored, too (``crops``). results: {trial list: error rates} of our own models.
     channel: of several channels take this one; None: the system's default. held_out: speakers held out of its training,
     or None; trained_on: the known training speakers of this model and of those that it was fine-tuned from.
     """
@@ -107,8 +107,7 @@ class SpeakerEncoder:
         self.cosine_threshold = pretrained.cosine_threshold if self.system.crops else self.threshold
         self.classifier, self.speakers = pretrained.classifier, pretrained.speakers
         self.held_out, self.trained_on = pretrained.held_out, pretrained.trained_on()
-        self.vector_size = self.dimension * (2 if self.system.crops else 1)  # of scoring vectors
-        self.channel, self.results = None, pretrained.results
+        self.mean, self.channel, self.results = None, None, pretrained.results
 
     @classmethod
     def from_checkpoint(cls, path, device="cpu", system=None):
@@ -120,6 +119,28 @@ class SpeakerEncoder:
         return cls(found.network, device, found)
 
     from_pretrained = from_checkpoint
+
+    def subtract_mean(self, embeddings):
+        """Score from now on by the cosines of whole embeddings less the mean of these (N, D), as ``embed`` gives them.
+
+        Of unlabelled recordings such as those to be compared: what these have in common (language, microphone, codec)
+        then tells nobody apart. It is another score, so the model's own thresholds are gone. InputError.
+        """
+        embeddings = as_tensor(embeddings, "the embeddings")
+        if embeddings.dim() != 2 or embeddings.shape[1] != self.dimension or not embeddings.isfinite().all():
+            raise InputError(f"the embeddings must be finite, (N, {self.dimension}), not {tuple(embeddings.shape)}")
+        self.mean = embeddings.double().mean(dim=0).float()
+        self.threshold, self.cosine_threshold, self.thresholds = None, None, {}
+
+    @property
+    def crops(self):
+        """Whether the score is also of five crops of each utterance."""
+        return self.system.crops and self.mean is None
+
+    @property
+    def vector_size(self):
+        """V, the size of a scoring vector."""
+        return self.dimension * (2 if self.crops else 1)
 
     def embed_batch(self, waveforms, lengths=None, weights=None):
         """Embeddings of a batch of utterances, (B, D) float32 on the CPU, not normalised.
@@ -223,7 +244,7 @@ class SpeakerEncoder:
         UnreadableAudio, also for an embedding that is not finite, is raised, or appended to the list ``unreadable``.
         """
         files, utterances, remarks = list(dict.fromkeys(as_list(files))), {}, []
-        for file, found, remark in self._utterances(files, self._source(root), threads, self.system.crops):
+        for file, found, remark in self._utterances(files, self._source(root), threads, self.crops):
             if not isinstance(found, UnreadableAudio):
                 utterances[file] = found
                 remarks += [remark] if remark else []
@@ -237,7 +258,7 @@ class SpeakerEncoder:
     def scoring_vectors(self, recordings):
         """(N, V) float32 of N recordings: the dot product of two rows is the system's score, as ``decide`` takes it.
 
-        With five crops (``system.crops``) that is another number than the cosine of two embeddings. UnreadableAudio.
+        With five crops (``crops``) that is another number than the cosine of two embeddings. UnreadableAudio.
         """
         recordings = as_list(recordings)
         found = self.embed_for_scoring(range(len(recordings)), Recordings(recordings, self._source()))
@@ -261,10 +282,10 @@ class SpeakerEncoder:
 
         threshold: from -1 to 1; None: the model's ``cosine_threshold``.
         """
-        first, second = (F.normalize(as_tensor(each, "an embedding").float(), dim=-1) for each in (first, second))
+        first, second = (as_tensor(each, "an embedding").float() for each in (first, second))
         if not first.shape == second.shape == (self.dimension,):
             raise InputError(f"an embedding must be ({self.dimension},), not {*first.shape,} and {*second.shape,}")
-        return self._decide(first @ second, self.cosine_threshold if threshold is None else threshold)
+        return self._decide(self._unit(first) @ self._unit(second), self.cosine_threshold if threshold is None else threshold)
 
     def decide(self, score, threshold=None):
         """The Verification of a score; threshold as in ``verify``."""
@@ -322,6 +343,8 @@ class SpeakerEncoder:
         digest = hashlib.sha256(self.system.title.encode())
         for key, tensor in self.network.state_dict().items():
             digest.update(key.encode() + tensor.cpu().numpy().tobytes())
+        if self.mean is not None:
+            digest.update(self.mean.numpy().tobytes())
         return digest.hexdigest()
 
     @torch.inference_mode()
@@ -356,12 +379,16 @@ class SpeakerEncoder:
 
     def _join(self, embeddings, crops):
         """(N, D) of whole utterances, N tensors (crops, samples) or None -> N scoring vectors (V,) numpy."""
-        whole = F.normalize(embeddings)
+        whole = self._unit(embeddings)
         if crops is None:
             return list(whole.numpy())
         parts = F.normalize(self.embed_many([crop for each in crops for crop in each]))
         means = [each.mean(dim=0) for each in parts.split([len(each) for each in crops])]
         return [(torch.cat(pair) / math.sqrt(2)).numpy() for pair in zip(whole, means)]
+
+    def _unit(self, embeddings):
+        """(..., D) -> unit vectors, whose dot products are the cosines; less the mean, if one is subtracted."""
+        return F.normalize(embeddings if self.mean is None else embeddings - self.mean, dim=-1)
 
     def _source(self, root="."):
         """A Pack or Recordings unchanged; a path or Folder as a Folder with the system's channel and resampling."""
@@ -402,6 +429,20 @@ class SpeakerEncoder:
         crops = [torch.stack(parts)] if crops else None
         (vector,) = self._join(torch.from_numpy(embedding)[None], crops)
         return Utterance(vector, embedding, audio.length / SAMPLE_RATE), remark
+
+
+def read_embeddings(path, flag, encoder):
+    """(N, D) float32 of an .npz with ``embeddings``, as verify.py --embed and ``cohort_beside`` write it, N > 1.
+
+    ``model``, optional: the encoder's fingerprint. InputError for another file, or one made with another encoder.
+    """
+    arrays, named = load_arrays(path, flag), f"{flag} {path}"
+    vectors, size = arrays.get("embeddings"), encoder.network.embedding_size
+    if vectors is None or vectors.shape[1:] != (size,) or vectors.dtype.kind != "f" or len(vectors) < 2:
+        raise InputError(f"{named} has no array 'embeddings' (2 or more, {size}), as verify.py --embed writes it")
+    if "model" in arrays and str(arrays["model"]) != encoder.fingerprint():
+        raise InputError(f"{named} was made with another model")
+    return vectors.astype(np.float32)
 
 
 def warned(embedding, remark):

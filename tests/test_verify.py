@@ -79,6 +79,33 @@ def test_without_a_threshold_there_is_no_decision(use, folder):
     assert use("wav/a0.wav", "wav/b0.wav", "--threshold", -1, model="pretrain.model")[0] == 0
 
 
+def test_the_mean_of_such_recordings_is_subtracted(use, folder):
+    use("--embed", "wav", "--out", "mine.npz")
+    content = read(folder / "mine.npz")
+    vectors = content["embeddings"].astype(np.float64) - content["embeddings"].mean(axis=0, dtype=np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines = vectors @ vectors.T  # a0, a1, b0, ...
+    status, printed, complained = use("wav/a0.wav", "wav/b0.wav", "--mean", "mine.npz")
+    assert status == 2 and abs(float(printed) - cosines[0, 2]) < 2e-4  # the network is untrained: they nearly cancel
+    assert "some.model has no threshold for scores with --mean, so no decision was made" in complained
+    for threshold, expected in ((cosines[0, 2] - 1e-3, 0), (cosines[0, 2] + 1e-3, 1)):
+        assert use("wav/a0.wav", "wav/b0.wav", "--mean", "mine.npz", "--threshold", threshold)[0] == expected
+    assert "must be a number" in use("wav/a0.wav", "wav/b0.wav", "--mean", "mine.npz", "--threshold", "1%")[2]
+    _, printed, _ = use("--matrix", "wav", "--mean", "mine.npz")
+    found = [[float(score) for score in line.split("\t")[1:]] for line in printed.splitlines()[1:]]
+    assert np.allclose(found, cosines, atol=2e-4)
+    use("--enrol", "A", "wav/a0.wav", "wav/a1.wav", "--gallery", "mean.npz", "--mean", "mine.npz")
+    _, printed, _ = use("--identify", "wav/b0.wav", "--gallery", "mean.npz", "--mean", "mine.npz", "--threshold", 0.5)
+    assert abs(float(printed.splitlines()[1].split()[0]) - cosines[2, :2].mean()) < 2e-4
+    assert "made with another model or --mean" in use("--identify", "wav/b0.wav", "--gallery", "mean.npz")[2]
+    encoder = SpeakerEncoder.from_checkpoint(folder / "some.model")
+    encoder.subtract_mean(content["embeddings"])
+    a, b = (encoder.embed(folder / "wav" / name) for name in ("a0.wav", "b0.wav"))
+    assert abs(encoder.compare(a, b).score - cosines[0, 2]) < 2e-4
+    with pytest.raises(ValueError, match=r"must be finite, \(N, 192\), not \(6, 191\)"):
+        encoder.subtract_mean(content["embeddings"][:, 1:])
+
+
 def read(path):
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
@@ -294,6 +321,8 @@ def test_paths_in_lists(use, folder):
     (["--export", "some.model"], "--export some.model: the file's name must end in .onnx"),
     (["--enrol", "wav/a0.wav", "wav/a1.wav", "--gallery", "g.npz"], "--enrol wav/a0.wav: give the speaker's name"),
     (["--identify", "wav/a0.wav"], "--identify needs --gallery"),
+    (["--embed", "wav", "--mean", "m.npz", "--out", "x.npz"], "--mean is only for compare and score and matrix and"),
+    (["wav/a0.wav", "wav/b0.wav", "--mean", "absent.npz"], "--mean absent.npz does not exist"),
 ])  # fmt: skip
 def test_misuse_gets_one_line(use, arguments, complaint):
     status, _, complained = use(*arguments)
