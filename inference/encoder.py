@@ -285,7 +285,8 @@ class SpeakerEncoder:
         first, second = (as_tensor(each, "an embedding").float() for each in (first, second))
         if not first.shape == second.shape == (self.dimension,):
             raise InputError(f"an embedding must be ({self.dimension},), not {*first.shape,} and {*second.shape,}")
-        return self._decide(self._unit(first) @ self._unit(second), self.cosine_threshold if threshold is None else threshold)
+        threshold = self.cosine_threshold if threshold is None else threshold
+        return self._decide(self._unit(first) @ self._unit(second), threshold)
 
     def decide(self, score, threshold=None):
         """The Verification of a score; threshold as in ``verify``."""

@@ -28,7 +28,8 @@ class Gallery:
         if not {"names", "vectors", "counts", "model"} <= arrays.keys():
             raise InputError(f"--gallery {self.path} is not a gallery: names, vectors, counts or model is missing")
         if str(arrays["model"]) != self.model:
-            raise InputError(f"--gallery {self.path} was made with another model or --mean: the scores would be meaningless")
+            what = "was made with another model or --mean: the scores would be meaningless"
+            raise InputError(f"--gallery {self.path} {what}")
         return dict(zip(arrays["names"].tolist(), zip(arrays["vectors"], arrays["counts"].tolist())))
 
     def enrol(self, name, vectors):
