@@ -35,6 +35,7 @@ from inference.waveforms import as_number
 from tools import (
     InputError,
     Parser,
+    check_is_file,
     check_writable,
     count,
     keep_memory,
@@ -232,7 +233,7 @@ def fail(args, message):
 
 def print_threshold(encoder, args):
     if encoder.threshold is None:
-        what = f"{args.model} has no threshold{' for scores with --mean' if args.mean else ''}"
+        what = f"{args.model} has no threshold{' for scores with --mean' * (args.mean is not None)}"
         raise InputError(f"{what}, so no decision was made: give one with --threshold")
     print(f"threshold {encoder.threshold:.5f}: {encoder.origin}")
 
@@ -276,8 +277,9 @@ def build_parser():
     add = parser.add_argument_group("comparing and galleries").add_argument
     add("--threshold",  metavar="T", help="a score; for our models also 1%% or 0.1%%: at this false-alarm "
                                           "rate on its trial list (default: the model's own)")
-    add("--mean",       metavar="FILE", help="an .npz of --embed, of unlabelled recordings like these: its mean is "
-                                             "subtracted before embeddings are compared (docs/use.md)")
+    add("--mean",       metavar="FILE", help="an .npz of --embed, of recordings like these but of ten or more other "
+                                             "speakers: its mean is subtracted before embeddings are compared "
+                                             "(docs/use.md)")
     add("--gallery",    metavar="FILE", help="the .npz of the enrolled speakers, for --enrol, --identify and --page")
     add = parser.add_argument_group("with --page").add_argument
     add("--host",       metavar="H", help="address to serve on (127.0.0.1: this machine only; 0.0.0.0: all)")
@@ -321,6 +323,8 @@ def read_arguments(arguments):
             check_writable(Path(given[flag]).parent, f"--{flag}")
     if args.examples:
         check_folder(args.examples, "--examples")
+    if args.mean is not None:
+        check_is_file(args.mean, f"--mean {args.mean}")
     if args.window is not None:
         args.step = args.window if args.step is None else args.step
         window_of(args.window, args.step)  # an error now, not one for each file
@@ -360,8 +364,8 @@ def main():
         print(f"model: {args.model} (--model takes another one)", file=sys.stderr)
     encoder = SpeakerEncoder.from_checkpoint(args.model, choose_device(args.device), args.system)
     encoder.channel = args.channel
-    if args.mean:
-        encoder.subtract_mean(read_embeddings(args.mean, "--mean", encoder))
+    if args.mean is not None:
+        encoder.subtract_mean(read_embeddings(args.mean, "--mean", encoder)[0])
     if args.threshold is not None:
         set_threshold(encoder, args.threshold)
     args.failed = 0

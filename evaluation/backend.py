@@ -6,6 +6,7 @@ It uses one embedding of each whole utterance, so it works for every system.
 import contextlib
 import hashlib
 import itertools
+import os
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 
 from corpora.audio import UnreadableAudio
 from corpora.check import found
-from corpora.lists import open_training_list
+from corpora.lists import first_lines, open_training_list
 from corpora.make_lists import hold_out, make_trials
 from evaluation.calibration import fit_if_quality_helps
 from evaluation.intervals import speakers_of
@@ -56,7 +57,7 @@ class ScoringBackend:
             self.trials = make_trials(self.held_out, "calibration")
 
     def check(self, trial_sets):
-        """[Finding] of test speakers in cohort or calibration. trial_sets: {name: TrialSet}."""
+        """[Finding] of test speakers or files in cohort or calibration. trial_sets: {name: TrialSet}."""
         sources = {} if self.args.cohort else {"the cohort": self.train_list}
         sources |= {"the calibration": self.held_out} if self.trials else {}
         findings = []
@@ -64,6 +65,10 @@ class ScoringBackend:
         for (trials, _), (source, learned) in itertools.product(trial_sets.values(), sources.items()):
             both = sorted(trials.speaker_names() & learned.speaker_names())
             findings += found("warning", f"speakers of {trials.path.name} are in {source}", both, fix)
+        embedded = set(map(os.path.abspath, self.cohort.files)) if self.args.cohort else set()
+        for trials, source in trial_sets.values():
+            both = [file for file in first_lines(trials) if os.path.abspath(source.name(file)) in embedded]
+            findings += found("warning", f"files of {trials.path.name} are in --cohort", both, fix)
         return findings
 
     def learn(self):
@@ -161,6 +166,7 @@ class Cohort(NamedTuple):
 
     vectors: np.ndarray  # (K, D) float32: the mean embedding of each, not centred, not normalised
     about: str  # description for results
+    files: tuple = ()  # their names, if they are utterances
 
     @property
     def mean(self):
@@ -222,8 +228,8 @@ def cohort_beside(checkpoint_path, encoder, train_list, source, threads):
 
 def read_cohort(path, encoder):
     """The Cohort in an .npz, as from ``read_embeddings``."""
-    vectors = read_embeddings(path, "--cohort", encoder)
-    return Cohort(vectors, f"{len(vectors)} embeddings of {Path(path).name} (sha256 {file_hash(path)[:8]})")
+    vectors, files = read_embeddings(path, "--cohort", encoder)
+    return Cohort(vectors, f"{len(vectors)} embeddings of {Path(path).name} (sha256 {file_hash(path)[:8]})", files)
 
 
 def speaker_means(embeddings, speakers):

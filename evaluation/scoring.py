@@ -171,7 +171,7 @@ def result_line(name, result):
     low, high = result["interval"]["eer"]
     known = tells(result)
     interval = f"[{low:.2f}, {high:.2f}]" if known else "(too few speakers or errors for intervals)"
-    parts = [f"{name}: EER {result['eer']:.2f}% {interval}"]
+    parts = [f"{name}: EER {result['eer']:.2f}% {interval} at {result['thresholds']['EER']:.3f}"]
     for prior in ("0.05", "0.01"):
         low, high = result["interval"][f"min_dcf_{prior}"]
         parts.append(f"minDCF({prior}) {result[f'min_dcf_{prior}']:.4f}{f' [{low:.3f}, {high:.3f}]' * known}")

@@ -92,7 +92,7 @@ class SpeakerEncoder:
     threshold: the lowest score that counts as the same speaker (with ``system.above``: scores must be above it), or
     None; origin: where it comes from, for printing; thresholds: further ones of our own models, {"1%": at 1 % false
     alarms, ...}, set on the trial list ``trial_list``. cosine_threshold: the one for cosines of embeddings, which are
-    another score where crops are scored, too (``crops``). results: {trial list: error rates} of our own models.
+    another score where crops are scored, too (``system.crops``). results: {trial list: error rates} of our own models.
     channel: of several channels take this one; None: the system's default. held_out: speakers held out of its training,
     or None; trained_on: the known training speakers of this model and of those that it was fine-tuned from.
     """
@@ -123,24 +123,22 @@ class SpeakerEncoder:
     def subtract_mean(self, embeddings):
         """Score from now on by the cosines of whole embeddings less the mean of these (N, D), as ``embed`` gives them.
 
-        Of unlabelled recordings such as those to be compared: what these have in common (language, microphone, codec)
-        then tells nobody apart. It is another score, so the model's own thresholds are gone. InputError.
+        They should be of recordings such as those to be compared, but of ten or more other speakers: what all have in
+        common (language, microphone, codec) then tells nobody apart; of few speakers, it is their voices. This is
+        another score, so the model's own thresholds are gone. InputError.
         """
-        embeddings = as_tensor(embeddings, "the embeddings")
-        if embeddings.dim() != 2 or embeddings.shape[1] != self.dimension or not embeddings.isfinite().all():
-            raise InputError(f"the embeddings must be finite, (N, {self.dimension}), not {tuple(embeddings.shape)}")
+        embeddings = as_tensor(embeddings, "the embeddings").cpu()
+        if embeddings.dim() != 2 or len(embeddings) < 2 or embeddings.shape[1] != self.dimension:
+            raise InputError(f"the embeddings must be (2 or more, {self.dimension}), not {tuple(embeddings.shape)}")
         self.mean = embeddings.double().mean(dim=0).float()
+        if self.system.crops:
+            self.system = self.system._replace(crops=False)
         self.threshold, self.cosine_threshold, self.thresholds = None, None, {}
-
-    @property
-    def crops(self):
-        """Whether the score is also of five crops of each utterance."""
-        return self.system.crops and self.mean is None
 
     @property
     def vector_size(self):
         """V, the size of a scoring vector."""
-        return self.dimension * (2 if self.crops else 1)
+        return self.dimension * (2 if self.system.crops else 1)
 
     def embed_batch(self, waveforms, lengths=None, weights=None):
         """Embeddings of a batch of utterances, (B, D) float32 on the CPU, not normalised.
@@ -244,7 +242,7 @@ class SpeakerEncoder:
         UnreadableAudio, also for an embedding that is not finite, is raised, or appended to the list ``unreadable``.
         """
         files, utterances, remarks = list(dict.fromkeys(as_list(files))), {}, []
-        for file, found, remark in self._utterances(files, self._source(root), threads, self.crops):
+        for file, found, remark in self._utterances(files, self._source(root), threads, self.system.crops):
             if not isinstance(found, UnreadableAudio):
                 utterances[file] = found
                 remarks += [remark] if remark else []
@@ -258,7 +256,7 @@ class SpeakerEncoder:
     def scoring_vectors(self, recordings):
         """(N, V) float32 of N recordings: the dot product of two rows is the system's score, as ``decide`` takes it.
 
-        With five crops (``crops``) that is another number than the cosine of two embeddings. UnreadableAudio.
+        With five crops (``system.crops``) that is another number than the cosine of two embeddings. UnreadableAudio.
         """
         recordings = as_list(recordings)
         found = self.embed_for_scoring(range(len(recordings)), Recordings(recordings, self._source()))
@@ -282,7 +280,7 @@ class SpeakerEncoder:
 
         threshold: from -1 to 1; None: the model's ``cosine_threshold``.
         """
-        first, second = (as_tensor(each, "an embedding").float() for each in (first, second))
+        first, second = (as_tensor(each, "an embedding").float().cpu() for each in (first, second))
         if not first.shape == second.shape == (self.dimension,):
             raise InputError(f"an embedding must be ({self.dimension},), not {*first.shape,} and {*second.shape,}")
         threshold = self.cosine_threshold if threshold is None else threshold
@@ -344,8 +342,6 @@ class SpeakerEncoder:
         digest = hashlib.sha256(self.system.title.encode())
         for key, tensor in self.network.state_dict().items():
             digest.update(key.encode() + tensor.cpu().numpy().tobytes())
-        if self.mean is not None:
-            digest.update(self.mean.numpy().tobytes())
         return digest.hexdigest()
 
     @torch.inference_mode()
@@ -433,9 +429,9 @@ class SpeakerEncoder:
 
 
 def read_embeddings(path, flag, encoder):
-    """(N, D) float32 of an .npz with ``embeddings``, as verify.py --embed and ``cohort_beside`` write it, N > 1.
+    """``embeddings`` (N, D) float32 and ``files`` (N,) of an .npz, as verify.py --embed writes it; N > 1.
 
-    ``model``, optional: the encoder's fingerprint. InputError for another file, or one made with another encoder.
+    Optional: files (then ()); ``model``, the encoder's fingerprint. InputError for another file, or another encoder's.
     """
     arrays, named = load_arrays(path, flag), f"{flag} {path}"
     vectors, size = arrays.get("embeddings"), encoder.network.embedding_size
@@ -443,7 +439,9 @@ def read_embeddings(path, flag, encoder):
         raise InputError(f"{named} has no array 'embeddings' (2 or more, {size}), as verify.py --embed writes it")
     if "model" in arrays and str(arrays["model"]) != encoder.fingerprint():
         raise InputError(f"{named} was made with another model")
-    return vectors.astype(np.float32)
+    if not np.isfinite(vectors).all():
+        raise InputError(f"{named} has embeddings that are not finite")
+    return vectors.astype(np.float32), arrays.get("files", ())
 
 
 def warned(embedding, remark):

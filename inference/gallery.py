@@ -1,5 +1,6 @@
 """A gallery of enrolled speakers, for ``verify.py --enrol`` and ``--identify``."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ class Gallery:
     The score of an utterance against a speaker is the mean of its scores against that speaker's utterances, so a
     threshold for pairs of files applies here too. ``speakers``: {name: (mean vector (V,) float32, utterances)}.
     File: ``names`` (N,), ``vectors`` (N, V) float32, ``counts`` (N,) utterances of each, ``model`` (the encoder's
-    fingerprint). InputError for a file that is not a gallery, or was made with another model.
+    fingerprint, and that of a subtracted mean). InputError for a file that is not a gallery, or is of another model.
     """
 
     def __init__(self, path, encoder, must_exist=False):
         self.path, self.model = Path(path), encoder.fingerprint()
+        if encoder.mean is not None:
+            self.model += f" less {hashlib.sha256(encoder.mean.numpy()).hexdigest()}"
         if must_exist and not self.path.exists():
             raise InputError(f"--gallery {path} does not exist: enrol speakers first, with --enrol")
         self.speakers = self._read() if self.path.exists() else {}
@@ -28,7 +31,7 @@ class Gallery:
         if not {"names", "vectors", "counts", "model"} <= arrays.keys():
             raise InputError(f"--gallery {self.path} is not a gallery: names, vectors, counts or model is missing")
         if str(arrays["model"]) != self.model:
-            what = "was made with another model or --mean: the scores would be meaningless"
+            what = "was made with another model, another --mean or none: the scores would be meaningless"
             raise InputError(f"--gallery {self.path} {what}")
         return dict(zip(arrays["names"].tolist(), zip(arrays["vectors"], arrays["counts"].tolist())))
 

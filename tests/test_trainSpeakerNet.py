@@ -340,10 +340,11 @@ def test_evaluation_needs_nothing_but_model_list_and_audio(succeeds, corpus, tmp
         "--eval_list", corpus / "trials.txt", second, "--eval_path", corpus / "eval", "--save_path", tmp_path / "out",
     )  # fmt: skip
     noted = results(trained)[2]["lists"]["trials"]
-    few = f"EER {noted['eer']:.2f}% (too few speakers or errors for intervals) | minDCF(0.05) "
+    few = f"EER {noted['eer']:.2f}% (too few speakers or errors for intervals) at "
     assert noted["interval"]["eer"][1] == 100 and f"  trials: {few}" in printed
     noted["interval"]["eer"], noted["speakers"] = [2.344, 56.789], 5
-    assert result_line("O", noted).startswith(f"O: EER {noted['eer']:.2f}% [2.34, 56.79] | minDCF(0.05) ")
+    where = f"at {noted['thresholds']['EER']:.3f} | minDCF(0.05) "
+    assert result_line("O", noted).startswith(f"O: EER {noted['eer']:.2f}% [2.34, 56.79] {where}")
     assert "120 trials, 16 utterances, 4 speakers" in printed and "second: EER" in printed and "60 trials" in printed
     found = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
     assert found["trials"]["eer"] == noted["eer"]

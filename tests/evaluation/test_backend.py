@@ -109,6 +109,7 @@ def test_a_cohort_from_a_file(encoder, tmp_path):
     ({"embeddings": np.ones((4, 256))}, "has no array 'embeddings'"),
     ({"embeddings": np.ones((1, 192))}, "has no array 'embeddings'"),
     ({"embeddings": np.ones((3, 192)), "model": "another"}, "was made with another model"),
+    ({"embeddings": np.full((3, 192), np.nan)}, "has embeddings that are not finite"),
 ])  # fmt: skip
 def test_no_cohort(encoder, tmp_path, content, complaint):
     np.savez(tmp_path / "cohort.npz", **content)

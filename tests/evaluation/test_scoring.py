@@ -169,13 +169,18 @@ def test_results_say_how_many_speakers_were_in_training(held, command, corpus, t
     assert "2 speakers in training" in printed and page.count("2 speakers of 4 in training") == 2
 
 
-def test_a_cohort_may_come_from_a_file(evaluated, corpus, tmp_path):
+def test_a_cohort_may_come_from_a_file(evaluated, command, corpus, tmp_path, monkeypatch):
     folder, _, model = evaluated
     flags = ["--eval", "--initial_model", model, "--as_norm", "--top_n", 3, "--device", "cpu", "--save_path", tmp_path,
              "--eval_list", corpus / "trials.txt", "--eval_path", corpus / "eval"]  # fmt: skip
     run_script(*flags, "--cohort", f"{model}.cohort.npz")  # and no training list
     same = [column(where / "scores" / "trials.as_norm.txt") for where in (folder, tmp_path)]
     np.testing.assert_allclose(*same, rtol=1e-4, atol=1e-4)
+    monkeypatch.chdir(corpus)  # files may be named by relative paths
+    own, tested = np.load(f"{model}.cohort.npz")["embeddings"][:3], sorted(set(TrialList(corpus / "trials.txt").enrol))
+    np.savez(tmp_path / "own.npz", embeddings=own, files=["elsewhere.wav", *(f"eval/{file}" for file in tested[:2])])
+    printed = command(trainSpeakerNet, *flags, "--cohort", tmp_path / "own.npz")[1]
+    assert f"warning: files of trials.txt are in --cohort: 2, such as {tested[0]}; {tested[1]}" in printed
 
 
 def test_two_systems_side_by_side(command, corpus, tmp_path, monkeypatch):
