@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import tempfile
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -21,11 +22,12 @@ import scipy.signal
 import soundfile
 
 from corpora.audio import SAMPLE_RATE
-from tools import InputError, check_writable, progress_bar, whole_file, write_text
+from tools import InputError, check_writable, in_order, progress_bar, whole_file, write_text
 
 SESSIONS, TAKES = 3, 3  # utterances of a speaker: sessions x takes
 BACKGROUND_FILES = 20  # of each category of MUSAN and each size of room
 FADE = SAMPLE_RATE // 50  # 20 ms, against clicks
+ONE_AT_A_TIME = threading.Lock()  # espeak-ng has a single state; it takes half of the time
 
 # Language or accent -> (espeak-ng's file of it, grammar).
 LANGUAGES = {
@@ -157,7 +159,8 @@ def speech(speaker, texts, seconds, gain_rng, rng, eq_spread):
     low, high = (pitch / speaker.tract * (1 + sign * max(span, 0.03)) for sign in (-1, 1))
     voice = [f"pitch {low:.0f} {high:.0f}", *speaker.timbre.split("; ")]
     samples = duration(seconds)
-    source = read_aloud(texts, speaker.language, voice, rate / speaker.tract, samples / SAMPLE_RATE * speaker.tract)
+    with ONE_AT_A_TIME:
+        source = read_aloud(texts, speaker.language, voice, rate / speaker.tract, samples / SAMPLE_RATE * speaker.tract)
     # In the spectrum: resample, which also scales all frequencies by ``tract``, and equalise.
     spectrum = np.fft.rfft(source)[: samples // 2 + 1]
     edges = 700 * (10 ** (np.linspace(0, 2840, 9) / 2595) - 1)  # Hz: nine points from 0 to 8 kHz, even in mel
@@ -311,10 +314,16 @@ def make_demo(folder, train_speakers=160, eval_speakers=40, seed=0):
         for size, name in enumerate(("smallroom", "mediumroom", "largeroom")):
             room = f"Room{n // 5 + 1:03d}"
             waves.append((f"rirs/simulated_rirs/{name}/{room}/{room}-{n % 5 + 1:05d}.wav", room_response, size, n))
-    for path, make, *position in progress_bar(iterable=waves, desc="demo corpus", unit="file"):
+
+    def write(wave):
+        path, make, *position = wave
         samples = np.round(make(seed, *position) * 32767).astype(np.int16)
         with whole_file(folder / path, sync=False) as file:
             soundfile.write(file, samples, SAMPLE_RATE, format="WAV")
+
+    written = in_order(write, waves, threads=2)
+    for _ in progress_bar(iterable=written, total=len(waves), desc="demo corpus", unit="file"):
+        pass
 
     lines = [f"{speaker.name} {speaker.path(*take)}\n" for speaker in training for take in takes]
     write_text(folder / "train_list.txt", "".join(lines))
