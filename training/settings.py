@@ -70,6 +70,7 @@ STRONG_EPOCHS = 150  # of the published strong recipe
 LARGE_RUN = 10_000_000  # crops, of all epochs: from here on --recipe strong is the published one, for 164 million
 SMALL_RUN = 1_000_000  # crops of strong_small.args, which many epochs do not wear out (docs/results.md)
 FINE_TUNING = 6_000  # crops: with more the encoder forgets what it knew of other speakers (docs/results.md)
+EVALUATIONS = 10  # of a run: an epoch of a small list takes less time than an evaluation
 
 
 def with_sizes(parser, args, train_list, device):
@@ -91,6 +92,9 @@ def with_sizes(parser, args, train_list, device):
         fixed = args.given - ({"freeze_bn"} if args.freeze_bn == "auto" else set())
         sizes = {name: each for name, each in sizes.items() if name not in fixed}
     args = with_recipe(parser, args.replace(**sizes), utterances, sizes)
+    if utterances < LARGE_LIST and "test_step" not in args.given and args.max_epoch >= 2 * EVALUATIONS:
+        sizes["test_step"] = args.max_epoch // EVALUATIONS
+        args = args.replace(test_step=sizes["test_step"])
     if sizes and rank() == 0:
         chosen = ", ".join(f"--{name} {getattr(args, name)}" for name in sizes)
         few = f"{count(utterances, 'utterance')} of {count(len(train_list.speakers), 'speaker')}"

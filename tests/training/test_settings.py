@@ -159,7 +159,9 @@ def test_sizes_that_fit_the_list(capsys):
     assert (sizes(large), capsys.readouterr().out) == ((1024, 400, 80), "")
     small = for_list(306, speakers=48)
     assert small.C < 1024 and 306 / small.batch_size >= 9 and small.max_epoch == 80
-    assert "306 utterances of 48 speakers: --C 64, --batch_size 32;" in capsys.readouterr().out
+    assert "306 utterances of 48 speakers: --C 64, --batch_size 32, --test_step 8;" in capsys.readouterr().out
+    flags = ["--recipe", "strong"], ["--max_epoch", 19], ["--test_step", 1]
+    assert [large.test_step, *(for_list(306, *each).test_step for each in flags)] == [1, 30, 1, 1]  # ten evaluations
     assert for_list(306, device="cuda").C > small.C
     strong = [for_list(n, "--recipe", "strong").max_epoch for n in (306, 5000, 20_000, 70_000)]
     assert strong == [300, 200, 80, 150]  # a million crops, within limits; the last has enough for wespeaker's
