@@ -3,7 +3,7 @@
     python trainSpeakerNet.py --demo                                         train on generated speech, on any machine
     python trainSpeakerNet.py --save_path exps/exp1                          train on VoxCeleb2; again: resume
     python trainSpeakerNet.py --eval --initial_model FILE --eval_list A B    evaluate; with AS-norm: --as_norm
-    torchrun --nproc_per_node=8 trainSpeakerNet.py --save_path exps/exp1     several GPUs; the batch stays the same
+    torchrun --standalone --nproc_per_node=8 trainSpeakerNet.py ...          several GPUs; the batch stays the same
 """
 
 import argparse
@@ -262,7 +262,7 @@ def train(args):
     train_list, source, trial_sets, held = open_data(args)
     if not state:
         args = settings.with_sizes(build_parser(), args, train_list, device)
-    distributed.check(args, device)
+    distributed.check(args, device, len(train_list))
     run, records, args = start(args, state, train_list, source, held, device)
     if args.max_epoch in records.epochs():
         records.require(hashes_of(trial_sets, args))

@@ -80,11 +80,14 @@ def mean(tensor):
     return tensor / size()
 
 
-def check(args, device):
-    """InputError for a --batch_size, --accumulate or --sync_bn that is not possible here."""
+def check(args, device, utterances):
+    """InputError for a --batch_size, --accumulate or --sync_bn that is not possible here, or weeks on a CPU unasked."""
     micro_batches(args.batch_size, args.accumulate)
     if args.sync_bn and device.type != "cuda":
         raise InputError("--sync_bn needs CUDA GPUs: without it, batch norm sees the rows of each process")
+    if utterances >= 100_000 and device.type == "cpu" and "device" not in args.given:
+        found = f"PyTorch {torch.__version__} finds no GPU (is its driver new enough? docs/training.md#several-gpus)"
+        raise InputError(f"{found}, and {utterances:,} utterances take weeks on a CPU: --device cpu if that is meant")
 
 
 def micro_batches(batch_size, accumulate):

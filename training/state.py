@@ -89,5 +89,5 @@ def only_run_in(folder):
             yield
         except Exception:
             if made and set(os.listdir(folder)) <= {".lock", "log.txt"}:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)  # NFS keeps the open .lock, renamed
             raise

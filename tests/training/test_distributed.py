@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import trainSpeakerNet
 from tools import InputError
 from training import distributed
 from training.distributed import micro_batches
+from training.settings import read_settings
 
 
 def wait_for(text, process):
@@ -174,6 +176,12 @@ def test_misuse_gets_one_line_from_all_processes(one, tmp_path):
     status, _, complained = run_script(*flags, *nine, processes=2, check=False)
     complaint = "--batch_size 9 cannot be cut in 2 equal parts of at least 2 (--accumulate 1 x 2 processes): try "
     assert status != 0 and set(ours(complained)) == {f"trainSpeakerNet.py: {complaint}--batch_size 8"}
+    listed = Path(flags[flags.index("--train_list") + 1]).read_text()
+    (tmp_path / "list.txt").write_text(listed + "id1 absent.wav\n")  # one process finds it, both know
+    absent = ["--train_list", tmp_path / "list.txt", "--save_path", tmp_path / "f"]
+    status, _, complained = run_script(*flags, *absent, processes=2, check=False)
+    (line,) = set(ours(complained))
+    assert status != 0 and "absent.wav does not exist (1 of" in line and not (tmp_path / "f").exists()
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
@@ -211,3 +219,15 @@ def test_each_process_has_its_own_device(monkeypatch):
 def test_synced_batch_norm_needs_gpus(command, corpus, tmp_path):
     status, _, error = command(trainSpeakerNet, *data_flags(corpus), *SMALL, "--sync_bn", "--save_path", tmp_path)
     assert status == 2 and "--sync_bn needs CUDA GPUs" in error
+
+
+def test_a_large_list_is_not_trained_on_a_cpu_unasked():
+    def check(*flags, utterances=100_000, device="cpu"):
+        args = read_settings(trainSpeakerNet.build_parser(), ["--eval_list", "", *flags])
+        distributed.check(args, torch.device(device), utterances)
+
+    with pytest.raises(InputError, match=r"finds no GPU .* 100,000 utterances take weeks on a CPU: --device cpu if"):
+        check()
+    check("--device", "cpu")
+    check(utterances=99_999)
+    check(device="cuda")
