@@ -138,7 +138,7 @@ def test_the_strong_recipe_in_two_processes(one, tmp_path):
 def test_stopped_as_two_and_continued_as_one(one, tmp_path):
     flags, _ = one
     folder = tmp_path / "e"
-    flags = [*flags, "--batch_size", 4, "--max_epoch", 20, "--save_path", folder]
+    flags = [*flags, "--batch_size", 4, "--max_epoch", 20, "--test_step", 1, "--save_path", folder]
     process = start_script(*flags, processes=2)
     wait_for("epoch 1/20 |", process)
     time.sleep(0.1)
