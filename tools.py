@@ -384,6 +384,22 @@ def load_arrays(path, flag, what="an .npz of arrays"):
         raise InputError(f"{named} is not {what}, or is damaged ({type(error).__name__})") from error
 
 
+def read_embeddings(path, flag, encoder):
+    """``embeddings`` (N, D) float32 and ``files`` (N,) of an .npz, as verify.py --embed writes it; N > 1.
+
+    Optional: files (then ()); ``model``, the encoder's fingerprint. InputError for another file, or another encoder's.
+    """
+    arrays, named = load_arrays(path, flag), f"{flag} {path}"
+    vectors, size = arrays.get("embeddings"), encoder.network.embedding_size
+    if vectors is None or vectors.shape[1:] != (size,) or vectors.dtype.kind != "f" or len(vectors) < 2:
+        raise InputError(f"{named} has no array 'embeddings' (2 or more, {size}), as verify.py --embed writes it")
+    if "model" in arrays and str(arrays["model"]) != encoder.fingerprint():
+        raise InputError(f"{named} was made with another model")
+    if not np.isfinite(vectors).all():
+        raise InputError(f"{named} has embeddings that are not finite")
+    return vectors.astype(np.float32), arrays.get("files", ())
+
+
 class Placeholder:
     """Stands in for a class that a checkpoint names and nobody needs: takes whatever it is given, does nothing."""
 

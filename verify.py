@@ -27,7 +27,7 @@ import numpy as np
 
 from corpora.audio import SAMPLE_RATE, AudioFile, UnreadableAudio, check_folder
 from corpora.lists import audio_of, read_pairs
-from inference.encoder import SpeakerEncoder, choose_device, read_embeddings, warn_of, window_of
+from inference.encoder import SpeakerEncoder, choose_device, warn_of, window_of
 from inference.export import export_onnx
 from inference.gallery import Gallery
 from inference.systems import SYSTEMS
@@ -41,6 +41,7 @@ from tools import (
     keep_memory,
     load_arrays,
     progress_bar,
+    read_embeddings,
     run_command,
     whole_file,
 )

@@ -20,8 +20,17 @@ from corpora.make_lists import hold_out, make_trials
 from evaluation.calibration import fit_if_quality_helps
 from evaluation.intervals import speakers_of
 from evaluation.scoring import dot_products, embed_utterances, split_over_processes, trial_rows
-from inference.encoder import read_embeddings
-from tools import InputError, cohort_statistics, file_hash, gather, load_arrays, rank, symmetric_norm, whole_file
+from tools import (
+    InputError,
+    cohort_statistics,
+    file_hash,
+    gather,
+    load_arrays,
+    rank,
+    read_embeddings,
+    symmetric_norm,
+    whole_file,
+)
 
 # Of each speaker, for the cohort. More would move a speaker's mean by less than a quarter (1 / sqrt(20)) of the spread
 # of its utterances, and take nine times as long for VoxCeleb2: 1.1 million utterances instead of 120,000.

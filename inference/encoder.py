@@ -19,7 +19,7 @@ from inference.checkpoints import Pretrained, load_pretrained
 from inference.reading import LONG_SECONDS, is_long, one_ahead, read_groups, remark_on
 from inference.systems import SYSTEMS
 from inference.waveforms import Recordings, as_list, as_number, as_rows, as_tensor, open_audio, span_of
-from tools import InputError, load_arrays, progress_bar
+from tools import InputError, progress_bar
 
 CROPS = 5  # the customary score uses each whole utterance and five crops of three seconds
 CROP_SAMPLES = 300 * 160 + 240
@@ -426,22 +426,6 @@ class SpeakerEncoder:
         crops = [torch.stack(parts)] if crops else None
         (vector,) = self._join(torch.from_numpy(embedding)[None], crops)
         return Utterance(vector, embedding, audio.length / SAMPLE_RATE), remark
-
-
-def read_embeddings(path, flag, encoder):
-    """``embeddings`` (N, D) float32 and ``files`` (N,) of an .npz, as verify.py --embed writes it; N > 1.
-
-    Optional: files (then ()); ``model``, the encoder's fingerprint. InputError for another file, or another encoder's.
-    """
-    arrays, named = load_arrays(path, flag), f"{flag} {path}"
-    vectors, size = arrays.get("embeddings"), encoder.network.embedding_size
-    if vectors is None or vectors.shape[1:] != (size,) or vectors.dtype.kind != "f" or len(vectors) < 2:
-        raise InputError(f"{named} has no array 'embeddings' (2 or more, {size}), as verify.py --embed writes it")
-    if "model" in arrays and str(arrays["model"]) != encoder.fingerprint():
-        raise InputError(f"{named} was made with another model")
-    if not np.isfinite(vectors).all():
-        raise InputError(f"{named} has embeddings that are not finite")
-    return vectors.astype(np.float32), arrays.get("files", ())
 
 
 def warned(embedding, remark):
