@@ -5,11 +5,13 @@ import functools
 import hashlib
 import json
 import math
+import os
 import re
 import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -179,6 +181,18 @@ def test_where_the_compiler_fails_training_goes_on(succeeds, corpus, tmp_path, m
 def test_torch_compile_is_used_where_it_earns_its_minute(device, flags, crops, compiled):
     args, network = trainSpeakerNet.build_parser().parse_args(flags), torch.nn.Linear(1, 1)
     assert (maybe_compile(args, network, torch.device(device), crops) is not network) == compiled
+
+
+@pytest.mark.slow
+@NEEDS_COMPILER
+def test_the_compiler_uses_the_threads_of_this_run_and_not_of_the_one_in_its_cache(tmp_path):
+    code = """import torch; from training.run import Compiled
+step = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Sigmoid())
+Compiled(step)(torch.rand(1000, 1000, requires_grad=True)).sum().backward()"""
+    for threads in ("1", "2"):
+        env = {**os.environ, "OMP_NUM_THREADS": threads, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, check=True)
+    assert any("num_threads(2)" in kernel.read_text() for kernel in tmp_path.rglob("*.cpp"))
 
 
 # ---- the same again, and going on ------------------------------------------------------------------------------------
