@@ -80,7 +80,7 @@ class Compiled(torch.nn.Module):
         self.compiled = torch.compile(network, mode="reduce-overhead" if graphs else None)
         # So that the compiler fails here or not at all, and not in the first backward pass.
         torch._functorch.config.force_non_lazy_backward_lowering = True
-        # The compiler's cache would else return kernels made for the threads of an earlier run, or of torchrun's one.
+        # Its cache would else return kernels made for another number of threads (pytorch issue 167463, fixed after 2.11).
         torch._inductor.config.cpp.threads = torch.get_num_threads()
         warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex")  # of the FFT
 
