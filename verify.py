@@ -78,8 +78,9 @@ def embed(encoder, args, files):
     begun = load_arrays(part, "--out") if part.exists() else {}
     rows = list(zip(*(begun[name] for name in COLUMNS if name in begun))) if begun.get("origin") == origin else []
     done = {name for name, *_ in rows}
-    if done:
-        print(f"{part} has {count(len(done), 'file')} already", file=sys.stderr)
+    if begun:
+        already = f"has {count(len(done), 'file')} already" if done else "is of other files or flags: starting anew"
+        print(f"{part} {already}", file=sys.stderr)
     for file, found, times in embedded(encoder, args, [file for file in files if args.names[file] not in done]):
         if isinstance(found, InputError):
             fail(args, f"{found}; left out")
@@ -141,17 +142,19 @@ def write_ark(path, rows):
     with whole_file(path) as ark, whole_file(Path(path).with_suffix(".scp"), "w") as scp:
         for name, vector, *times in rows:
             name = "-".join([*name.split(), *(f"{100 * time:07.0f}" for time in times)])
-            ark.write(f"{name} ".encode())
+            ark.write(f"{name} ".encode(errors="surrogateescape"))
             scp.write(f"{name} {path}:{ark.tell()}\n")
             ark.write(b"\0BFV \4" + struct.pack("<i", len(vector)) + vector.tobytes())
 
 
 def score(encoder, args, files):
-    """Print a line "<score> <path> <path>" for each pair of the list."""
+    """Print a line "<score> <path> <path>" for each pair of the list; score nan: a file could not be read."""
     vectors = scoring_vectors(encoder, files, args)
+    between = "\t" if any(path.split() != [path] for pair in args.pairs for path in pair) else " "
     for pair, first, second in zip(args.pairs, files[::2], files[1::2]):
-        if first in vectors and second in vectors:
-            print(f"{encoder.decide(vectors[first] @ vectors[second]).score:.8f} {' '.join(pair)}")
+        scored = first in vectors and second in vectors
+        result = f"{encoder.decide(vectors[first] @ vectors[second]).score:.8f}" if scored else "nan"
+        print(result, *pair, sep=between)
 
 
 def matrix(encoder, args, files):
@@ -218,9 +221,9 @@ def page(encoder, args, _):
 
 
 def scoring_vectors(encoder, files, args):
-    """{file: scoring vector (V,)} of the readable files."""
+    """{file: scoring vector (V,)} of the files that can be read and are not silent."""
     unreadable = []
-    found = encoder.embed_for_scoring(files, threads=args.n_cpu, unreadable=unreadable)
+    found = encoder.embed_for_scoring(files, threads=args.n_cpu, unreadable=unreadable, silence=False)
     for error in unreadable:
         fail(args, error)
     return {file: each.vector for file, each in found.items()}

@@ -18,12 +18,12 @@ RESEMBLANCE = 0.3  # from this share on, a training list seems to label its fold
 
 
 def read_lines(path, flag):
-    """([(line number, fields)] of the non-blank lines of a list, SHA-256 of the file).
+    """([(line number, line)] of the non-blank lines of a list, SHA-256 of the file).
 
     InputError if the file is absent, empty, or not text.
     """
     text = read_text(path, flag)
-    lines = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise InputError(f"{flag} {path} is empty")
     return lines, file_hash(path)
@@ -37,11 +37,11 @@ class List:
 
     def __init__(self, path, flag=None):
         lines, self.sha256 = read_lines(path, flag or self.FLAG)
-        for number, fields in lines:
+        rows = [line.split() for _, line in lines]
+        for (number, line), fields in zip(lines, rows):
             if not self.fits(fields):
-                got = repr(" ".join(fields)[:200])
-                raise InputError(f"{path} line {number}: expected '{self.FORM}' in a {self.KIND}, got {got}")
-        self._set(path, [number for number, _ in lines], *zip(*(fields for _, fields in lines)))
+                raise InputError(f"{path} line {number}: expected '{self.FORM}' in a {self.KIND}, got {line[:200]!r}")
+        self._set(path, [number for number, _ in lines], *zip(*rows))
 
     @classmethod
     def of(cls, path, *columns):
@@ -241,9 +241,9 @@ def audio_of(path, root=None, anywhere=False):
     if path.suffix.lower() not in (".txt", ".lst", ".list", ".scp"):
         return {given: given}
     flag, root, files = "--root" if root else "the folder of the list", pathlib.Path(root or path.parent), {}
-    for number, fields in read_lines(path, "list")[0]:
-        line = " ".join(fields)
-        fields = [line] if len(fields) > 1 and os.path.isfile(root / line) else fields  # a path with spaces
+    for number, line in read_lines(path, "list")[0]:
+        fields = line.split()
+        fields = [line] if len(fields) > 1 and os.path.isfile(root / line) else fields  # a path with blanks
         if path.suffix.lower() == ".scp" and "|" in line:
             raise InputError(f"{path} line {number} is a command, which is not run: write its output to a file")
         if len(fields) > 3 or (len(fields) > 1 and pathlib.Path(fields[0]).suffix.lower() in SUFFIXES):
@@ -258,11 +258,12 @@ def audio_of(path, root=None, anywhere=False):
 
 
 def read_pairs(path, anywhere=False):
-    """[(first, second)] paths of a list with lines ``[<1|0>] <path> <path>``. InputError."""
+    """[(first, second)] paths of a list with lines ``[<1|0>] <path> <path>``, with tabs or blanks between. InputError."""
     pairs = []
-    for number, fields in read_lines(path, "--score")[0]:
+    for number, line in read_lines(path, "--score")[0]:
+        fields = line.split("\t" if "\t" in line else None)
         if len(fields) != 2 and (len(fields) != 3 or fields[0] not in ("0", "1")):
-            raise InputError(f"{path} line {number}: expected '<path> <path>', got {' '.join(fields)[:200]!r}")
+            raise InputError(f"{path} line {number}: expected '<path> <path>', got {line[:200]!r}")
         for file in fields[-2:]:
             if not anywhere:
                 check_stays(file, path, number, "--root")

@@ -74,10 +74,11 @@ def from_kaldi(folder, root):
 def two_fields(path):
     """Yield (line number, first field, rest of the line) of one of Kaldi's files."""
     lines, _ = read_lines(path, "--kaldi")
-    for number, fields in lines:
-        if len(fields) == 1:
-            raise InputError(f"{path} line {number}: expected two fields, got {fields[0][:200]!r}")
-        yield number, fields[0], " ".join(fields[1:])
+    for number, line in lines:
+        name, *rest = line.split(maxsplit=1)
+        if not rest:
+            raise InputError(f"{path} line {number}: expected two fields, got {name[:200]!r}")
+        yield number, name, rest[0].rstrip()
 
 
 def refuse_blanks(found, source):

@@ -3,6 +3,7 @@
 verify.py is its command line; trainSpeakerNet.py evaluates with it.
 """
 
+import contextlib
 import hashlib
 import math
 import warnings
@@ -16,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from corpora.audio import SAMPLE_RATE, Folder, UnreadableAudio
 from corpora.pack import Pack
 from inference.checkpoints import Pretrained, load_pretrained
-from inference.reading import LONG_SECONDS, is_long, one_ahead, read_groups, remark_on
+from inference.reading import LONG_SECONDS, SILENT, is_long, one_ahead, read_groups, remark_on
 from inference.systems import SYSTEMS
 from inference.waveforms import Recordings, as_list, as_number, as_rows, as_tensor, open_audio, span_of
 from tools import InputError, progress_bar
@@ -183,7 +184,9 @@ class SpeakerEncoder:
     def embed_excerpts(self, audio, segments):
         """One embedding (D,) of several parts [(start, end) in seconds] joined to one utterance. Errors likewise."""
         with self.open(audio) as opened:
-            parts = [opened.read(*span_of(opened, start, end)) for start, end in segments]
+            parts = [opened.read(*span_of(opened, start, end)) for start, end in as_list(segments)]
+            if not parts:
+                raise InputError("embed_excerpts needs at least one segment")
         return self.embed((np.concatenate(parts), SAMPLE_RATE))
 
     def embed_windows(self, audio, duration=3.0, step=1.0, start=0.0, end=None, last=None):
@@ -230,7 +233,7 @@ class SpeakerEncoder:
         for file, found, remark in self._utterances(as_list(files), self._source(root), threads, crops=False):
             yield file, found if isinstance(found, UnreadableAudio) else found.embedding, remark
 
-    def embed_for_scoring(self, files, root=".", threads=4, unreadable=None):
+    def embed_for_scoring(self, files, root=".", threads=4, unreadable=None, silence=True):
         """Read and embed each file once: {file: Utterance}. files, root, threads: as for ``embed_files``.
 
         The dot products of their vectors are the system's scores: for most systems the cosines of whole utterances. The
@@ -239,10 +242,13 @@ class SpeakerEncoder:
         between two sets is the dot product of the sets' mean unit vectors, so a vector is the whole utterance's unit
         vector and the mean of the crops' unit vectors, concatenated, over sqrt(2).
 
-        UnreadableAudio, also for an embedding that is not finite, is raised, or appended to the list ``unreadable``.
+        UnreadableAudio, also for an embedding that is not finite and, if not ``silence``, for a silent recording, all
+        of which are alike, is raised, or appended to the list ``unreadable``.
         """
         files, utterances, remarks = list(dict.fromkeys(as_list(files))), {}, []
         for file, found, remark in self._utterances(files, self._source(root), threads, self.system.crops):
+            if not silence and remark.endswith(SILENT):
+                found = UnreadableAudio(remark)
             if not isinstance(found, UnreadableAudio):
                 utterances[file] = found
                 remarks += [remark] if remark else []
@@ -256,10 +262,11 @@ class SpeakerEncoder:
     def scoring_vectors(self, recordings):
         """(N, V) float32 of N recordings: the dot product of two rows is the system's score, as ``decide`` takes it.
 
-        With five crops (``system.crops``) that is another number than the cosine of two embeddings. UnreadableAudio.
+        With five crops (``system.crops``) that is another number than the cosine of two embeddings. UnreadableAudio,
+        also for silence.
         """
         recordings = as_list(recordings)
-        found = self.embed_for_scoring(range(len(recordings)), Recordings(recordings, self._source()))
+        found = self.embed_for_scoring(range(len(recordings)), Recordings(recordings, self._source()), silence=False)
         return np.array([each.vector for each in found.values()], np.float32).reshape(-1, self.vector_size)
 
     def verify(self, first, second, threshold=None):
@@ -296,7 +303,7 @@ class SpeakerEncoder:
             score = round(score, self.system.decimals)
         if threshold is None:
             return Verification(score, None, None)
-        threshold = float(threshold)
+        threshold = as_number(threshold, "a threshold", 1.0)
         return Verification(score, score > threshold if self.system.above else score >= threshold, threshold)
 
     def classify(self, audio):
@@ -355,7 +362,9 @@ class SpeakerEncoder:
         training = self.network.training
         self.network.eval()
         # TF32, cuDNN's default for convolutions, rounds to 10 bits of mantissa; a caller's autocast also rounds.
-        tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        tf32 = contextlib.nullcontext()
+        if self.device.type == "cuda":  # elsewhere several threads would change the caller's settings for nothing
+            tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         try:
             with tf32, torch.autocast(self.device.type, enabled=False):
                 return self.network(waveforms, lengths=lengths, weights=weights).float().cpu()

@@ -34,7 +34,7 @@ def local_model(name, flag=""):
         return Path(name)
     found = re.fullmatch(r"([\w-][\w.-]*)/([\w.-]+)(?:@([\w./-]+))?", str(name))
     # A mistyped path may have the form of a name, and a clone of an owner's code that of its folder.
-    mistyped = found and Path(found[1]).exists() and found[1] not in OWNERS
+    mistyped = found and (Path(found[1]).exists() or found[1] == "exps") and found[1] not in OWNERS
     if not found or mistyped or Path(name).suffix in (".model", ".pt", ".ckpt", ".bin"):
         fix = "give a file, a folder, or a name such as speechbrain/spkrec-ecapa-voxceleb (docs/use.md)"
         raise InputError(f"{flag} {name} does not exist: {fix}".strip())

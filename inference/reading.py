@@ -8,6 +8,7 @@ import torch
 from corpora.audio import SAMPLE_RATE, UnreadableAudio
 from tools import in_order
 
+SILENT = "is silent: its embedding is meaningless"
 LONG_SECONDS = 300  # longer utterances are embedded in windows: the activations of the whole would take gigabytes
 
 
@@ -64,7 +65,7 @@ def remark_on(waveform, name, rate, shortest):
         repeated = ", repeated to the network's minimum" if samples < shortest else ""
         return f"{name} is only {samples / SAMPLE_RATE:.2g} s long{repeated}: its embedding is unreliable"
     if high - low < 1e-3:  # -66 dB of full scale: 16 steps of 16-bit audio to either side
-        return f"{name} is silent: its embedding is meaningless"
+        return f"{name} {SILENT}"
     if (peak := max(high, -low)) > 100:  # not a codec's overshoot but integers stored as floats
         return f"{name} has samples up to {peak:.3g}, full scale is 1: its embedding is unreliable"
     if (clipped := float((np.abs(waveform) > 0.999).mean())) > 0.01:

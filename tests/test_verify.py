@@ -2,6 +2,8 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import os
+
 import numpy as np
 import pytest
 import soundfile
@@ -155,7 +157,7 @@ def test_an_interrupted_call_continues(use, folder, monkeypatch, flags):
     assert not (folder / "e.npz").exists() and len(set(read(folder / "e.npz.part")["files"])) == 4
     for other in (["wav", "--start", 0.1], ["wav/c1.wav"]):
         (folder / "other.npz.part").write_bytes((folder / "e.npz.part").read_bytes())
-        assert use("--embed", *other, "--out", "other.npz")[2] == ""
+        assert "is of other files or flags: starting anew" in use("--embed", *other, "--out", "other.npz")[2]
     status, printed, complained = use("--embed", "wav", *flags, "--out", "e.npz")
     assert status == 0 and "from 6 of 6 files" in printed and complained == "e.npz.part has 4 files already\n"
     found = read(folder / "e.npz")
@@ -194,6 +196,9 @@ def test_kaldi_in_and_out(use, encoder, folder):
     use("--embed", "wav.scp", "--window", 1.3, "--out", "x.ark")
     names = [line.split()[0] for line in (folder / "x.scp").read_text().splitlines()]
     assert names[:2] == ["utt-1-0000000-0000130", "utt-1-0000100-0000230"]
+    name = os.fsdecode(b"caf\xe9.wav")
+    (folder / name).symlink_to(folder / "wav/a1.wav")
+    assert use("--embed", name, "--out", "x.ark")[0] == 0 and (folder / "x.ark").read_bytes()[:8] == b"caf\xe9.wav"
     (folder / "wav.scp").write_text("utt-1 sox a.wav -t wav - |\n")
     assert "wav.scp line 1 is a command, which is not run" in use("--embed", "wav.scp", "--out", "x.ark")[2]
     assert "--out wav.ark would replace the .scp" in use("--embed", "wav.scp", "--out", "wav.ark")[2]
@@ -203,10 +208,12 @@ def test_scores_of_pairs_and_of_all(use, encoder, folder):
     (folder / "pairs.txt").write_text("a0.wav b0.wav\n1 a0.wav a1.wav\nnone.wav a0.wav\n")
     status, printed, complained = use("--score", "pairs.txt", "--root", "wav")
     assert status == 2 and complained == "verify.py: wav/none.wav does not exist\n"
+    *printed, unread = printed.splitlines()
+    assert unread == "nan none.wav a0.wav"  # a line for each pair
     status, table, _ = use("--matrix", "wav/a0.wav", "wav/b0.wav", "wav/a1.wav")
     rows = [row.split("\t") for row in table.splitlines()]
     assert status == 0 and rows[0] == ["", "wav/a0.wav", "wav/b0.wav", "wav/a1.wav"] and rows[1][0] == "wav/a0.wav"
-    for line, other, column in zip(printed.splitlines(), ("b0", "a1"), (2, 3), strict=True):
+    for line, other, column in zip(printed, ("b0", "a1"), (2, 3), strict=True):
         score = encoder.verify(folder / "wav/a0.wav", folder / f"wav/{other}.wav").score
         found, *names = line.split()
         assert names == ["a0.wav", f"{other}.wav"] and float(found) == pytest.approx(score, abs=1e-5)
@@ -305,8 +312,26 @@ def test_paths_in_lists(use, folder):
     (folder / "named/a b.wav").symlink_to(folder / "wav/a0.wav")
     (folder / "paths.txt").write_text("a b.wav\n")
     assert use(*embed_list)[0] == 0 and read(folder / "o.npz")["files"].tolist() == ["named/a b.wav"]
+    for name in ("Anna  b.wav", "Anna\u00a0b.wav"):  # not a speaker Anna's b.wav, which is another recording
+        (folder / "named" / name).symlink_to(folder / "wav/a0.wav")
+        (folder / "paths.txt").write_text(f"{name}\n")
+        assert use(*embed_list)[0] == 0 and read(folder / "o.npz")["files"].tolist() == [f"named/{name}"]
+    (folder / "paths.txt").write_text("Anna  b.wav\ta b.wav\n")
+    status, printed, _ = use("--score", "paths.txt", "--root", "named")
+    assert status == 0 and printed.split("\t")[1:] == ["Anna  b.wav", "a b.wav\n"]
     (folder / "wav.scp").write_text("utt-1 wav/a1.wav\nutt-2 wav/a1.wav\n")
     assert "wav.scp line 2: utt-1 has this file, too" in use("--embed", "wav.scp", "--out", "o.npz")[2]
+
+
+def test_silence_is_nobody(use, folder):
+    soundfile.write(folder / "silent.wav", np.zeros(32000), 16000)
+    for arguments in (["silent.wav", "silent.wav"], ["--enrol", "X", "silent.wav", "--gallery", "silent.npz"],
+                      ["--identify", "silent.wav", "--gallery", "people.npz"]):  # fmt: skip
+        use("--enrol", "A", "wav/a0.wav", "--gallery", "people.npz")
+        status, printed, complained = use(*arguments, "--threshold", 0) if "--enrol" not in arguments else use(*arguments)
+        assert status == 2 and "same" not in printed and "silent.wav is silent" in complained
+    assert not (folder / "silent.npz").exists()
+    assert use("--embed", "silent.wav", "--out", "o.npz")[0] == 0
 
 
 @pytest.mark.parametrize(("arguments", "complaint"), [

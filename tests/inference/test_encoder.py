@@ -255,6 +255,8 @@ def test_nonsense_gets_one_line(encoder):
         lambda: encoder.embed_batch(np.ones((16000, 2), np.float32)), lambda: encoder.embed_batch([tone], [1.5]),
         lambda: encoder.embed_batch([tone, tone], weights=np.ones((1, 100), np.float32)),
         lambda: encoder.embed_excerpt((tone, 16000), -1, 1), lambda: encoder.embed_excerpt((tone, 16000), 0.5, 1.1),
+        lambda: encoder.embed_excerpts((tone, 16000), []), lambda: encoder.embed((tone, 0)),
+        lambda: encoder.verify((0 * tone, 16000), (0 * tone, 16000)), lambda: encoder.decide(0.5, threshold=45),
     ):  # fmt: skip
         with pytest.raises(InputError) as error:
             nonsense()
