@@ -25,6 +25,7 @@ from tools import RunError, in_order, progress_bar
 
 # ---- random numbers as a function of position ------------------------------------------------------------------------
 
+# Append only: the place is part of the seed.
 STREAMS = ("order", "augment", "specaugment", "noise", "music", "speech", "responses", "speed")
 
 
@@ -34,7 +35,7 @@ def random_stream(seed, stream, *position):
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(STREAMS.index(stream), *position)))
 
 
-def row_numbers(seed, stream, *position, first=0, count, columns):
+def row_numbers(seed, stream, *position, first, count, columns):
     """(count, columns) float64, uniform in [0, 1): the rows from ``first`` of the random numbers of a step."""
     random = random_stream(seed, stream, *position)
     random.bit_generator.advance(first * columns)  # a double takes one step of the generator

@@ -194,8 +194,8 @@ def convolve(x, weight, bias=None, padding=0, dilation=1):
 class LogMel(nn.Sequential):
     """The front end: log-mel energies, (B, samples) in [-1, 1] -> (B, 80, 1 + samples // 160).
 
-    Those of torchaudio's MelSpectrogram, whose buffers are in published checkpoints; but its spectrogram cannot be
-    traced by torch.compile.
+    Those of torchaudio's MelSpectrogram, whose buffers (window and filters) are in published checkpoints and replace
+    other ones when weights are loaded; but its spectrogram cannot be traced by torch.compile.
     """
 
     def __init__(self):
@@ -209,15 +209,16 @@ class LogMel(nn.Sequential):
 
     def forward(self, waveform, lengths=None):
         emphasis, mel = self
+        spectrogram = mel.spectrogram
         # Frames are centred: half of the first and of the last window lies in the reflected signal.
-        padded = reflect(emphasis(waveform).unsqueeze(1), 200, lengths).squeeze(1)
-        windowed = padded.unfold(1, 400, 160) * mel.spectrogram.window
-        power = torch.view_as_real(torch.fft.rfft(windowed, 512)).square().sum(dim=3)
+        padded = reflect(emphasis(waveform).unsqueeze(1), spectrogram.win_length // 2, lengths).squeeze(1)
+        windowed = padded.unfold(1, spectrogram.win_length, spectrogram.hop_length) * spectrogram.window
+        power = torch.view_as_real(torch.fft.rfft(windowed, spectrogram.n_fft)).square().sum(dim=3)
         return (power @ mel.mel_scale.fb + 1e-6).log().transpose(1, 2)
 
     def frames(self, samples):
         """Number of frames of this many samples."""
-        return 1 + samples // 160
+        return 1 + samples // self[1].spectrogram.hop_length
 
 
 class PreEmphasis(nn.Module):

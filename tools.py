@@ -304,7 +304,7 @@ def whole_file(path, mode="wb", sync=True):
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        text = {} if "b" in mode else {"encoding": "utf-8", "errors": "surrogateescape"}  # names of files may be any bytes
+        text = {} if "b" in mode else {"encoding": "utf-8", "errors": "surrogateescape"}  # names may have any bytes
         with open(beside, mode, **text) as file:
             yield file
             file.flush()

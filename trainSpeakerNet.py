@@ -30,12 +30,21 @@ from evaluation.scoring import VALID, TrialSet, evaluate, open_trial_sets
 from inference.checkpoints import Pretrained, load_pretrained
 from inference.encoder import SpeakerEncoder, choose_device
 from inference.systems import PREFIX, SYSTEMS, build_network
-from model import ECAPA_TDNN
 from tools import InputError, Parser, count, keep_memory, rank, run_command, size, write_text
 from training import distributed, settings
 from training.log import logged, open_trackers
 from training.meter import Meter, StopSignal, log_line, memory_help
-from training.run import OPTIMIZERS, Run, describe, make_network, maybe_compile, provenance, take_classifier, with_amp
+from training.run import (
+    OPTIMIZERS,
+    Run,
+    describe,
+    make_network,
+    maybe_compile,
+    new_encoder,
+    provenance,
+    take_classifier,
+    with_amp,
+)
 from training.state import has_state, load_state, only_run_in
 
 # ---- settings: edit the paths here, or pass them as flags ------------------------------------------------------------
@@ -205,7 +214,7 @@ def start(args, state, train_list, source, held, device):
         encoder, earlier = initial.network, initial.trained_on()
     else:  # scratch
         args = args.replace(system="ours")
-        encoder, earlier = ECAPA_TDNN(C=args.C, keep_spectrum=args.keep_spectrum), []
+        encoder, earlier = new_encoder(args), []
     stop_at_errors(quick_check(args, earlier))
     network = make_network(args, encoder, device)
     if initial:

@@ -26,6 +26,7 @@ QUICK = 200  # number of training files, and of evaluation files, whose headers 
 SHORT = 1.0  # seconds: shorter utterances are of little use
 SILENT_PEAK = 1e-3  # -60 dB, less than the quietest usable speech
 LOUD_PEAK = 100  # not a codec's overshoot but integers stored as floats
+LIKELY = 0.65  # share of a trial list's labels that agree with its folders, from which on these seem to be speakers
 # What may be wrong with a file, and what to do.
 UNREADABLE, CUT_OFF = "cannot be read as audio", "are shorter than their header says"
 LOW_RATE, TOO_SHORT, SILENT = "were recorded below 16 kHz", f"are shorter than {SHORT} s", "are silent"
@@ -122,13 +123,25 @@ def check_training_list(train_list):
 def check_trials(trials):
     """(names of the speakers of a TrialList, if they are names of folders, [Finding])."""
     name, line = trials.path.name, trials.quote
-    _, of_both = repeated([tuple(sorted(pair)) for pair in zip(trials.enrol, trials.test)], trials.label.tolist())
+    pairs = [tuple(sorted(pair)) for pair in zip(trials.enrol, trials.test)]
+    twice, of_both = repeated(pairs, trials.label.tolist())
     findings = found("error", f"trials of {name} are labelled both 1 and 0", of_both, "remove the wrong one", line)
+    findings += found("warning", f"trials of {name} are repeated", twice, "each counts as another trial", line)
+    alone = [row for row, (first, second) in enumerate(pairs) if first == second]
+    findings += found("warning", f"trials of {name} compare a file with itself", alone, "remove them", line)
     folder_of, wrong = trials.speaker_folders()
     what, fix = f"the labels of {name} are reversed", "1 means the same speaker: swap 0 and 1"
     if folder_of:
         what, fix = f"labels of {name} contradict the speakers' folders", "correct them"
     findings += found("error", what, wrong, fix, line)
+    if not folder_of and not wrong:
+        _, agrees, share = max(trials.agreement(), key=lambda level: level[2], default=({}, None, 0))
+        what, cases = f"the folders of {name} do not tell its speakers", [name]
+        fix = "intervals take recordings that same-speaker trials connect for a speaker, and may be too narrow"
+        if share >= LIKELY:
+            what, cases = f"only {share:.0%} of the labels of {name} agree with its folders", np.flatnonzero(~agrees)
+            fix = "if the folders are speakers, correct the labels"
+        findings += found("warning", what, list(cases), fix, str if share < LIKELY else line)
     return trials.speaker_names(folder_of), findings
 
 

@@ -155,15 +155,19 @@ class TrialList(List):
         with few same-speaker trials, a folder that always differs would seem to fit.
         """
         best, contrary, most = {}, [], 0.0
-        for folder_of in folder_levels((*self.enrol, *self.test)):
-            same = [folder_of[enrol] == folder_of[test] for enrol, test in zip(self.enrol, self.test)]
-            agrees = (self.label == 1) == same
-            share = (agrees[self.label == 1].mean() + agrees[self.label == 0].mean()) / 2
+        for folder_of, agrees, share in self.agreement():
             if share <= 1 - AGREEMENT:
                 return {}, np.flatnonzero(~agrees).tolist()
             if share >= AGREEMENT and share > most:
                 best, contrary, most = folder_of, np.flatnonzero(~agrees).tolist(), share
         return best, contrary
+
+    def agreement(self):
+        """Yield for each level of folders ({file: folders}, which labels agree with them (N,), their share)."""
+        for folder_of in folder_levels((*self.enrol, *self.test)):
+            same = [folder_of[enrol] == folder_of[test] for enrol, test in zip(self.enrol, self.test)]
+            agrees = (self.label == 1) == same
+            yield folder_of, agrees, (agrees[self.label == 1].mean() + agrees[self.label == 0].mean()) / 2
 
 
 def folder_levels(files):
@@ -258,7 +262,7 @@ def audio_of(path, root=None, anywhere=False):
 
 
 def read_pairs(path, anywhere=False):
-    """[(first, second)] paths of a list with lines ``[<1|0>] <path> <path>``, with tabs or blanks between. InputError."""
+    """[(first, second)] paths of a list of ``[<1|0>] <path> <path>``, with tabs or blanks between. InputError."""
     pairs = []
     for number, line in read_lines(path, "--score")[0]:
         fields = line.split("\t" if "\t" in line else None)

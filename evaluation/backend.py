@@ -56,7 +56,8 @@ class ScoringBackend:
             if args.calibrate and not held.any():
                 count = min(1000, max(2, len(train_list.speakers) // 5))
                 self.train_list, self.held_out = hold_out(train_list, count, asked="--calibrate: holding out")
-                if rank() == 0:
+                seen = not encoder.trained_on or self.held_out.speaker_names() & set(encoder.trained_on)
+                if rank() == 0 and seen:
                     reason = f"{args.initial_model} held no speakers of {train_list.path} out (--valid_speakers)"
                     effect = f"--calibrate uses {count} training speakers, so the likelihood ratios are overconfident"
                     warnings.warn(f"{reason}: {effect}", stacklevel=2)
@@ -78,7 +79,10 @@ class ScoringBackend:
         for trials, source in trial_sets.values():
             both = [file for file in first_lines(trials) if os.path.abspath(source.name(file)) in embedded]
             findings += found("warning", f"files of {trials.path.name} are in --cohort", both, fix)
-        return findings
+        learned = self.held_out.files if self.trials else ()
+        both = [file for file in learned if os.path.abspath(self.source.name(file)) in embedded]
+        fix = "likelihood ratios of test speakers, who are not, will be wrong: take others"
+        return findings + found("warning", "files of the calibration's speakers are in --cohort", both, fix)
 
     def learn(self):
         """Embed the calibration trials and, unless it was saved before, the cohort; fit the calibration."""
@@ -210,12 +214,12 @@ def make_cohort(encoder, train_list, source, threads):
 
 
 def cohort_beside(checkpoint_path, encoder, train_list, source, threads):
-    """The Cohort of ``make_cohort``, saved as <checkpoint>.cohort.npz for the next time.
+    """The Cohort of ``make_cohort``, saved as <checkpoint>.cohort_<hash of the list>.npz for the next time.
 
     A saved one is used if it was made with the same weights from the same list; the audio itself is not compared.
     """
-    path = Path(f"{checkpoint_path}.cohort.npz")
     list_sha256 = hashlib.sha256(train_list.text().encode()).hexdigest()
+    path = Path(f"{checkpoint_path}.cohort_{list_sha256[:8]}.npz")
     origin = {"list_sha256": list_sha256, "model": encoder.fingerprint(), "utterances": UTTERANCES}
     vectors = None
     with contextlib.suppress(InputError):  # missing or damaged: it is made again

@@ -30,7 +30,8 @@ def main():
         name = "EER (%)" if metric == "eer" else f"minDCF({metric.removeprefix('min_dcf_')})"
         numbers = "".join(f"{number:9.{digits}f}" for number in found[:3])
         interval = f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
-        print(f"{name:14}{numbers}  {interval:20}{found.p:.3f}")
+        p = "< 0.001" if found.p < 0.001 else f"{found.p:.3f}"  # less than 1,000 replicates can tell
+        print(f"{name:14}{numbers}  {interval:20}{p}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from evaluation.intervals import bootstrap_intervals, speakers_of, tells
 from evaluation.plots import det_figure, save_png
 from tools import InputError, count, equal_error_rate, error_curve, gather, min_dcf, rank, read_text, size, whole_file
 
+STEPS = "cosine", "mean", "as_norm", "calibrated"  # of scoring, after the system's own score
 TRIALS_AT_ONCE = 100_000  # the vectors of a million trials would take gigabytes
 VALID = "valid"  # the name of the trials between held-out training speakers
 
@@ -58,6 +59,8 @@ def evaluate(encoder, trial_sets, args, backend=None, kind=""):
         utterances[source] = embed_utterances(encoder, lists, source, args)
         scorers[source] = backend.scorer(utterances[source]) if backend else None
     results, curves, writes = {}, {}, not kind and rank() == 0
+    for name in {f"{name}.{step}" for name in trial_sets for step in STEPS} - trial_sets.keys() if writes else ():
+        Path(args.save_path, "scores", f"{name}.txt").unlink(missing_ok=True)  # perhaps of another model
     for set_name, (trials, source) in trial_sets.items():
         steps, cosines = {"": score_trials(trials, utterances[source])}, None
         if encoder.system.crops:  # else the system's scores are the cosines
@@ -177,7 +180,7 @@ def result_line(name, result):
         parts.append(f"minDCF({prior}) {result[f'min_dcf_{prior}']:.4f}{f' [{low:.3f}, {high:.3f}]' * known}")
     if "cllr" in result:
         parts.append(f"Cllr {result['cllr']:.3f}, at best {result['min_cllr']:.3f}")
-        parts.append(f"actDCF {result['act_dcf_0.05']:.4f}, {result['act_dcf_0.01']:.4f}")
+        parts += [f"actDCF({prior}) {result[f'act_dcf_{prior}']:.4f}" for prior in ("0.05", "0.01")]
     parts.append(", ".join(count(result[f"{noun}s"], noun) for noun in ("trial", "utterance", "speaker")))
     if result.get("speakers_in_training"):
         parts.append(f"{count(result['speakers_in_training'], 'speaker')} in training")
@@ -200,8 +203,12 @@ def write_scores(path, scores, trials):
 def read_scores(path, trials):
     """Scores (N,) float64 from the file of ``write_scores``. InputError if they are not those of the TrialList."""
     rows = [line.split() for line in read_text(path).splitlines()]
-    if [row[1:] for row in rows] != [list(pair) for pair in zip(trials.enrol, trials.test)]:
-        raise InputError(f"{path} has not a line '<score> <enrol> <test>' for each trial of {trials.path}, in order")
+    pairs = map(list, zip(trials.enrol, trials.test))
+    wrong = next((i for i, (row, pair) in enumerate(zip(rows, pairs)) if row[1:] != pair), min(len(rows), len(trials)))
+    if wrong < max(len(rows), len(trials)):
+        expected = f"'<score> {trials.enrol[wrong]} {trials.test[wrong]}'" if wrong < len(trials) else "no more lines"
+        what = f"{path} has {count(len(rows), 'line')} for {count(len(trials), 'trial')} of {trials.path}"
+        raise InputError(f"{what}, in whose order they must be: line {wrong + 1} should be {expected}")
     try:
         return np.asarray_chkfinite([float(row[0]) for row in rows])
     except ValueError as error:

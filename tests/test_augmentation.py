@@ -62,7 +62,7 @@ def test_the_bank_stays_within_its_memory(corpus):
 
 def kinds_of(augmentation, count, epoch, step):
     """What was drawn for each row: the first of its numbers."""
-    drawn = row_numbers(augmentation.seed, "augment", epoch, step, count=count, columns=33)[:, 0]
+    drawn = row_numbers(augmentation.seed, "augment", epoch, step, first=0, count=count, columns=33)[:, 0]
     return np.array(augmentation.kinds)[np.floor(drawn * len(augmentation.kinds)).astype(int)]
 
 

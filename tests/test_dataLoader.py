@@ -26,7 +26,7 @@ def test_streams_differ_by_every_part_of_their_position():
 
 
 def test_every_row_has_its_own_stretch_of_the_stream():
-    whole = row_numbers(5, "augment", 1, 7, count=20, columns=9)
+    whole = row_numbers(5, "augment", 1, 7, first=0, count=20, columns=9)
     assert whole.shape == (20, 9) and whole.dtype == np.float64 and len(np.unique(whole)) == whole.size
     assert np.array_equal(whole.ravel(), random_stream(5, "augment", 1, 7).random(180))
     for first, count in ((0, 20), (3, 6), (19, 1), (20, 0)):

@@ -65,7 +65,7 @@ def test_another_speed_is_another_speaker(speed, speech):
     _, new_label = speed(waveform, label, 1, 0)
     assert new_label.dtype == torch.int64 and torch.equal(new_label % N_CLASS, label)
     assert set(factors(new_label)) == {0.9, 1.0, 1.1}
-    drawn = row_numbers(5, "speed", 1, 0, count=60, columns=1)[:, 0]
+    drawn = row_numbers(5, "speed", 1, 0, first=0, count=60, columns=1)[:, 0]
     assert np.array_equal(factors(new_label), np.select([drawn < 1 / 3, drawn < 2 / 3], [1.0, 0.9], 1.1))
 
 
@@ -109,6 +109,7 @@ def test_one_call_does_speed_noise_and_masks(speed, speech, corpus, noisy):
     assert torch.equal(new_label, expected) and torch.equal(crops, augmentation.augment(played, 1, 0))
     own = factors(new_label) == 1.0
     assert torch.equal(crops[own], augmentation.augment(waveform[:, :SAMPLES], 1, 0)[own])
-    assert torch.equal(masks, torch.from_numpy(row_numbers(5, "specaugment", 1, 0, count=60, columns=4)).float())
+    expected = row_numbers(5, "specaugment", 1, 0, first=0, count=60, columns=4)
+    assert torch.equal(masks, torch.from_numpy(expected).float())
     part = augmentation(waveform[20:], label[20:], 1, 0, first=20)
     assert torch.equal(part[1], new_label[20:]) and torch.equal(part[2], masks[20:])

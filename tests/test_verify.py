@@ -1,8 +1,7 @@
 """The command: what it prints, writes, returns and complains of."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -325,10 +324,10 @@ def test_paths_in_lists(use, folder):
 
 def test_silence_is_nobody(use, folder):
     soundfile.write(folder / "silent.wav", np.zeros(32000), 16000)
+    use("--enrol", "A", "wav/a0.wav", "--gallery", "people.npz")
     for arguments in (["silent.wav", "silent.wav"], ["--enrol", "X", "silent.wav", "--gallery", "silent.npz"],
-                      ["--identify", "silent.wav", "--gallery", "people.npz"]):  # fmt: skip
-        use("--enrol", "A", "wav/a0.wav", "--gallery", "people.npz")
-        status, printed, complained = use(*arguments, "--threshold", 0) if "--enrol" not in arguments else use(*arguments)
+                      ["--identify", "silent.wav", "--gallery", "people.npz", "--threshold", 0]):  # fmt: skip
+        status, printed, complained = use(*arguments)
         assert status == 2 and "same" not in printed and "silent.wav is silent" in complained
     assert not (folder / "silent.npz").exists()
     assert use("--embed", "silent.wav", "--out", "o.npz")[0] == 0

@@ -17,9 +17,8 @@ from dataLoader import copied_ahead, to_device
 from evaluation.backend import Cohort, TrialScorer
 from evaluation.scoring import compute_metrics, score_trials
 from inference.encoder import BATCH_SECONDS, SpeakerEncoder, Utterance
-from model import ECAPA_TDNN
 from tools import RunError, one_line, write_text
-from training.run import Compiled, git_commit, make_network, make_optimizer, maybe_compile
+from training.run import Compiled, git_commit, make_network, make_optimizer, maybe_compile, new_encoder
 
 UTTERANCES, SPEAKERS = 1_092_009, 5_994  # of VoxCeleb2 dev
 VOX1_E = 1_251, 145_160, 581_480  # speakers, utterances, trials
@@ -73,7 +72,7 @@ class Training:
         lines = np.resize(np.arange(len(train_list)), max(len(train_list), 1000 * args.batch_size))
         loader, self.augmentation = make_loader(self.args, train_list.subset(lines), self.source, device)
         self.augmentation.redraw(1)
-        self.network = make_network(self.args, ECAPA_TDNN(C=args.C, keep_spectrum=args.keep_spectrum), device)
+        self.network = make_network(self.args, new_encoder(args), device)
         self.optimizer = make_optimizer(self.args, self.network.parameters(), device)
         self.batches = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count(1))
         self.ahead, self.number = copied_ahead(self.batches, device), itertools.count()

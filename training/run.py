@@ -19,6 +19,7 @@ from evaluation.backend import make_cohort
 from inference.encoder import SpeakerEncoder
 from inference.systems import SYSTEMS
 from loss import AAMsoftmax
+from model import ECAPA_TDNN
 from tools import InputError, RunError, load_checkpoint, rank, save_checkpoint, size
 from training import distributed
 from training.settings import fine_tunes, same_speakers
@@ -36,6 +37,11 @@ class SpeakerNet(torch.nn.Module):
     def forward(self, waveform, label, masks, margin):
         """(B, samples), (B,) int64, (B, 4) random numbers for SpecAugment, 0-d tensor -> (loss, accuracy in %)."""
         return self.speaker_loss(self.speaker_encoder(waveform, aug=True, masks=masks), label, margin)
+
+
+def new_encoder(args):
+    """An untrained ECAPA-TDNN. ``build_network`` (inference/systems.py) must know its settings from its tensors."""
+    return ECAPA_TDNN(C=args.C, keep_spectrum=args.keep_spectrum)
 
 
 def make_network(args, encoder, device):
@@ -80,7 +86,7 @@ class Compiled(torch.nn.Module):
         self.compiled = torch.compile(network, mode="reduce-overhead" if graphs else None)
         # So that the compiler fails here or not at all, and not in the first backward pass.
         torch._functorch.config.force_non_lazy_backward_lowering = True
-        # Its cache would else return kernels made for another number of threads (pytorch issue 167463, fixed after 2.11).
+        # Its cache would else return kernels made for another number of threads (pytorch issue 167463).
         torch._inductor.config.cpp.threads = torch.get_num_threads()
         warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex")  # of the FFT
 

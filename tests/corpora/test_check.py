@@ -104,6 +104,13 @@ MISTAKES = {
     "speaker on both sides": (train_lines(lambda lines: [*lines, "id00007 id00001/session0/00000.wav"]), "warning",
                               "both in training and in trials.txt", 1, "id00007"),  # a warning: of another folder
     "wrong label": (trial_lines(lambda lines: ["0" + lines[0][1:], *lines[1:]]), "error", "contradict", 1, "line 1: 0"),
+    "every fifth label wrong": (trial_lines(lambda lines: [x if i % 5 else str(1 - int(x[0])) + x[1:]
+                                                           for i, x in enumerate(lines)]),
+                                "warning", "% of the labels of trials.txt agree with", 24, "line 1: "),
+    "trial again": (trial_lines(lambda lines: [*lines, " ".join(np.array(lines[0].split())[[0, 2, 1]])]), "warning",
+                    "trials of trials.txt are repeated", 1, "line 121: "),
+    "file with itself": (trial_lines(lambda lines: [*lines, f"1 {EVAL} {EVAL}"]), "warning",
+                         "trials of trials.txt compare a file with itself", 1, "line 121: "),
     "labels reversed": (trial_lines(lambda lines: [str(1 - int(x[0])) + x[1:] for x in lines]), "error", "reversed",
                         120, "swap 0 and 1"),
     "no folder": (lambda root: shutil.rmtree(root / "train"), "error", "do not fit --train_path", 1,
@@ -200,7 +207,8 @@ def test_lists_with_few_same_speaker_trials_are_right(form, share):
     label = [int(i < 400 * share) for i in range(400)]
     enrol = [form.format(i % 20, i) for i in range(400)]
     test = [form.format(i % 20 + 1 - label[i], i + 1000) for i in range(400)]
-    assert check_trials(TrialList.of("list.txt", label, enrol, test))[1] == []
+    findings = check_trials(TrialList.of("list.txt", label, enrol, test))[1]
+    assert len(findings) == len(fitting(findings, "warning", "do not tell its speakers")) == ("flac" in form)
     findings = check_trials(TrialList.of("list.txt", [1 - each for each in label], enrol, test))[1]
     assert len(fitting(findings, "error", "the labels of list.txt are reversed")) == ("flac" not in form)
 

@@ -194,6 +194,10 @@ def test_a_resumed_run_keeps_what_is_not_given():
     assert not of_resumed_run(resolved("--compile"), state).no_compile
     with pytest.raises(InputError, match=r"--lr 0\.01, not 0\.02"):
         of_resumed_run(resolved("--lr", 0.02), state)
+    del before["top_k"]
+    assert of_resumed_run(resolved(), state).top_k == 0
+    with pytest.raises(InputError, match="a version without --top_k"):
+        of_resumed_run(resolved("--top_k", 5), state)
 
 
 def test_strong_knows_the_number_of_crops():
