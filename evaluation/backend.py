@@ -47,7 +47,7 @@ class ScoringBackend:
 
     def __init__(self, encoder, args):
         """Read and check the lists; InputError naming the flag. ``learn`` does the long work."""
-        self.encoder, self.args, self.calibration, self.trials = encoder, args, None, None
+        self.encoder, self.args, self.calibration, self.trials, self.seen = encoder, args, None, None, False
         if args.calibrate or not args.cohort:
             train_list, self.source = open_training_list(args)
             held = np.isin(np.array(train_list.speakers)[train_list.label], encoder.held_out or [])
@@ -56,8 +56,9 @@ class ScoringBackend:
             if args.calibrate and not held.any():
                 count = min(1000, max(2, len(train_list.speakers) // 5))
                 self.train_list, self.held_out = hold_out(train_list, count, asked="--calibrate: holding out")
-                seen = not encoder.trained_on or self.held_out.speaker_names() & set(encoder.trained_on)
-                if rank() == 0 and seen:
+                known = set(encoder.trained_on)
+                self.seen = not known or not known.isdisjoint(self.held_out.speaker_names())
+                if rank() == 0 and self.seen:
                     reason = f"{args.initial_model} held no speakers of {train_list.path} out (--valid_speakers)"
                     effect = f"--calibrate uses {count} training speakers, so the likelihood ratios are overconfident"
                     warnings.warn(f"{reason}: {effect}", stacklevel=2)
@@ -109,7 +110,8 @@ class ScoringBackend:
         """The calibration for results.json; None without --calibrate."""
         if self.calibration:
             learned = {"weights": self.calibration.weights.tolist(), "bias": self.calibration.bias}
-            return {"speakers": self.held_out.speakers, "trials": len(self.trials), **learned}
+            about = {"speakers": self.held_out.speakers, "trials": len(self.trials), "in_training": self.seen}
+            return about | learned
 
     def scorer(self, utterances):
         """A TrialScorer for {file: Utterance}."""

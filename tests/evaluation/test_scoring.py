@@ -131,7 +131,9 @@ def test_calibration_is_learned_from_held_out_speakers(evaluated, command, corpu
             trainSpeakerNet, *data_flags(corpus), "--eval", "--calibrate", "--top_n", 3, "--device", "cpu",
             "--initial_model", tmp_path / "none.model", "--save_path", tmp_path
         )  # fmt: skip
-        assert status == 0 and ("held no speakers of" in complained) == warned
+        page = report.write_report(tmp_path).read_text()
+        assert status == 0 and ("held no speakers of" in complained) == ("overconfident" in page) == warned
+        assert " of 2 speakers" in page
 
 
 def test_unreadable_files_of_trials_are_named(evaluated, command, corpus, tmp_path):
