@@ -58,7 +58,9 @@ def lists(args):
     kept, trials = write_lists(found, root, folder, args.valid_speakers, args.seed)
     command = ["python", "trainSpeakerNet.py", "--train_list", f"{folder}/train_list.txt", "--train_path", root]
     command += ["--eval_list", f"{folder}/trials.txt", "--eval_path", root] if trials else ["--eval_list"]
-    print(f"{folder}/train_list.txt: {count(len(kept), 'utterance')} of {count(len(kept.speakers), 'speaker')}")
+    speaker, file = found[0]
+    of = f"{count(len(kept.speakers), 'speaker')}, such as {speaker} ({file})"
+    print(f"{folder}/train_list.txt: {count(len(kept), 'utterance')} of {of}")
     if trials:
         others = len({speaker for speaker, _ in found}) - len(kept.speakers)
         of = count(others, "other speaker")

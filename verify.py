@@ -148,7 +148,7 @@ def write_ark(path, rows):
 
 
 def score(encoder, args, files):
-    """Print a line "<score> <path> <path>" for each pair of the list; score nan: a file could not be read."""
+    """Print a line "<score> <path> <path>" for each pair of the list; nan: a file is silent, or cannot be read."""
     vectors = scoring_vectors(encoder, files, args)
     between = "\t" if any(path.split() != [path] for pair in args.pairs for path in pair) else " "
     for pair, first, second in zip(args.pairs, files[::2], files[1::2]):

@@ -136,12 +136,13 @@ def check_trials(trials):
     findings += found("error", what, wrong, fix, line)
     if not folder_of and not wrong:
         _, agrees, share = max(trials.agreement(), key=lambda level: level[2], default=({}, None, 0))
-        what, cases = f"the folders of {name} do not tell its speakers", [name]
-        fix = "intervals take recordings that same-speaker trials connect for a speaker, and may be too narrow"
-        if share >= LIKELY:
-            what, cases = f"only {share:.0%} of the labels of {name} agree with its folders", np.flatnonzero(~agrees)
-            fix = "if the folders are speakers, correct the labels"
-        findings += found("warning", what, list(cases), fix, str if share < LIKELY else line)
+        narrow = "intervals take recordings that same-speaker trials connect for a speaker, and may be too narrow"
+        if share < LIKELY:
+            findings.append(Finding("warning", f"the folders of {name} do not tell its speakers", 1, [], narrow))
+        else:
+            what = f"only {share:.0%} of the labels of {name} agree with its folders"
+            fix = f"if these are the speakers, correct the labels; else {narrow}"
+            findings += found("warning", what, np.flatnonzero(~agrees).tolist(), fix, line)
     return trials.speaker_names(folder_of), findings
 
 
@@ -202,7 +203,12 @@ def check_audio(name, lists, arguments, full=False, few=None):
     except InputError as error:
         return found("error", f"the {name} lists do not fit {flag}", [error])
     if isinstance(source, Pack):  # its files were read when they were packed
-        return []
+        empty = [file for file, length in zip(files, source.length[source.rows(files)].tolist()) if not length]
+        severity = "error" if name == "evaluation" or len(empty) > max(1, len(files) // 100) else "warning"
+        what, fix = f"{name} files could not be read when they were packed", "repair them, delete the pack, pack again"
+        note = f"the {name} files are in a pack, so their audio is not checked, nor compared with other lists'"
+        findings = found(severity, what, empty, fix)
+        return [*findings, Finding("note", note, len(files), [], "check the folder that it was made from, too")]
     paths = list(map(source.name, files[:: -(-len(files) // few) if few else 1]))
     checked = in_order(functools.partial(file_faults, full=full), paths, arguments.n_cpu)
     bar = progress_bar(iterable=checked, total=len(paths), desc=f"checking {name}", unit=" files", delay=2)
@@ -269,7 +275,10 @@ def check(arguments):
     for flag, find in (("musan_path", find_noises), ("rir_path", find_responses)):
         try:
             if root := getattr(arguments, flag):
-                find(root)
+                _, files = find(root)
+                groups = files if isinstance(files, dict) else {"responses": files}
+                numbers = ", ".join(f"{len(group):,} of {name}" for name, group in groups.items())
+                findings.append(Finding("note", f"--{flag} has files that were not opened: {numbers}", 0, [], ""))
         except InputError as error:
             findings += found("error", f"--{flag} cannot be used", [error])
     findings += check_identical(train_lists, tests, arguments)

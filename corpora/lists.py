@@ -23,7 +23,7 @@ def read_lines(path, flag):
     InputError if the file is absent, empty, or not text.
     """
     text = read_text(path, flag)
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise InputError(f"{flag} {path} is empty")
     return lines, file_hash(path)
@@ -265,11 +265,15 @@ def read_pairs(path, anywhere=False):
     """[(first, second)] paths of a list of ``[<1|0>] <path> <path>``, with tabs or blanks between. InputError."""
     pairs = []
     for number, line in read_lines(path, "--score")[0]:
-        fields = line.split("\t" if "\t" in line else None)
-        if len(fields) != 2 and (len(fields) != 3 or fields[0] not in ("0", "1")):
+        fields = next(filter(_are_pair, (line.split(), re.split(r"\s*\t\s*", line))), None)
+        if fields is None:
             raise InputError(f"{path} line {number}: expected '<path> <path>', got {line[:200]!r}")
         for file in fields[-2:]:
             if not anywhere:
                 check_stays(file, path, number, "--root")
         pairs.append(tuple(fields[-2:]))
     return pairs
+
+
+def _are_pair(fields):
+    return len(fields) == 2 or (len(fields) == 3 and fields[0] in ("0", "1"))

@@ -25,12 +25,17 @@ def from_folder(root):
     InputError: no audio, a single speaker, only deeper files, a path with a blank.
     """
     check_folder(root, "--lists")
-    found, loose, unconverted = [], [], []
+    found, loose, twice, unconverted, seen = [], [], [], [], set()
     for path in find_audio(root, SUFFIXES):
         file = path.relative_to(root).as_posix()
-        kind = unconverted if path.suffix.lower() not in AUDIO_SUFFIXES else found if "/" in file else loose
+        kind = twice if path.with_suffix("") in seen else found if "/" in file else loose
+        if path.suffix.lower() not in AUDIO_SUFFIXES:
+            kind = unconverted
+        else:
+            seen.add(path.with_suffix(""))
         kind.append(file)
-    for left_out, why in ((loose, "in no speaker's folder"), (unconverted, "to be converted first (--convert)")):
+    for left_out, why in ((loose, "in no speaker's folder"), (unconverted, "to be converted first (--convert)"),
+                          (twice, "that are there in another format, too")):  # fmt: skip
         if left_out:
             files = f"{count(len(left_out), 'file')} {why}, such as {min(left_out)}"
             tqdm.write(f"{root}: left out {files}", file=sys.stderr)
@@ -38,7 +43,8 @@ def from_folder(root):
     speakers = {speaker for speaker, _ in found}
     deeper = len(speakers) > 1 and all(path.count("/") > 2 for _, path in found)
     if len(speakers) < 2 or deeper:
-        what = f"a single speaker, {min(speakers)}" if speakers else f"no audio ({', '.join(sorted(AUDIO_SUFFIXES))})"
+        what = f"no audio ({', '.join(sorted(AUDIO_SUFFIXES))}){' in folders of speakers' * bool(loose)}"
+        what = f"a single speaker, {min(speakers)}" if speakers else what
         what = f"only files in deeper folders, such as {found[0][1]}" if deeper else what
         raise InputError(f"--lists {root} has {what}: expected <speaker>/<file> or <speaker>/<session>/<file> in it")
     refuse_blanks(found, root)
@@ -78,7 +84,7 @@ def two_fields(path):
         name, *rest = line.split(maxsplit=1)
         if not rest:
             raise InputError(f"{path} line {number}: expected two fields, got {name[:200]!r}")
-        yield number, name, rest[0].rstrip()
+        yield number, name, rest[0]
 
 
 def refuse_blanks(found, source):
@@ -109,8 +115,10 @@ def write_lists(found, root, folder, count=None, seed=0):
         trials = make_trials(held, folder / "trials.txt", seed)
     texts = {"train_list.txt": kept.text()} | ({"trials.txt": trials.text()} if trials else {})
     for name, text in texts.items():
-        if (folder / name).exists() and read_text(folder / name) != text:
-            raise InputError(f"--to {folder} has another {name}: give another folder")
+        if (folder / name).exists() and (other := read_text(folder / name)) != text:
+            lines = [len(each.splitlines()) for each in (other, text)]
+            what = f"another {name} ({lines[0]} lines; this one would have {lines[1]})"
+            raise InputError(f"--to {folder} has {what}: move it away, or give another folder")
     check_writable(folder, "--to")
     for name, text in texts.items():
         write_text(folder / name, text)

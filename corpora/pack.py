@@ -6,6 +6,7 @@ Crops of wav and flac are identical to those from files; Ogg and MP3 can differ 
 middle of a file.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from corpora.audio import SAMPLE_RATE, Folder, UnreadableAudio, check_folder
 from tools import InputError, RunError, check_writable, file_hash, in_order, progress_bar, read_text, write_text
 
+ORIGIN = "unfinished.json"  # what a pack is made from, until pack.json says that it is whole
 DTYPE = np.dtype("<i2")
 
 
@@ -140,10 +142,16 @@ def write_pack(path, source, train_list, threads=4):
     if (path / "pack.json").exists():
         pack = Pack(path)
         if not origin.items() <= pack.content.items():
-            raise InputError(f"--pack {path} was made from other files: give a new folder, or delete this one")
+            raise InputError(f"--pack {path} was made from other files: give a new folder, or delete this pack")
         return pack
+    begun = load_origin(path)
+    if begun is None and path.is_dir() and any(path.iterdir()):
+        raise InputError(f"--pack {path} has other files in it: give a new folder")
+    if begun not in (None, origin):
+        raise InputError(f"--pack {path} was begun with other files: give a new folder, or delete this unfinished pack")
     check_writable(path, "--pack")
     try:
+        write_text(path / ORIGIN, json.dumps(origin) + "\n")
         count, unreadable = _append(path, source, list(speaker_of), list(speaker_of.values()), threads)
     except OSError as error:
         raise RunError(f"--pack {path}: {error.strerror}: make room, the same command continues") from error
@@ -152,7 +160,14 @@ def write_pack(path, source, train_list, threads=4):
     numbers = {"sample_rate": SAMPLE_RATE, "dtype": DTYPE.name, "samples": count, "entries": len(speaker_of),
                "unreadable": unreadable, "index_sha256": file_hash(path / "index.tsv")}  # fmt: skip
     write_text(path / "pack.json", json.dumps(origin | numbers, indent=2) + "\n")
+    (path / ORIGIN).unlink()
     return Pack(path)
+
+
+def load_origin(path):
+    """What an unfinished pack in a folder is made from, a dict; None if there is none."""
+    with contextlib.suppress(InputError, ValueError):
+        return json.loads(read_text(path / ORIGIN))
 
 
 def _append(path, source, files, speakers, threads):

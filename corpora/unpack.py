@@ -5,9 +5,12 @@ import io
 import itertools
 import pathlib
 import shutil
+import sys
 import tarfile
 import zipfile
 import zlib
+
+from tqdm import tqdm
 
 from corpora.audio import check_folder
 from tools import InputError, RunError, check_writable, file_hash, in_order, progress_bar, whole_file
@@ -37,6 +40,10 @@ def unpack(source, to, threads=4, any_md5=False):
     if missing or not (archives or lists):
         what = ", ".join(missing) or f"all of {', '.join(known)}"
         raise InputError(f"--unpack {source} lacks {what}: download what is missing")
+    others = {path.name for path in source.iterdir() if path.is_file()} - MD5.keys() - {path.name for path in lists}
+    if others := sorted(name for name in others if not name.startswith(".")):
+        names = f"{', '.join(others[:3])}{', ...' * (len(others) > 3)}"
+        tqdm.write(f"--unpack {source}: left alone, for it has no published name: {names}", file=sys.stderr)
     if not any_md5:
         parts = progress_bar(iterable=list(itertools.chain(*archives.values())), desc="MD5", unit=" files")
         if wrong := [part for part in parts if file_hash(source / part, "md5") != MD5[part]]:

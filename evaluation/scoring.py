@@ -36,6 +36,8 @@ def open_trial_sets(args):
         name = Path(path).stem
         if name in (VALID, f"{VALID}_trials"):
             raise InputError(f"--eval_list {path}: the trials of --valid_speakers have this name; rename the list")
+        if name.endswith(tuple(f".{step}" for step in STEPS)):
+            raise InputError(f"--eval_list {path}: scores of another list would have this name; rename the list")
         if name in trial_sets:
             raise InputError(f"--eval_list has two lists called {name}: their scores would go to one file; rename one")
         trials = TrialList(path)
@@ -59,8 +61,8 @@ def evaluate(encoder, trial_sets, args, backend=None, kind=""):
         utterances[source] = embed_utterances(encoder, lists, source, args)
         scorers[source] = backend.scorer(utterances[source]) if backend else None
     results, curves, writes = {}, {}, not kind and rank() == 0
-    for name in {f"{name}.{step}" for name in trial_sets for step in STEPS} - trial_sets.keys() if writes else ():
-        Path(args.save_path, "scores", f"{name}.txt").unlink(missing_ok=True)  # perhaps of another model
+    for name, step in itertools.product(trial_sets, STEPS) if writes else ():
+        Path(args.save_path, "scores", f"{name}.{step}.txt").unlink(missing_ok=True)  # perhaps of another model
     for set_name, (trials, source) in trial_sets.items():
         steps, cosines = {"": score_trials(trials, utterances[source])}, None
         if encoder.system.crops:  # else the system's scores are the cosines

@@ -6,6 +6,7 @@ verify.py is its command line; trainSpeakerNet.py evaluates with it.
 import contextlib
 import hashlib
 import math
+import threading
 import warnings
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ CROP_SAMPLES = 300 * 160 + 240
 BATCH_SECONDS = {"cpu": 30, "mps": 120, "cuda": 300}
 WINDOW_SECONDS = 60  # of the windows in which long files are embedded
 MAX_WARNINGS = 10  # about the utterances of one call
+CUDNN = threading.Lock()
 
 
 class Utterance(NamedTuple):
@@ -275,7 +277,10 @@ class SpeakerEncoder:
         return self.decide(first @ second, threshold)
 
     def verify_batch(self, first, second, first_lengths=None, second_lengths=None, threshold=None):
-        """A list of the Verifications of pairs of waveforms at 16 kHz, each side a batch as for ``embed_batch``."""
+        """A list of the Verifications of pairs of waveforms at 16 kHz, each side a batch as for ``embed_batch``.
+
+        UnreadableAudio, naming the row, of the second side after those of the first, if one is silent.
+        """
         sides = as_rows(first, first_lengths), as_rows(second, second_lengths)
         if len(sides[0]) != len(sides[1]):
             raise InputError(f"{len(sides[0])} waveforms cannot be compared with {len(sides[1])} one by one")
@@ -361,12 +366,8 @@ class SpeakerEncoder:
         lengths = torch.tensor(lengths, device=self.device) if len(set(lengths)) > 1 else None
         training = self.network.training
         self.network.eval()
-        # TF32, cuDNN's default for convolutions, rounds to 10 bits of mantissa; a caller's autocast also rounds.
-        tf32 = contextlib.nullcontext()
-        if self.device.type == "cuda":  # elsewhere several threads would change the caller's settings for nothing
-            tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         try:
-            with tf32, torch.autocast(self.device.type, enabled=False):
+            with without_tf32(self.device), torch.autocast(self.device.type, enabled=False):  # a caller's, which rounds
                 return self.network(waveforms, lengths=lengths, weights=weights).float().cpu()
         finally:
             self.network.train(training)
@@ -381,7 +382,8 @@ class SpeakerEncoder:
             waveform = audio.read(edges[i], edges[i + 1] - edges[i])
             remarks.append(remark_on(waveform, name, audio.rate, self.system.shortest))
             total += len(waveform) * self._embed([torch.from_numpy(waveform)])[0].double()
-        return require_finite((total / samples).float().numpy(), name), remarks[0] if all(remarks) else ""
+        remark = next((each for each in remarks if not each.endswith(SILENT)), remarks[0])  # not of a silent beginning
+        return require_finite((total / samples).float().numpy(), name), remark if all(remarks) else ""
 
     def _join(self, embeddings, crops):
         """(N, D) of whole utterances, N tensors (crops, samples) or None -> N scoring vectors (V,) numpy."""
@@ -435,6 +437,16 @@ class SpeakerEncoder:
         crops = [torch.stack(parts)] if crops else None
         (vector,) = self._join(torch.from_numpy(embedding)[None], crops)
         return Utterance(vector, embedding, audio.length / SAMPLE_RATE), remark
+
+
+@contextlib.contextmanager
+def without_tf32(device):
+    """Without TF32, cuDNN's default, which rounds to 10 bits of mantissa. It is the process's: one thread at a time."""
+    if device.type != "cuda":
+        yield
+        return
+    with CUDNN, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 def warned(embedding, remark):

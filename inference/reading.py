@@ -61,11 +61,11 @@ def remark_on(waveform, name, rate, shortest):
     rate: of its file, Hz; shortest: the network's minimum, samples.
     """
     samples, low, high = len(waveform), float(waveform.min()), float(waveform.max())
+    if high - low < 1e-3:  # -66 dB of full scale: 16 steps of 16-bit audio to either side
+        return f"{name} {SILENT}"
     if samples < 0.5 * SAMPLE_RATE:
         repeated = ", repeated to the network's minimum" if samples < shortest else ""
         return f"{name} is only {samples / SAMPLE_RATE:.2g} s long{repeated}: its embedding is unreliable"
-    if high - low < 1e-3:  # -66 dB of full scale: 16 steps of 16-bit audio to either side
-        return f"{name} {SILENT}"
     if (peak := max(high, -low)) > 100:  # not a codec's overshoot but integers stored as floats
         return f"{name} has samples up to {peak:.3g}, full scale is 1: its embedding is unreliable"
     if (clipped := float((np.abs(waveform) > 0.999).mean())) > 0.01:

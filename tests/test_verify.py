@@ -315,15 +315,20 @@ def test_paths_in_lists(use, folder):
         (folder / "named" / name).symlink_to(folder / "wav/a0.wav")
         (folder / "paths.txt").write_text(f"{name}\n")
         assert use(*embed_list)[0] == 0 and read(folder / "o.npz")["files"].tolist() == [f"named/{name}"]
-    (folder / "paths.txt").write_text("Anna  b.wav\ta b.wav\n")
-    status, printed, _ = use("--score", "paths.txt", "--root", "named")
-    assert status == 0 and printed.split("\t")[1:] == ["Anna  b.wav", "a b.wav\n"]
+    for line in ("Anna  b.wav\ta b.wav\n", "1\tAnna  b.wav \t a b.wav \n"):
+        (folder / "paths.txt").write_text(line)
+        status, printed, _ = use("--score", "paths.txt", "--root", "named")
+        assert status == 0 and printed.split("\t")[1:] == ["Anna  b.wav", "a b.wav\n"]
+    for line in ("1\ta0.wav a1.wav\n", "a0.wav\ta1.wav\t\n", "a0.wav \ta1.wav \n"):
+        (folder / "paths.txt").write_text(line)
+        assert use("--score", "paths.txt", "--root", "wav")[1].split()[1:] == ["a0.wav", "a1.wav"]
     (folder / "wav.scp").write_text("utt-1 wav/a1.wav\nutt-2 wav/a1.wav\n")
     assert "wav.scp line 2: utt-1 has this file, too" in use("--embed", "wav.scp", "--out", "o.npz")[2]
 
 
-def test_silence_is_nobody(use, folder):
-    soundfile.write(folder / "silent.wav", np.zeros(32000), 16000)
+@pytest.mark.parametrize("seconds", [0.25, 301])
+def test_silence_is_nobody(use, folder, seconds):
+    soundfile.write(folder / "silent.wav", np.zeros(int(seconds * 16000)), 16000)
     use("--enrol", "A", "wav/a0.wav", "--gallery", "people.npz")
     for arguments in (["silent.wav", "silent.wav"], ["--enrol", "X", "silent.wav", "--gallery", "silent.npz"],
                       ["--identify", "silent.wav", "--gallery", "people.npz", "--threshold", 0]):  # fmt: skip

@@ -260,8 +260,8 @@ def of_resumed_run(args, state):
         switched = name in ("musan_path", "rir_path") and bool(now) != bool(value)
         if switched or (name not in free and now != value):
             changed.append(f"--{name} {value!r}, not {now!r}")
-    added = (args.given & vars(args).keys()) - before.keys() - free
-    changed += [f"a version without --{name}" for name in sorted(added)]
+    if added := sorted((args.given & vars(args).keys()) - before.keys() - free):
+        raise InputError(f"{args.save_path} was started with a version without --{added[0]}: leave it out")
     if changed:
         raise InputError(f"{args.save_path} was started with {'; '.join(changed)}: {RESUME}")
     return args

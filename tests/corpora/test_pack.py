@@ -1,5 +1,6 @@
 """pack.py: the same batches as from the files, interruptions, damage."""
 
+import argparse
 import multiprocessing
 import os
 import pathlib
@@ -17,6 +18,7 @@ from conftest import ROOT, voice
 
 import prepareData
 from corpora.audio import Folder, UnreadableAudio
+from corpora.check import check
 from corpora.lists import TrainingList, check_files
 from corpora.pack import Pack, open_source, write_pack
 from dataLoader import CropLoader
@@ -112,6 +114,10 @@ def test_unreadable_files_are_replaced_as_if_they_were_not_packed(corpus, tmp_pa
     assert pack.content["unreadable"] == 1 and pack.content["entries"] == 24
     with pytest.raises(UnreadableAudio, match=f"{listing.files[3]} in the pack .* could not be read when"):
         pack.open(listing.files[3])
+    flags = {"train_list": corpus / "train_list.txt", "train_path": tmp_path / "pack", "eval_path": "", "n_cpu": 1}
+    args = argparse.Namespace(**flags, eval_list=[], musan_path="", rir_path="", check="", paths_anywhere=False)
+    findings = [each.in_one_line() for each in check(args) if each.severity == "warning"]
+    assert len(findings) == 1 and f"when they were packed: 1, such as {listing.files[3]}" in findings[0]
     unpacked, packed = batches(listing, Folder(tmp_path / "train")), batches(listing, pack)
     assert same(unpacked[0], packed[0]) and unpacked[1] == packed[1] == {3}
 
@@ -169,6 +175,20 @@ def test_what_is_torn_is_written_again(speech, packed, tmp_path, file, tear):
     (path / file).write_bytes(tear((path / file).read_bytes()))
     write_pack(path, Folder(speech), listing)
     assert content(path) == content(packed)
+
+
+def test_an_unfinished_pack_takes_no_other_audio(speech, tmp_path):
+    """And a new one lies in a folder of its own: messages say to delete it."""
+    listing = TrainingList(speech / "list.txt")
+    interrupt(tmp_path / "pack", speech, listing)
+    before = (tmp_path / "pack/samples.int16").read_bytes()
+    shutil.copytree(speech, tmp_path / "denoised")
+    for other in ((Folder(tmp_path / "denoised"), listing), (Folder(speech), listing.subset(np.arange(23, -1, -1)))):
+        with pytest.raises(InputError, match="was begun with other files"):
+            write_pack(tmp_path / "pack", *other)
+    with pytest.raises(InputError, match="has other files in it: give a new folder"):
+        write_pack(tmp_path / "denoised", Folder(tmp_path / "denoised"), listing)
+    assert (tmp_path / "pack/samples.int16").read_bytes() == before
 
 
 def test_a_source_that_disappears_stops_it(corpus, tmp_path):

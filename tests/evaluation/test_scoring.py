@@ -187,6 +187,19 @@ def test_a_cohort_may_come_from_a_file(evaluated, command, corpus, tmp_path, mon
     np.savez(tmp_path / "own.npz", embeddings=own, files=["elsewhere.wav", *(f"eval/{file}" for file in tested[:2])])
     printed = command(trainSpeakerNet, *flags, "--cohort", tmp_path / "own.npz")[1]
     assert f"warning: files of trials.txt are in --cohort: 2, such as {tested[0]}; {tested[1]}" in printed
+    held_out = SpeakerEncoder.from_checkpoint(model).held_out
+    files = [file for file in TrainingList(corpus / "train_list.txt").files if file.split("/")[0] in held_out]
+    np.savez(tmp_path / "own.npz", embeddings=own, files=["x.wav", *(f"train/{file}" for file in files[:2])])
+    flags += ["--train_list", corpus / "train_list.txt", "--train_path", corpus / "train"]
+    printed = command(trainSpeakerNet, *flags, "--calibrate", "--cohort", tmp_path / "own.npz")[1]
+    assert "files of the calibration's speakers are in --cohort: 2, such as" in printed
+    assert (tmp_path / "scores/trials.as_norm.txt").exists()
+    flags = [flag for flag in flags if flag not in ("--as_norm", "--top_n", 3)]
+    assert command(trainSpeakerNet, *flags)[0] == 0
+    assert [each.name for each in (tmp_path / "scores").iterdir()] == ["trials.txt"]  # no scores of another evaluation
+    shutil.copy(corpus / "trials.txt", tmp_path / "trials.mean.txt")
+    refused = command(trainSpeakerNet, *flags, "--eval_list", tmp_path / "trials.mean.txt")[2]
+    assert "trials.mean.txt: scores of another list would have this name; rename the list" in refused
 
 
 def test_two_systems_side_by_side(command, corpus, tmp_path, monkeypatch):

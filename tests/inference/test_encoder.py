@@ -316,6 +316,9 @@ def test_a_long_file_is_the_weighted_mean_of_its_windows(system, rate, tmp_path,
     (tmp_path / "nan.wav").write_bytes(path.read_bytes()[:-8] + 2 * np.float32("nan").tobytes())
     (_, broken, _), (_, embedding, _) = encoder.embed_files(["nan.wav", "long.wav"], tmp_path)
     assert isinstance(broken, UnreadableAudio) and relative_error(embedding, expected) < 1e-4
+    call = np.concatenate([np.zeros(48000), voice(120, 6, 1)])  # begins with silence; of 8 kHz, a remark on each window
+    soundfile.write(tmp_path / "call.wav", call, 8000)
+    assert encoder.scoring_vectors([tmp_path / "call.wav"]).any()
     soundfile.write(tmp_path / "silent.wav", np.zeros(8 * rate), rate)
     for embed in (encoder.embed, encoder.embed_windows):
         with pytest.warns(AudioWarning, match=r"silent\.wav is silent"):
@@ -347,13 +350,13 @@ def test_batches_of_other_kinds(encoder):
 
 @pytest.mark.parametrize("system", ["ours", "pyannote"])
 @pytest.mark.parametrize(("kind", "remark"), [
-    ("one sample", "is only .* s long, repeated"), ("0.3 s", r"is only 0\.3 s long"), ("dc", "is silent"),
+    ("0.01 s", "is only .* s long, repeated"), ("0.3 s", r"is only 0\.3 s long"), ("dc", "is silent"),
     ("speech", None), ("clipped", r"is clipped \(\d+\.\d %"), ("huge", r"has samples up to [\d.e+]+, full scale is 1"),
 ])  # fmt: skip
 def test_unfit_utterances_are_embedded_with_a_warning(system, kind, remark, tmp_path, recwarn):
     encoder = encoder_of(system)
     speech = voice(120, 2.0, 0)
-    samples = {"one sample": speech[:1] + 0.1, "0.3 s": speech[:4800], "dc": 0 * speech + 0.25, "speech": speech,
+    samples = {"0.01 s": speech[4000:4160], "0.3 s": speech[:4800], "dc": 0 * speech + 0.25, "speech": speech,
                "clipped": np.clip(20 * speech, -1, 1), "huge": 1e4 * speech}[kind]  # fmt: skip
     soundfile.write(tmp_path / "x.wav", samples, 16000, subtype="FLOAT")
     assert np.isfinite(encoder.embed(tmp_path / "x.wav")).all()

@@ -196,7 +196,7 @@ def test_a_resumed_run_keeps_what_is_not_given():
         of_resumed_run(resolved("--lr", 0.02), state)
     del before["top_k"]
     assert of_resumed_run(resolved(), state).top_k == 0
-    with pytest.raises(InputError, match="a version without --top_k"):
+    with pytest.raises(InputError, match="a version without --top_k: leave it out"):
         of_resumed_run(resolved("--top_k", 5), state)
 
 
