@@ -35,7 +35,7 @@ def from_folder(root):
             seen.add(path.with_suffix(""))
         kind.append(file)
     for left_out, why in ((loose, "in no speaker's folder"), (unconverted, "to be converted first (--convert)"),
-                          (twice, "that are there in another format, too")):  # fmt: skip
+                          (twice, "there in another format, too")):  # fmt: skip
         if left_out:
             files = f"{count(len(left_out), 'file')} {why}, such as {min(left_out)}"
             tqdm.write(f"{root}: left out {files}", file=sys.stderr)
