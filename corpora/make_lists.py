@@ -26,14 +26,16 @@ def from_folder(root):
     """
     check_folder(root, "--lists")
     found, loose, twice, unconverted, seen = [], [], [], [], set()
-    for path in find_audio(root, SUFFIXES):
-        file = path.relative_to(root).as_posix()
-        kind = twice if path.with_suffix("") in seen else found if "/" in file else loose
-        if path.suffix.lower() not in AUDIO_SUFFIXES:
-            kind = unconverted
+    # First what can be read: a file to be converted may have been, to one beside it.
+    for path in sorted(find_audio(root, SUFFIXES), key=lambda path: path.suffix.lower() not in AUDIO_SUFFIXES):
+        file, stem = path.relative_to(root).as_posix(), path.with_suffix("")
+        if stem in seen:
+            twice.append(file)
+        elif path.suffix.lower() not in AUDIO_SUFFIXES:
+            unconverted.append(file)
         else:
-            seen.add(path.with_suffix(""))
-        kind.append(file)
+            (found if "/" in file else loose).append(file)
+            seen.add(stem)
     for left_out, why in ((loose, "in no speaker's folder"), (unconverted, "to be converted first (--convert)"),
                           (twice, "there in another format, too")):  # fmt: skip
         if left_out:

@@ -46,10 +46,12 @@ def test_folder_and_what_is_left_out_of_it(tree, capsys):
     for hidden in ("anna/._0.wav", ".trash/x.wav", "anna/notes.txt"):
         touch(root / hidden)
     assert from_folder(root) == expected and not capsys.readouterr().err
-    for name in ("loose.wav", "anna/1.m4a"):
+    for name in ("loose.wav", "anna/1.m4a", "anna/s0/0.m4a", "anna/s0/0.wv.wav", "anna/s0/0.wv.opus"):
         touch(root / name)
+    expected = sorted([*expected, ("anna", "anna/s0/0.wv.opus")])
     assert from_folder(root) == expected
     said = capsys.readouterr().err
+    assert "left out 2 files there in another format, too, such as anna/s0/0.m4a" in said
     assert "left out 1 file in no speaker's folder, such as" in said and "loose.wav" in said
     assert "1 file to be converted first" in said and "anna/1.m4a" in said
     (root / "gus").symlink_to(root / "dan")  # whose recordings are elsewhere
