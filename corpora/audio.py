@@ -10,7 +10,6 @@ import struct
 import warnings
 
 import numpy as np
-import scipy.signal
 import soundfile
 
 from tools import InputError, count, in_order, progress_bar
@@ -167,7 +166,9 @@ class AudioFile:
         end = min(self.file.frames, (start + count) * self.down // self.up + 1 + reach)
         waveform = self._read_mono(first, end - first, "float32")
         window = low_pass(self.up, self.down, self.crossings)
-        waveform = scipy.signal.resample_poly(waveform, self.up, self.down, window=window)
+        from scipy.signal import resample_poly  # here, because it takes half a second to import
+
+        waveform = resample_poly(waveform, self.up, self.down, window=window)
         skip = start - first // self.down * self.up
         return waveform[skip : skip + count].astype(np.float32)
 
