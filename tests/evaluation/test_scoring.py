@@ -224,9 +224,14 @@ def test_scores_of_another_list_are_refused(corpus, tmp_path):
     write_scores(tmp_path / "a.txt", np.arange(120), trials)
     assert read_scores(tmp_path / "a.txt", trials).tolist() == list(range(120))
     lines = (tmp_path / "a.txt").read_text().splitlines(keepends=True)
-    for wrong in (lines[:-1], [lines[1], lines[0], *lines[2:]], ["\n", *lines[1:]], ["nan" + lines[0][8:], *lines[1:]]):
+    for wrong, said in (
+        (lines[:-1], "119 lines for 120 trials .*: line 120 should be '<score> "),
+        ([*lines, lines[0]], "line 121 should be no more"), ([lines[1], lines[0], *lines[2:]], "line 1 should be"),
+        (["\n", *lines[1:]], "line 1 should be"),
+        (["nan" + lines[0][8:], *lines[1:]], "lines that do not begin with a number"),
+    ):  # fmt: skip
         (tmp_path / "wrong.txt").write_text("".join(wrong))
-        with pytest.raises(InputError, match=r"wrong\.txt has"):
+        with pytest.raises(InputError, match=rf"wrong\.txt has .*{said}"):
             read_scores(tmp_path / "wrong.txt", trials)
 
 

@@ -148,6 +148,9 @@ def test_a_path_comes_first(server, tmp_path, monkeypatch):
     (tmp_path / "pretrain.model").rename(tmp_path / SPEECHBRAIN / "pretrain.model")
     monkeypatch.chdir(tmp_path)
     assert load_pretrained(SPEECHBRAIN).system == "taoruijie" and not Hub.asked
+    with pytest.raises(InputError, match="exps/demo does not exist"):  # nobody's repository, from whatever folder
+        load_pretrained("exps/demo")
+    assert not Hub.asked
 
 
 def test_a_clone_of_the_owners_code_does_not_hide_models(server, tmp_path, monkeypatch):
